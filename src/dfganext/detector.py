@@ -1,0 +1,84 @@
+"""From the bytes of an image file to a verdict: what `dfganext predict`, promotion and the served model run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from dfganext import images, labels
+from dfganext.models import classifier
+from dfganext.models.classifier import ClassifierConfig
+
+OPERATING_POINT_FILE = "operating_point.json"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of one image.
+
+    label is "real" or "fake" and p_fake the probability of "fake", 0...1; an image is fake where p_fake > threshold. Both are
+    None where the image could not be judged, and error says why. heatmap is a PNG (bytes) where one was asked for.
+    """
+
+    label: str | None
+    p_fake: float | None
+    threshold: float
+    error: str | None = None
+    heatmap: bytes | None = None
+
+
+class Detector:
+    """A trained classifier with its operating point."""
+
+    def __init__(self, model: nn.Module, config: ClassifierConfig, threshold: float = 0.5) -> None:
+        self.model, self.config, self.threshold = model.eval(), config, threshold
+
+    @classmethod
+    def load(cls, folder: Path, operating_point: Path | None = None) -> Detector:
+        """Read a classifier's folder; the threshold comes from `operating_point` (default: the file in the folder, else 0.5)."""
+        model, config = classifier.load(folder)
+        point = operating_point or folder / OPERATING_POINT_FILE
+        threshold = json.loads(point.read_text(encoding="utf-8"))["threshold"] if point.is_file() else 0.5
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(model.to(device), config, threshold)
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """p_fake of images at the model's own size: uint8 (N, size, size, 3) -> float64 (N,)."""
+        device = next(self.model.parameters()).device
+        return sigmoid(classifier.predict_logits(self.model, self.config, pixels, device=device))
+
+    def judge(self, encoded: Sequence[bytes], explain: bool = False) -> list[Verdict]:
+        """One verdict an encoded image, in order; an image that cannot be decoded gets an error and harms no other."""
+        verdicts: list[Verdict | None] = [None] * len(encoded)
+        pixels, places = [], []
+        for place, data in enumerate(encoded):
+            try:
+                pixels.append(images.resize(images.decode(data), self.config.size))
+                places.append(place)
+            except images.ImageError as error:
+                verdicts[place] = Verdict(None, None, self.threshold, error=str(error))
+        if pixels:
+            stack = np.stack(pixels)
+            heatmaps = self._heatmaps(stack) if explain else [None] * len(stack)
+            for place, p_fake, heatmap in zip(places, self.probabilities(stack), heatmaps, strict=True):
+                label = labels.NAMES[int(p_fake > self.threshold)]
+                verdicts[place] = Verdict(label, float(p_fake), self.threshold, heatmap=heatmap)
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    def _heatmaps(self, pixels: np.ndarray) -> list[bytes]:
+        """Overlays of where the evidence for "fake" lies."""
+        from dfganext.explain import gradcam  # imports matplotlib and scikit-learn: only where a map is asked for
+
+        raw = gradcam.raw_maps(self.model, self.config, pixels, [labels.FAKE] * len(pixels))
+        return [gradcam.png(gradcam.overlay(image, one)) for image, one in zip(pixels, raw, strict=True)]
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Logistic function without overflow."""
+    return np.exp(-np.logaddexp(0, -logits))

@@ -1,0 +1,8 @@
+"""The one exception that is meant for the person at the keyboard."""
+
+
+class UserError(Exception):
+    """Something the user can put right; the message is one sentence that names the file or key and what to do.
+
+    Command lines and stages print the message without a traceback and exit with a code other than 0.
+    """

@@ -1,0 +1,95 @@
+"""Grad-CAM (Selvaraju et al. 2017) on the last block of the last stage, by pytorch-grad-cam, without its rescaling.
+
+pytorch-grad-cam stretches each map to 0...1, which hides how intense it was. Here a map stays as computed: the
+gradient-weighted sum of the block's channels, negative values cut off, at the block's own resolution.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.image import show_cam_on_image
+from torch import Tensor, nn
+
+from dfganext.labels import FAKE
+from dfganext.models.classifier import ClassifierConfig, last_block, preprocess
+
+
+class RawGradCAM(GradCAM):
+    """GradCAM whose result is the raw map, (N, h, w) at the resolution of the layer."""
+
+    def compute_cam_per_layer(self, input_tensor: Tensor, targets: list, eigen_smooth: bool) -> list[np.ndarray]:
+        activations = self.activations_and_grads.activations[0].numpy()
+        gradients = self.activations_and_grads.gradients[0].numpy()
+        cam = self.get_cam_image(input_tensor, self.target_layers[0], targets, activations, gradients, eigen_smooth)
+        return [np.maximum(cam, 0)]
+
+    def aggregate_multi_layers(self, cam_per_target_layer: list[np.ndarray]) -> np.ndarray:
+        return cam_per_target_layer[0]
+
+
+def target_logit(label: int) -> Callable[[Tensor], Tensor]:
+    """What a map explains, given the model's output for one image: a class's logit; with one logit, its sign is the class."""
+
+    def logit(output: Tensor) -> Tensor:
+        if len(output) == 1:
+            return output[0] if label == FAKE else -output[0]
+        return output[label]
+
+    return logit
+
+
+def raw_maps(
+    model: nn.Module, config: ClassifierConfig, images: np.ndarray, labels: list[int] | np.ndarray, batch_size: int = 16
+) -> np.ndarray:
+    """Grad-CAM of each image for the class named beside it.
+
+    Args:
+        model: a classifier as `models.classifier.load` returns it, on any device.
+        images: uint8, (N, size, size, 3).
+        labels: N target classes, 0 real or 1 fake.
+
+    Returns:
+        float32, (N, h, w), zero or above, in units of logit gradient times activation.
+    """
+    device = next(model.parameters()).device
+    maps = []
+    with RawGradCAM(model=model, target_layers=[last_block(model)]) as cam:
+        for start in range(0, len(images), batch_size):
+            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device)
+            targets = [target_logit(int(label)) for label in labels[start : start + batch_size]]
+            maps.append(cam(input_tensor=preprocess(batch, config), targets=targets).astype(np.float32))
+    return np.concatenate(maps)
+
+
+def enlarge(raw: np.ndarray, size: int) -> np.ndarray:
+    """One map, (h, w), bilinearly to (size, size)."""
+    return np.asarray(Image.fromarray(raw.astype(np.float32), mode="F").resize((size, size), Image.Resampling.BILINEAR))
+
+
+def overlay(image: np.ndarray, raw: np.ndarray, top: float | None = None) -> np.ndarray:
+    """Lay a map over its image, blue low and red high.
+
+    Args:
+        image: uint8, (size, size, 3).
+        raw: (h, w), as `raw_maps` gives it.
+        top: the value shown as full red; the map's own maximum if not given.
+
+    Returns:
+        uint8, (size, size, 3).
+    """
+    top = float(raw.max()) if top is None else top
+    heat = enlarge(raw, image.shape[0]) / top if top > 0 else np.zeros(image.shape[:2], np.float32)
+    return show_cam_on_image(image.astype(np.float32) / 255, np.clip(heat, 0, 1), use_rgb=True)
+
+
+def png(image: np.ndarray) -> bytes:
+    """uint8 (H, W, 3) as PNG bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,9 @@
+"""The two classes. "fake" is the positive class everywhere."""
+
+REAL, FAKE = 0, 1
+NAMES = ("real", "fake")
+
+
+def index_of(name: str) -> int:
+    """0 for "real", 1 for "fake"; ValueError for anything else."""
+    return NAMES.index(name)

@@ -1,0 +1,215 @@
+"""The classifier: any timm image classifier with a new head, by default ConvNeXt-T (Liu et al. 2022).
+
+With `loss: ce` the head has two logits (real, fake), with `loss: bce` it has one. Everything after the head speaks of one
+number an image, the logit of "fake": positive means fake, and its sigmoid is p_fake.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dfganext.errors import UserError
+from dfganext.labels import FAKE, REAL
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """What it takes, beside the weights, to apply a classifier as it was trained."""
+
+    architecture: str
+    loss: str
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def outputs_of(loss: str) -> int:
+    """Logits in the head: 2 for cross entropy, 1 for binary cross entropy."""
+    return {"ce": 2, "bce": 1}[loss]
+
+
+def build(
+    architecture: str, loss: str, size: int, weights: str = "random", seed: int = 0
+) -> tuple[nn.Module, ClassifierConfig]:
+    """Make a classifier with a fresh head.
+
+    Args:
+        architecture: a timm model name.
+        loss: "ce" or "bce"; decides the head.
+        size: pixels a side that it will be fed.
+        weights: "random", "imagenet" (from the Hugging Face hub), or the path of a .safetensors or .pth file.
+        seed: of the random initial values.
+
+    Raises:
+        UserError: unknown architecture, weights that cannot be fetched, read or fitted.
+    """
+    if not timm.is_model(architecture):
+        near = timm.list_models(f"*{architecture.split('_')[0]}*")[:6]
+        raise UserError(
+            f"convnext.architecture: timm knows no model {architecture!r}; timm.list_models() has them all, "
+            f"among them {', '.join(near or ['convnext_tiny'])}."
+        )
+    model = _create(architecture, outputs_of(loss), size, seed, pretrained=weights == "imagenet")
+    if weights not in ("random", "imagenet"):
+        _load_backbone(model, Path(weights))
+    normalise = timm.data.resolve_model_data_config(model)
+    return model, ClassifierConfig(architecture, loss, size, tuple(normalise["mean"]), tuple(normalise["std"]))
+
+
+def preprocess(images: Tensor, config: ClassifierConfig) -> Tensor:
+    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W), normalised by the architecture's mean and standard deviation.
+
+    Training, evaluation, Grad-CAM and serving all come through here. The result is channels_last in memory.
+    """
+    mean = torch.tensor(config.mean, device=images.device) * 255
+    std = torch.tensor(config.std, device=images.device) * 255
+    return ((images.float() - mean) / std).permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W), no copy
+
+
+def fake_logits(outputs: Tensor) -> Tensor:
+    """Logit of "fake": (N, 2) -> (N,) as the difference of the two logits, (N, 1) -> (N,) as it is."""
+    if outputs.shape[1] == 2:
+        return outputs[:, FAKE] - outputs[:, REAL]
+    return outputs[:, 0]
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: nn.Module,
+    config: ClassifierConfig,
+    images: np.ndarray,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
+    """Logits of "fake" in float32: uint8 (N, size, size, 3) -> float64 (N,)."""
+    model = model.to(device).eval()
+    logits = np.empty(len(images))
+    for start in range(0, len(images), batch_size):
+        batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device)
+        logits[start : start + len(batch)] = fake_logits(model(preprocess(batch, config))).double().cpu().numpy()
+    return logits
+
+
+def save(folder: Path, state: Mapping[str, Tensor], config: ClassifierConfig) -> None:
+    """Write weights and config into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
+
+
+def load(folder: Path) -> tuple[nn.Module, ClassifierConfig]:
+    """Read back what `save` wrote, in evaluation mode. UserError if `folder` holds no classifier."""
+    try:
+        values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        state = load_file(folder / WEIGHTS_FILE)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} holds no trained classifier ({Path(error.filename or WEIGHTS_FILE).name} is missing)."
+        ) from None
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder} holds a damaged classifier ({error}); train it again.") from None
+    config = ClassifierConfig(
+        values["architecture"], values["loss"], values["size"], tuple(values["mean"]), tuple(values["std"])
+    )
+    model = _create(config.architecture, outputs_of(config.loss), config.size, seed=0, pretrained=False)
+    model.load_state_dict(state)
+    return model.eval(), config
+
+
+def last_block(model: nn.Module) -> nn.Module:
+    """The layer that Grad-CAM reads: the last block of the last stage (ConvNeXt: the fourth)."""
+    stage = model.get_submodule(model.feature_info[-1]["module"])  # type: ignore[index,union-attr]
+    blocks = getattr(stage, "blocks", stage)
+    return blocks[-1] if isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks) else stage
+
+
+def _create(architecture: str, outputs: int, size: int, seed: int, pretrained: bool) -> nn.Module:
+    def create(**options: Any) -> nn.Module:
+        torch.manual_seed(seed)
+        return timm.create_model(architecture, pretrained=pretrained, num_classes=outputs, **options)
+
+    with torch.random.fork_rng(devices=[]):
+        try:
+            try:
+                return create(img_size=size)  # transformers need to know
+            except TypeError:
+                return create()
+        except (OSError, RuntimeError) as error:
+            if not pretrained:
+                raise
+            raise UserError(
+                f"convnext.weights: the ImageNet weights of {architecture} could not be fetched from the Hugging Face hub "
+                f"({type(error).__name__}); connect to the network, or set convnext.weights to random or to the path of a "
+                ".safetensors or .pth file."
+            ) from error
+
+
+def _load_backbone(model: nn.Module, path: Path) -> None:
+    """Fill all but the head from a checkpoint: by name where names agree, else by order where all shapes agree."""
+    state = _read_checkpoint(path)
+    classifier = model.pretrained_cfg["classifier"]  # type: ignore[index,union-attr]
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+
+    def wanted(name: str) -> bool:
+        return not name.startswith(heads) and not name.endswith("num_batches_tracked")
+
+    target = {name: value for name, value in model.state_dict().items() if wanted(name)}
+    found = _by_name(target, state) or _by_order(target, state)
+    if found is None:
+        raise UserError(
+            f"convnext.weights: {path} does not fit {model.pretrained_cfg['architecture']}: "  # type: ignore[index]
+            f"of its {len(target)} tensors before the head, {sum(n in state for n in target)} are there by name."
+        )
+    model.load_state_dict(found, strict=False)
+
+
+def _by_name(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    if all(name in state and state[name].shape == value.shape for name, value in target.items()):
+        return {name: state[name] for name in target}
+    return None
+
+
+def _by_order(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    candidates = [value for name, value in state.items() if not name.endswith("num_batches_tracked")]
+    if len(candidates) < len(target):
+        return None
+    pairs = list(zip(target.items(), candidates, strict=False))  # a head may follow
+    if all(value.shape == candidate.shape for (_, value), candidate in pairs):
+        return {name: candidate for (name, _), candidate in pairs}
+    return None
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(
+            f"convnext.weights: there is no file {path}; give random, imagenet or the path of a .safetensors or .pth file."
+        )
+    try:
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:
+        raise UserError(f"convnext.weights: {path} cannot be read as weights ({type(error).__name__}).") from error
+    for key in ("model", "state_dict", "model_ema"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"convnext.weights: {path} holds no mapping of names to tensors.")
+    return state
