@@ -219,13 +219,13 @@ def _in_range(value: Any, rules: Any) -> bool:
         (rules.get("low") is not None and value < rules["low"])
         or (rules.get("high") is not None and value > rules["high"])
         or (rules.get("above") is not None and value <= rules["above"])
-        or value % rules.get("multiple", 1 if isinstance(value, int) else value or 1)
+        or (rules.get("multiple") is not None and value % rules["multiple"])
     )
 
 
 def _allowed(hint: type, rules: Any) -> str:
     words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[hint]
-    if rules.get("multiple", 1) != 1:
+    if rules.get("multiple") is not None:
         words += f" divisible by {rules['multiple']}"
     if rules.get("above") is not None:
         words += f" above {rules['above']:g}"
