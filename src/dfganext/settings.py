@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def within(
-    low: float | None = None, high: float | None = None, *, above: float | None = None, multiple: int = 1
+    low: float | None = None, high: float | None = None, *, above: float | None = None, multiple: int | None = None
 ) -> Any:
     """A dataclass field whose number must satisfy low <= x <= high, x > above and be a multiple of `multiple`."""
     return field(metadata={"low": low, "high": high, "above": above, "multiple": multiple})
