@@ -1,0 +1,388 @@
+"""The one helper that logs to MLflow: a parent run for a pipeline execution, a child run for each of its stages.
+
+Everything lands in one store: sqlite:///<root>/mlflow.db with artifacts under <root>/mlruns, unless MLFLOW_TRACKING_URI
+names another. MLflow takes seconds to import, so it is imported where the first run starts and not before.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import getpass
+import hashlib
+import json
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock
+
+from dfganext import paths
+from dfganext import settings as settings_module
+from dfganext.errors import UserError
+from dfganext.settings import Settings
+
+EXPERIMENT = "df-ganext"
+SAMPLING_SECONDS = 2.0
+"""Between two readings of the system metrics: short stages get some, long ones not too many."""
+
+_SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh", "ash", "busybox", "cmd.exe", "powershell.exe", "pwsh"}
+_TRIES = 5
+
+
+class NotFoundError(UserError):
+    """The store answered that it holds no such thing."""
+
+
+class StageRun:
+    """A stage's run in MLflow; what `stage_run` hands to the stage.
+
+    id and parent_id are MLflow run ids. makers tells, for those of the stage's inputs that another run is on record to
+    have made, which run that was: {path: run id}.
+    """
+
+    def __init__(self, client: Client, run_id: str, parent_id: str, makers: Mapping[str, str]) -> None:
+        self._client, self.id, self.parent_id, self.makers = client, run_id, parent_id, dict(makers)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log numbers on the stage's run; `step` is the epoch, where there is one."""
+        _log_metrics(self._client, self.id, metrics, step)
+
+    def log_headline(self, metrics: Mapping[str, float]) -> None:
+        """Log numbers on the stage's run and on its parent, where experiments are compared."""
+        for run_id in (self.id, self.parent_id):
+            _log_metrics(self._client, run_id, metrics, None)
+
+    def log_artifact(self, path: Path | str, folder: str | None = None) -> None:
+        """Copy a file, or a folder's content, to `folder` of the stage's artifacts."""
+        log = self._client.log_artifacts if Path(path).is_dir() else self._client.log_artifact
+        log(self.id, str(path), folder)
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Set tags on the stage's run."""
+        _set_tags(self._client, self.id, tags)
+
+
+@contextmanager
+def stage_run(
+    stage: str, settings: Settings, reads: Sequence[Path | str] = (), makes: Sequence[Path | str] = ()
+) -> Iterator[StageRun]:
+    """The run of a stage, beneath the run of the pipeline execution that it belongs to.
+
+    Args:
+        stage: its name in dvc.yaml.
+        settings: all of them; they are logged on the parent.
+        reads: inputs, files or folders. Each is hashed at the start (tag read.<path>), and tag made_by.<path> is the id
+            of the run that made it, where one is known.
+        makes: outputs; hashed at the end of a stage that succeeds (tag made.<path>).
+
+    Raises:
+        UserError: the tracking store cannot be used. What the stage had written by then stays.
+    """
+    client, experiment = connect()
+    parent_id, failed_before = _parent(client, experiment, stage, settings)
+    tags = {"mlflow.parentRunId": parent_id, "stage": stage, **_origin()}
+    run_id = client.create_run(experiment, tags=tags, run_name=stage).info.run_id
+    status = "FAILED"
+    try:
+        run = StageRun(client, run_id, parent_id, _log_lineage(client, run_id, parent_id, reads))
+        with _system_metrics(client, run_id):
+            yield run
+        _set_tags(client, run_id, {f"made.{_name(path)}": sha256_of(path) for path in makes if Path(path).exists()})
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        # trouble with the store must not hide why the stage itself failed
+        with nullcontext() if status == "FINISHED" else suppress(UserError):
+            client.set_terminated(run_id, status)
+            client.set_terminated(parent_id, "FAILED" if failed_before and status == "FINISHED" else status)
+
+
+def sha256_of(path: Path | str) -> str:
+    """sha256 of a file, or of a folder: over its sorted lines "<relative path> <sha256>\\n"."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
+        lines = (f"{name} {sha256_of(file)}\n" for name, file in files)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def find_run(made: Path | str, sha256: str) -> str | None:
+    """The id of the latest run that made `made` with this content, or None."""
+    return _find_run(*connect(), _name(made), sha256)
+
+
+def root() -> Path:
+    """The folder of the store: the repository's, also from the temporary workspaces of DVC's experiments."""
+    if os.environ.get("DVC_ROOT"):
+        return Path(os.environ["DVC_ROOT"])
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").is_file()), here)
+
+
+def tracking_uri() -> str:
+    """Where runs and registered models are kept: MLFLOW_TRACKING_URI, else the database at the root."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root() / 'mlflow.db').as_posix()}"
+
+
+def exists() -> bool:
+    """False where the store is a database file that has yet to be made."""
+    file = _database_file()
+    return file is None or file.is_file()
+
+
+def store_lock() -> FileLock:
+    """A lock for what must not be done to the store by two processes at once, held as a context manager."""
+    file = _database_file() or root() / "mlflow.db"
+    return FileLock(f"{file}.lock", timeout=600)
+
+
+def connect() -> tuple[Client, str]:
+    """A client of the store and the id of the experiment in it, both made where they are missing."""
+    with store_lock():  # MLflow's own creation of a database fails when two processes attempt it
+        client = Client(tracking_uri())
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            try:
+                location = None if _is_server(client.uri) else str((root() / "mlruns").resolve())
+                return client, client.create_experiment(EXPERIMENT, artifact_location=location)
+            except UserError:  # on a server another machine may have been faster
+                experiment = client.get_experiment_by_name(EXPERIMENT)
+                if experiment is None:
+                    raise
+    if experiment.lifecycle_stage != "active":
+        raise UserError(
+            f"The experiment {EXPERIMENT} was deleted in {shown(client.uri)}: restore it with "
+            f"`mlflow experiments restore -x {experiment.experiment_id}`."
+        )
+    return client, experiment.experiment_id
+
+
+class Client:
+    """MlflowClient whose failures are UserErrors that name the store, and that waits where SQLite is busy."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._client = _guarded(uri, lambda: import_mlflow().MlflowClient(uri))
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._client, name)
+
+        @functools.wraps(method)
+        def call(*args: Any, **options: Any) -> Any:
+            return _guarded(self.uri, lambda: method(*args, **options))
+
+        return call
+
+
+def import_mlflow() -> Any:
+    """The module mlflow, without its chatter, its usage reports, and its four minutes of patience with a dead server."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+    import mlflow
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+    return mlflow
+
+
+def shown(uri: str) -> str:
+    """A store's address without the password that may be in it."""
+    return re.sub(r"(?<=://)[^/@]*@", "", uri)
+
+
+def _guarded(uri: str, call: Callable[[], Any]) -> Any:
+    for attempt in range(1, _TRIES + 1):
+        try:
+            return call()
+        except UserError:
+            raise
+        except Exception as error:
+            code = getattr(error, "error_code", "")
+            if code == "RESOURCE_DOES_NOT_EXIST":
+                raise NotFoundError(f"The tracking store {shown(uri)} has none such: {_one_line(error)}") from error
+            if "database is locked" in str(error) and attempt < _TRIES:
+                time.sleep(attempt)
+                continue
+            raise UserError(
+                f"The tracking store {shown(uri)} cannot be used ({_one_line(error)}): start it, correct "
+                "MLFLOW_TRACKING_URI, or unset it to track in mlflow.db; what was written so far is kept."
+            ) from error
+    raise AssertionError("unreachable")
+
+
+def _parent(client: Client, experiment: str, stage: str, settings: Settings) -> tuple[str, bool]:
+    """The run of this pipeline execution, marked as running, and whether a stage of it has failed already."""
+    execution, started = _execution()
+    for run in client.search_runs([experiment], f"tags.execution = '{execution}'"):
+        # process ids come round again; the clock may have been set in between, so the times are compared loosely
+        if abs(float(run.data.tags.get("execution.started", 0)) - started) < 10:
+            failed = run.info.status in ("FAILED", "KILLED")
+            if not failed:
+                client.update_run(run.info.run_id, status="RUNNING")
+            return run.info.run_id, failed
+    origin = _origin()
+    tags = {"execution": execution, "execution.started": str(started), **origin}
+    run_id = client.create_run(experiment, tags=tags, run_name=_parent_name(stage, origin)).info.run_id
+    _log_params(client, run_id, settings_module.flatten(settings))
+    return run_id, False
+
+
+def _execution() -> tuple[str, float]:
+    """What tells one pipeline execution from another: the DVC process that started this stage, and its start in seconds.
+
+    `dvc repro` hands no name of the execution to its stages, but all of them have the same ancestor.
+    """
+    if "DVC_STAGE" not in os.environ:
+        return f"by hand {uuid.uuid4().hex}", time.time()
+    ancestors = [process for process in psutil.Process().parents() if process.name() not in _SHELLS]
+    starter = next(filter(_is_dvc, ancestors), ancestors[0] if ancestors else psutil.Process())
+    name = os.environ.get("DVC_EXP_NAME", "repro")
+    return f"{name} {socket.gethostname()} {starter.pid}", starter.create_time()
+
+
+def _is_dvc(process: psutil.Process) -> bool:
+    try:
+        return any(Path(word).name in ("dvc", "dvc.exe") for word in (process.name(), *process.cmdline()[:3]))
+    except psutil.Error:
+        return False
+
+
+def _origin() -> dict[str, str]:
+    """Tags that say whose code, from which commit and in which DVC experiment."""
+    tags = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
+    with suppress(KeyError, OSError):  # a container's nameless user
+        tags["mlflow.user"] = getpass.getuser()
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        # what every execution rewrites says nothing of the code that ran
+        results = [f":(exclude){path}" for path in ("dvc.lock", paths.METRICS.as_posix())]
+        changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *results)
+        tags |= {"mlflow.source.git.commit": commit, "git.dirty": str(bool(changes)).lower()}
+    for tag, variable in (("dvc.experiment", "DVC_EXP_NAME"), ("dvc.baseline", "DVC_EXP_BASELINE_REV")):
+        if os.environ.get(variable):
+            tags[tag] = os.environ[variable]
+    return tags
+
+
+def _parent_name(stage: str, origin: Mapping[str, str]) -> str:
+    if "dvc.experiment" in origin:
+        return origin["dvc.experiment"]
+    what = "repro" if "DVC_STAGE" in os.environ else f"{stage} by hand"
+    commit = origin.get("mlflow.source.git.commit", "")[:7] + ("+" if origin.get("git.dirty") == "true" else "")
+    return " ".join(filter(None, (what, commit, f"{datetime.now():%Y-%m-%d %H:%M}")))
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _log_lineage(client: Client, run_id: str, parent_id: str, reads: Sequence[Path | str]) -> dict[str, str]:
+    """Tag a run with what it reads and who made that; returns the makers, {path: run id}."""
+    hashes = {_name(path): sha256_of(path) for path in reads if Path(path).exists()}
+    experiment = client.get_run(run_id).info.experiment_id
+    found = {name: _find_run(client, experiment, name, sha256) for name, sha256 in hashes.items()}
+    makers = {name: run for name, run in found.items() if run is not None}
+    tags = {f"read.{name}": sha256 for name, sha256 in hashes.items()}
+    tags |= {f"made_by.{name}": run for name, run in makers.items()}
+    split = _name(paths.SPLIT)
+    if split in hashes:
+        tags["dataset.sha256"] = hashes[split]
+        _set_tags(client, parent_id, {"dataset.sha256": hashes[split]})
+        for one in (run_id, parent_id):
+            _log_dataset(client, one, paths.SPLIT, hashes[split])
+    _set_tags(client, run_id, tags)
+    return makers
+
+
+def _find_run(client: Client, experiment: str, name: str, sha256: str) -> str | None:
+    runs = client.search_runs([experiment], f"tags.`made.{name}` = '{sha256}'", max_results=1)
+    return runs[0].info.run_id if runs else None
+
+
+def _log_dataset(client: Client, run_id: str, split: Path, sha256: str) -> None:
+    """Put the split into the run's column of data sets, with the number of images by split and class."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    with split.open(newline="", encoding="utf-8") as stream:
+        counts = Counter(f"{row.get('split')} {row.get('label')}" for row in csv.DictReader(stream))
+    dataset = Dataset(
+        name=split.name,
+        digest=sha256[:32],  # MLflow's limit is 36 characters; the whole is in the tag dataset.sha256
+        source_type="local",
+        source=json.dumps({"uri": split.as_posix()}),
+        profile=json.dumps({"num_rows": counts.total(), **dict(sorted(counts.items()))}),
+    )
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "faces")])])
+
+
+@contextmanager
+def _system_metrics(client: Client, run_id: str) -> Iterator[None]:
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run_id, sampling_interval=SAMPLING_SECONDS, tracking_uri=client.uri)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
+
+
+def _log_metrics(client: Client, run_id: str, metrics: Mapping[str, float], step: int | None) -> None:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    client.log_batch(run_id, metrics=[Metric(key, float(value), now, step or 0) for key, value in metrics.items()])
+
+
+def _log_params(client: Client, run_id: str, params: Mapping[str, object]) -> None:
+    from mlflow.entities import Param
+
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in params.items()}
+    client.log_batch(run_id, params=[Param(key, text) for key, text in texts.items()])
+
+
+def _set_tags(client: Client, run_id: str, tags: Mapping[str, object]) -> None:
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+
+
+def _name(path: Path | str) -> str:
+    """A path as tags have it: relative to the working directory where it lies in it, with forward slashes."""
+    path = Path(path)
+    return (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path).as_posix()
+
+
+def _database_file() -> Path | None:
+    uri = tracking_uri()
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def _is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://", "databricks"))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
