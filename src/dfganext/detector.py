@@ -40,13 +40,20 @@ class Detector:
         self.model, self.config, self.threshold = model.eval(), config, threshold
 
     @classmethod
-    def load(cls, folder: Path, operating_point: Path | None = None) -> Detector:
-        """Read a classifier's folder; the threshold comes from `operating_point` (default: the file in the folder, else 0.5)."""
+    def load(cls, folder: Path, operating_point: Path | None = None, device: torch.device | None = None) -> Detector:
+        """Read a classifier from its folder.
+
+        Args:
+            operating_point: file with the threshold; by default the one in the folder, and 0.5 where there is none.
+            device: by default a GPU where there is one.
+
+        Raises:
+            UserError: the folder holds no classifier, or a damaged one.
+        """
         model, config = classifier.load(folder)
         point = operating_point or folder / OPERATING_POINT_FILE
         threshold = json.loads(point.read_text(encoding="utf-8"))["threshold"] if point.is_file() else 0.5
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), config, threshold)
+        return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), config, threshold)
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """p_fake of images at the model's own size: uint8 (N, size, size, 3) -> float64 (N,)."""

@@ -1,5 +1,6 @@
 """Where the workflow keeps things, relative to the repository root. dvc.yaml repeats these; a test compares the two."""
 
+import os
 from pathlib import Path
 
 PARAMS = Path("params.yaml")
@@ -15,6 +16,8 @@ MODELS = ARTIFACTS / "models"
 CONVNEXT = MODELS / "convnext"
 AUTOENCODER = MODELS / "autoencoder"
 EVALUATION = ARTIFACTS / "evaluation"
+PREDICTIONS = EVALUATION / "predictions.csv"
+OPERATING_POINT = EVALUATION / "operating_point.json"
 GRADCAM = ARTIFACTS / "gradcam"
 DENSITY = ARTIFACTS / "density"
 
@@ -25,10 +28,31 @@ GRADCAM_METRICS = METRICS / "gradcam.json"
 DATA_METRICS = METRICS / "data.json"
 
 PLOTS = Path("plots")
+CONVNEXT_CURVES = PLOTS / "convnext.csv"
+CONVNEXT_SPEED = PLOTS / "convnext_speed.csv"
+AUTOENCODER_CURVES = PLOTS / "autoencoder.csv"
+AUTOENCODER_SPEED = PLOTS / "autoencoder_speed.csv"
+ROC = PLOTS / "roc.csv"
+PRECISION_RECALL = PLOTS / "precision_recall.csv"
+CONFUSION = PLOTS / "confusion.csv"
+
 REPORTS = Path("reports")
 FIGURES = REPORTS / "figures"
+EVALUATION_FIGURE = FIGURES / "evaluation.png"
+GRADCAM_REAL_FIGURE = FIGURES / "gradcam_real.png"
+GRADCAM_FAKE_FIGURE = FIGURES / "gradcam_fake.png"
+DENSITY_FIGURE = FIGURES / "density.png"
 
 
 def images_of_size(size: int) -> Path:
     """The folder of uint8 arrays of `size` x `size` pixels."""
     return IMAGES / str(size)
+
+
+def work() -> Path:
+    """What an interrupted run leaves to go on from: partial downloads and training checkpoints.
+
+    DVC removes a stage's outputs before it runs, and a temporary workspace after it, so this lies beside the repository's
+    own files, which DVC names in DVC_ROOT.
+    """
+    return Path(os.environ.get("DVC_ROOT", ".")) / ".dfganext"

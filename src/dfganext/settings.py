@@ -7,10 +7,11 @@ is allowed. Nothing is filled in silently: every key must be present, so params.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -19,11 +20,37 @@ from dfganext.errors import UserError
 T = TypeVar("T")
 
 
-def within(
-    low: float | None = None, high: float | None = None, *, above: float | None = None, multiple: int | None = None
-) -> Any:
-    """A dataclass field whose number must satisfy low <= x <= high, x > above and be a multiple of `multiple`."""
-    return field(metadata={"low": low, "high": high, "above": above, "multiple": multiple})
+@dataclass(frozen=True)
+class Within:
+    """A range of numbers: low <= x <= high, x > above, x divisible by multiple; None where there is no such rule."""
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    multiple: int | None = None
+
+    def admits(self, value: float) -> bool:
+        return (
+            math.isfinite(value)
+            and (self.low is None or value >= self.low)
+            and (self.high is None or value <= self.high)
+            and (self.above is None or value > self.above)
+            and (self.multiple is None or value % self.multiple == 0)
+        )
+
+    def __str__(self) -> str:
+        words = [] if self.multiple is None else [f"divisible by {self.multiple}"]
+        words += [] if self.above is None else [f"above {self.above:.10g}"]
+        words += [] if self.low is None else [f"from {self.low:.10g}" if self.high else f"of at least {self.low:.10g}"]
+        words += (
+            [] if self.high is None else [f"to {self.high:.10g}" if self.low is not None else f"up to {self.high:.10g}"]
+        )
+        return " ".join(words)
+
+
+Count = Annotated[int, Within(low=1)]
+Positive = Annotated[float, Within(above=0)]
+Fraction = Annotated[float, Within(low=0, high=1)]
 
 
 @dataclass(frozen=True)
@@ -34,60 +61,60 @@ class Download:
     revision: str | None
     url: str | None
     sha256: str | None
-    max_megapixels: float = within(above=0)
-    min_side: int = within(low=2)
+    max_megapixels: Positive
+    min_side: Annotated[int, Within(low=2)]
 
 
 @dataclass(frozen=True)
 class Subsample:
-    per_class: int | None = within(low=4)
-    train_to_test: float = within(above=0)
-    validation: float = within(above=0, high=0.5)
-    near_duplicate_bits: int = within(low=0, high=31)
+    per_class: Annotated[int, Within(low=4)] | None
+    train_to_test: Positive
+    validation: Annotated[float, Within(above=0, high=0.5)]
+    near_duplicate_bits: Annotated[int, Within(low=0, high=31)]
 
 
 @dataclass(frozen=True)
 class Augment:
-    horizontal_flip: float = within(low=0, high=1)
-    vertical_flip: float = within(low=0, high=1)
-    rotation: float = within(low=0, high=180)
-    distortion: float = within(low=0, high=1)
-    colour_jitter: float = within(low=0, high=1)
+    horizontal_flip: Fraction
+    vertical_flip: Fraction
+    rotation: Annotated[float, Within(low=0, high=180)]
+    distortion: Fraction
+    colour_jitter: Fraction
 
 
 @dataclass(frozen=True)
 class Convnext:
     architecture: str
     weights: str
-    size: int = within(low=32, multiple=8)
-    epochs: int = within(low=1)
-    batch_size: int = within(low=1)
-    lr: float = within(above=0)
-    lr_step: int = within(low=1)
-    lr_gamma: float = within(above=0, high=1)
-    weight_decay: float = within(low=0)
-    precision: Literal["auto", "float32", "bfloat16"] = field()
-    augment: Augment = field()
+    size: Annotated[int, Within(low=32, multiple=8)]
+    epochs: Count
+    batch_size: Count
+    lr: Positive
+    lr_step: Count
+    lr_gamma: Annotated[float, Within(above=0, high=1)]
+    weight_decay: Annotated[float, Within(low=0)]
+    precision: Literal["auto", "float32", "bfloat16"]
+    augment: Augment
 
 
 @dataclass(frozen=True)
 class Autoencoder:
-    size: int = within(low=16, multiple=8)
-    epochs: int = within(low=1)
-    batch_size: int = within(low=1)
-    lr: float = within(above=0)
-    threshold: float = within(above=0)
+    size: Annotated[int, Within(low=16, multiple=8)]
+    epochs: Count
+    batch_size: Count
+    lr: Positive
+    threshold: Positive
 
 
 @dataclass(frozen=True)
 class Gradcam:
-    per_class: int = within(low=1)
-    target: Literal["fake", "real", "predicted"] = field()
+    per_class: Count
+    target: Literal["fake", "real", "predicted"]
 
 
 @dataclass(frozen=True)
 class Density:
-    bandwidth: float = within(above=0)
+    bandwidth: Positive
 
 
 @dataclass(frozen=True)
@@ -100,24 +127,24 @@ class Promote:
 class Machine:
     """How to compute, never what: no stage depends on these, because they change no output."""
 
-    workers: int = within(low=0)
-    device: Literal["auto", "cpu", "cuda"] = field()
+    workers: Annotated[int, Within(low=0)]
+    device: Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)
 class Settings:
     """All of params.yaml."""
 
-    seed: int = within(low=0, high=2**32 - 1)
-    loss: Literal["ce", "bce"] = field()
-    download: Download = field()
-    subsample: Subsample = field()
-    convnext: Convnext = field()
-    autoencoder: Autoencoder = field()
-    gradcam: Gradcam = field()
-    density: Density = field()
-    promote: Promote = field()
-    machine: Machine = field()
+    seed: Annotated[int, Within(low=0, high=2**32 - 1)]
+    loss: Literal["ce", "bce"]
+    download: Download
+    subsample: Subsample
+    convnext: Convnext
+    autoencoder: Autoencoder
+    gradcam: Gradcam
+    density: Density
+    promote: Promote
+    machine: Machine
 
 
 def load(path: Path | str = "params.yaml") -> Settings:
@@ -158,84 +185,52 @@ def _section(kind: type[T], values: object, prefix: str, source: str) -> T:
     where = prefix.rstrip(".") or "the top level"
     if not isinstance(values, dict):
         raise UserError(f"{source}: {where} must be a mapping of keys, not {_shown(values)}.")
-    hints = get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = [str(key) for key in values if key not in fields]
+    hints = get_type_hints(kind, include_extras=True)
+    unknown = [str(key) for key in values if key not in hints]
     if unknown:
-        raise UserError(f"{source}: unknown key {prefix}{unknown[0]}; {where} takes {', '.join(fields)}.")
-    missing = [name for name in fields if name not in values]
+        raise UserError(f"{source}: unknown key {prefix}{unknown[0]}; {where} takes {', '.join(hints)}.")
+    missing = [name for name in hints if name not in values]
     if missing:
         raise UserError(f"{source}: {prefix}{missing[0]} is missing; profiles/ holds complete files to copy it from.")
-    return kind(
-        **{name: _value(hints[name], values[name], f"{prefix}{name}", f.metadata, source) for name, f in fields.items()}
-    )
+    return kind(**{name: _value(hint, values[name], f"{prefix}{name}", source) for name, hint in hints.items()})
 
 
-def _value(hint: Any, value: object, key: str, rules: Any, source: str) -> Any:
+def _value(hint: Any, value: object, key: str, source: str, suffix: str = "") -> Any:
     if dataclasses.is_dataclass(hint):
         return _section(hint, value, f"{key}.", source)  # type: ignore[arg-type]
+    rule = Within()
     origin = get_origin(hint)
-    if origin is Literal:
-        if not isinstance(value, str) or value not in get_args(hint):
-            raise UserError(f"{source}: {key} must be one of {', '.join(get_args(hint))}, not {_shown(value)}.")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise UserError(f"{source}: {key} must be a list of names, not {_shown(value)}.")
-        return tuple(value)
     if origin in (Union, types.UnionType):
         if value is None:
             return None
         (hint,) = (arg for arg in get_args(hint) if arg is not type(None))
-        return _scalar(hint, value, key, rules, source, or_null=True)
-    return _scalar(hint, value, key, rules, source)
-
-
-def _scalar(hint: type, value: object, key: str, rules: Any, source: str, or_null: bool = False) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if hint is float and isinstance(value, str):
-        value = _number(value)  # YAML 1.1 reads 1e-4, without a dot, as text
-    if isinstance(value, bool) is not (hint is bool) or not isinstance(value, hint) or not _in_range(value, rules):
-        raise UserError(
-            f"{source}: {key} must be {_allowed(hint, rules)}{' or null' if or_null else ''}, not {_shown(value)}."
-        )
+        return _value(hint, value, key, source, " or null")
+    if origin is Annotated:
+        hint, rule = get_args(hint)
+    if origin is Literal:
+        allowed, good = "one of " + ", ".join(get_args(hint)), value in get_args(hint)
+    elif origin is tuple:
+        allowed, good = "a list of names", isinstance(value, list) and all(isinstance(item, str) for item in value)
+        value = tuple(value) if isinstance(value, list) else value
+    elif hint is str:
+        allowed, good = "a text", isinstance(value, str) and value.strip() != ""
+    else:
+        value = _as_float(value) if hint is float else value
+        allowed = f"{'a whole number' if hint is int else 'a number'} {rule}".rstrip()
+        good = type(value) is hint and rule.admits(value)
+    if not good:
+        raise UserError(f"{source}: {key} must be {allowed}{suffix}, not {_shown(value)}.")
     return value
 
 
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _in_range(value: Any, rules: Any) -> bool:
-    if isinstance(value, str):
-        return value.strip() != ""
-    if value != value or value in (float("inf"), float("-inf")):
-        return False
-    return not (
-        (rules.get("low") is not None and value < rules["low"])
-        or (rules.get("high") is not None and value > rules["high"])
-        or (rules.get("above") is not None and value <= rules["above"])
-        or (rules.get("multiple") is not None and value % rules["multiple"])
-    )
-
-
-def _allowed(hint: type, rules: Any) -> str:
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[hint]
-    if rules.get("multiple") is not None:
-        words += f" divisible by {rules['multiple']}"
-    if rules.get("above") is not None:
-        words += f" above {rules['above']:g}"
-    if rules.get("low") is not None and rules.get("high") is not None:
-        words += f" from {rules['low']:g} to {rules['high']:g}"
-    elif rules.get("low") is not None:
-        words += f" of at least {rules['low']:g}"
-    elif rules.get("high") is not None:
-        words += f", at most {rules['high']:g}"
-    return words
+def _as_float(value: object) -> object:
+    """Whole numbers, and texts like 1e-4 that YAML 1.1 takes for text for want of a dot, as float; all else as it is."""
+    if type(value) in (int, str):
+        try:
+            return float(value)  # type: ignore[arg-type]
+        except ValueError:
+            pass
+    return value
 
 
 def _shown(value: object) -> str:

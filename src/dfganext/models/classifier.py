@@ -133,7 +133,7 @@ def load(folder: Path) -> tuple[nn.Module, ClassifierConfig]:
 
 def last_block(model: nn.Module) -> nn.Module:
     """The layer that Grad-CAM reads: the last block of the last stage (ConvNeXt: the fourth)."""
-    stage = model.get_submodule(model.feature_info[-1]["module"])  # type: ignore[index,union-attr]
+    stage = model.get_submodule(str(model.feature_info[-1]["module"]))  # type: ignore[index]
     blocks = getattr(stage, "blocks", stage)
     return blocks[-1] if isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks) else stage
 
@@ -162,7 +162,7 @@ def _create(architecture: str, outputs: int, size: int, seed: int, pretrained: b
 def _load_backbone(model: nn.Module, path: Path) -> None:
     """Fill all but the head from a checkpoint: by name where names agree, else by order where all shapes agree."""
     state = _read_checkpoint(path)
-    classifier = model.pretrained_cfg["classifier"]  # type: ignore[index,union-attr]
+    classifier = model.pretrained_cfg["classifier"]  # type: ignore[index]
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
 
     def wanted(name: str) -> bool:

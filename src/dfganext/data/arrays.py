@@ -1,0 +1,83 @@
+"""Images at the size a model reads, as one memory-mapped uint8 array a split, beside an index of what each row is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from dfganext import files, images
+from dfganext.data.sampling import SPLITS
+from dfganext.errors import UserError
+from dfganext.labels import NAMES
+
+INDEX_FILE = "index.csv"
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split: pixels uint8 (n, size, size, 3), labels int64 (n,) with 0 real and 1 fake, and n paths below raw/."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    paths: list[str]
+
+    def only(self, label: int) -> np.ndarray:
+        """Row numbers of one class."""
+        return np.flatnonzero(self.labels == label)
+
+
+def write(split: pd.DataFrame, raw: Path, folder: Path, size: int, workers: int) -> None:
+    """Decode and resize every image of a split table into `folder`: train.npy, validation.npy, test.npy, index.csv.
+
+    Bytes do not depend on `workers`; memory holds a few images at a time.
+
+    Args:
+        split: columns path, label, split.
+        raw: the folder the paths are relative to.
+        size: pixels a side.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    index = []
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for name in SPLITS:
+            rows = split[split.split == name]
+            array = np.lib.format.open_memmap(
+                folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=(len(rows), size, size, 3)
+            )
+            jobs = ((raw / path, size) for path in rows.path)
+            for row, pixels in enumerate(tqdm(_ordered(pool, jobs), f"{name} at {size} px", len(rows), disable=None)):
+                array[row] = pixels
+            array.flush()
+            index.append(pd.DataFrame({"split": name, "row": range(len(rows)), "path": rows.path, "label": rows.label}))
+    files.write_table(folder / INDEX_FILE, pd.concat(index))
+
+
+def read(folder: Path, split: str) -> Images:
+    """One split as `write` left it, pixels memory-mapped. UserError if the folder has none."""
+    try:
+        index = pd.read_csv(folder / INDEX_FILE, dtype={"path": str, "label": str})
+        pixels = np.load(folder / f"{split}.npy", mmap_mode="r")
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no resized images; run `dvc repro resize` first.") from None
+    rows = index[index.split == split]
+    return Images(pixels, np.array([NAMES.index(label) for label in rows.label], np.int64), list(rows.path))
+
+
+def _ordered(pool: ThreadPoolExecutor, jobs: Iterator[tuple[Path, int]]) -> Iterator[np.ndarray]:
+    """Results in the order of the jobs, a bounded number in flight."""
+    while chunk := list(islice(jobs, 64)):
+        yield from pool.map(lambda job: _pixels(*job), chunk)
+
+
+def _pixels(path: Path, size: int) -> np.ndarray:
+    try:
+        return images.resize(images.decode(path.read_bytes(), max_megapixels=float("inf"), min_side=1), size)
+    except (OSError, images.ImageError) as error:
+        raise UserError(f"{path} can no longer be read ({error}); run `dvc repro download` again.") from error

@@ -1,0 +1,102 @@
+"""The convolutional autoencoder: trained on real images only, it is to reconstruct fakes worse.
+
+The paper gives no architecture. This one fits its numbers: 64-32-16 channels and three poolings leave 32 x 32 x 16 = 16,384
+latent values of a 256-pixel image, the dimension that its Table II implies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dfganext.errors import UserError
+
+WEIGHTS_FILE = "model.safetensors"
+CHANNELS = (64, 32, 16)
+
+
+class Autoencoder(nn.Module):
+    """Three 3x3 convolutions with ReLU and 2x2 max pooling, mirrored with nearest-neighbour upsampling and a sigmoid.
+
+    Takes and returns float32 (N, 3, S, S) in 0...1; S is divisible by 8.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        encoder: list[nn.Module] = []
+        channels = 3
+        for width in CHANNELS:
+            encoder += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            channels = width
+        decoder: list[nn.Module] = []
+        for width in reversed(CHANNELS):
+            decoder += [
+                nn.Conv2d(channels, width, 3, padding=1),
+                nn.ReLU(),
+                nn.Upsample(scale_factor=2, mode="nearest"),
+            ]
+            channels = width
+        self.encoder = nn.Sequential(*encoder)
+        self.decoder = nn.Sequential(*decoder, nn.Conv2d(channels, 3, 3, padding=1), nn.Sigmoid())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.decoder(self.encoder(images))
+
+
+def build(seed: int) -> Autoencoder:
+    """An autoencoder with fresh weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Autoencoder()
+
+
+def preprocess(images: Tensor) -> Tensor:
+    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in 0...1, channels_last in memory."""
+    return (images.float() / 255).permute(0, 3, 1, 2)
+
+
+@torch.inference_mode()
+def describe(
+    model: Autoencoder, images: np.ndarray, batch_size: int = 32, device: torch.device | str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Latent vectors and reconstruction errors.
+
+    Args:
+        images: uint8, (N, S, S, 3).
+
+    Returns:
+        latents: float32 (N, d), d = 16 (S / 8)^2, flattened from (16, S/8, S/8).
+        errors: float64 (N,), mean squared error over pixels and channels, on the 0...1 scale.
+    """
+    model = model.to(device).eval()
+    latents, errors = [], []
+    for start in range(0, len(images), batch_size):
+        batch = preprocess(torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device))
+        code = model.encoder(batch)
+        errors.append((model.decoder(code) - batch).double().square().mean(dim=(1, 2, 3)).cpu().numpy())
+        latents.append(code.flatten(1).cpu().numpy())
+    return np.concatenate(latents), np.concatenate(errors)
+
+
+def save(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Write the weights into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
+
+
+def load(folder: Path) -> Autoencoder:
+    """Read back what `save` wrote, in evaluation mode. UserError if `folder` holds no autoencoder."""
+    model = Autoencoder()
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no trained autoencoder; run `dvc repro train_autoencoder` first.") from None
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(f"{folder} holds a damaged autoencoder ({error}); train it again.") from None
+    return model.eval()

@@ -1,0 +1,72 @@
+"""Train the autoencoder on real images only, without augmentation: Adam, mean squared error, the best epoch by validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dfganext.data.arrays import Images
+from dfganext.labels import REAL
+from dfganext.models import autoencoder
+from dfganext.settings import Autoencoder, Machine
+from dfganext.training import augment, compute, loop
+from dfganext.training.augment import Batch
+from dfganext.training.loop import History, Metrics
+
+
+class AutoencoderTask:
+    """Reconstruct real images."""
+
+    schedule = None
+
+    def __init__(self, train: Images, validation: Images, settings: Autoencoder, seed: int, machine: Machine) -> None:
+        self.rows, self.seed, self.workers, self.settings = train.only(REAL), seed, machine.workers, settings
+        self.validation_pixels = validation.pixels[validation.only(REAL)]
+        self.device = compute.device(machine.device)
+        self.model = autoencoder.build(seed).to(self.device).to(memory_format=torch.channels_last)
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
+        self.dataset = augment.AugmentedImages(train.pixels, train.labels, None, seed)
+        self._losses: list[float] = []
+
+    def batches(self, epoch: int) -> list[list[tuple[int, int]]]:
+        return augment.shuffled(self.rows, epoch, self.settings.batch_size, self.seed)
+
+    def load(self, batches: list[list[tuple[int, int]]]) -> Iterable[Batch]:
+        return augment.loader(self.dataset, batches, self.workers)
+
+    def loss(self, batch: Batch) -> Tensor:
+        images = autoencoder.preprocess(batch[0].to(self.device))
+        loss = F.mse_loss(self.model(images), images)
+        self._losses += [float(loss)] * len(images)
+        return loss
+
+    def train_metrics(self) -> Metrics:
+        losses, self._losses = self._losses, []
+        return {"loss": float(np.mean(losses))}
+
+    def validate(self) -> Metrics:
+        _, errors = autoencoder.describe(self.model, self.validation_pixels, self.settings.batch_size, self.device)
+        return {"loss": float(errors.mean())}
+
+    def rank(self, metrics: Metrics) -> tuple[float, ...]:
+        return (-metrics["validation_loss"],)
+
+
+def train(
+    train: Images,
+    validation: Images,
+    settings: Autoencoder,
+    seed: int,
+    machine: Machine,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[Metrics, float | None], None] | None = None,
+) -> History:
+    """Train an autoencoder on the real images of `train`; see `loop.fit` for checkpoint and on_epoch."""
+    compute.make_repeatable()
+    task = AutoencoderTask(train, validation, settings, seed, machine)
+    return loop.fit(task, settings.epochs, seed, checkpoint, on_epoch)

@@ -1,0 +1,144 @@
+"""The one training loop: epochs, the best one by validation, and going on after a stop as if there had been none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dfganext.training.augment import Batch
+
+Metrics = dict[str, float]
+
+
+class Task(Protocol):
+    """What the loop needs to know of a model: what to feed it, what to minimise, and when an epoch is better."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def optimiser(self) -> torch.optim.Optimizer: ...
+
+    @property
+    def schedule(self) -> torch.optim.lr_scheduler.LRScheduler | None: ...
+
+    def batches(self, epoch: int) -> list[Any]: ...
+
+    def load(self, batches: list[Any]) -> Iterable[Batch]: ...
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean loss of a training batch, with gradient; may remember outputs for `train_metrics`."""
+        ...
+
+    def train_metrics(self) -> Metrics:
+        """Of the epoch just trained; forgets what `loss` remembered."""
+        ...
+
+    def validate(self) -> Metrics: ...
+
+    def rank(self, metrics: Metrics) -> tuple[float, ...]:
+        """Sorts epochs by their validation metrics; the greatest is the best."""
+        ...
+
+
+@dataclass
+class History:
+    """What training has come to so far; everything a checkpoint needs beside model and optimiser."""
+
+    epochs: list[Metrics] = field(default_factory=list)
+    best_epoch: int = 0
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+
+
+def fit(
+    task: Task,
+    epochs: int,
+    seed: int,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[Metrics, float | None], None] | None = None,
+) -> History:
+    """Train for `epochs` epochs and keep the best one.
+
+    Args:
+        task: model, data and loss.
+        epochs: in all, those of an earlier, stopped run included.
+        seed: of what is random inside the model (drop path); set anew each epoch, so a run that goes on after a stop draws
+            what an unbroken run draws.
+        checkpoint: written after each epoch; if it is there, training goes on from it.
+        on_epoch: called after each epoch with its metrics and its training images per second; with None in place of the
+            latter, beforehand, for epochs that an earlier run trained.
+
+    Returns:
+        One row of metrics an epoch (epoch counted from 1, lr, train_..., validation_...), and the state of the best.
+    """
+    history = _resume(task, checkpoint) if checkpoint is not None and checkpoint.is_file() else History()
+    done = len(history.epochs)
+    if on_epoch is not None:
+        for row in history.epochs:
+            on_epoch(row, None)
+    with tqdm(
+        total=epochs * len(task.batches(0)), initial=done * len(task.batches(0)), unit="batch", disable=None
+    ) as bar:
+        for epoch in range(done, epochs):
+            bar.set_description(f"epoch {epoch + 1} of {epochs}")
+            torch.manual_seed(seed + epoch)
+            lr = task.optimiser.param_groups[0]["lr"]
+            speed = _train(task, epoch, bar)
+            row = {"epoch": float(epoch + 1), "lr": lr}
+            row |= {f"train_{name}": value for name, value in task.train_metrics().items()}
+            row |= {f"validation_{name}": value for name, value in task.validate().items()}
+            history.epochs.append(row)
+            if task.schedule is not None:
+                task.schedule.step()
+            if history.best_epoch == 0 or task.rank(row) > task.rank(history.epochs[history.best_epoch - 1]):
+                history.best_epoch = epoch + 1
+                history.best_state = {
+                    name: value.detach().cpu().clone() for name, value in task.model.state_dict().items()
+                }
+            if checkpoint is not None:
+                _save(task, history, checkpoint)
+            if on_epoch is not None:
+                on_epoch(row, speed)
+    return history
+
+
+def _train(task: Task, epoch: int, bar: tqdm) -> float:
+    """One pass over the training images. Returns images per second."""
+    task.model.train()
+    seen, start = 0, time.perf_counter()
+    for batch in task.load(task.batches(epoch)):
+        task.optimiser.zero_grad(set_to_none=True)
+        task.loss(batch).backward()
+        task.optimiser.step()
+        seen += len(batch[1])
+        bar.update()
+    return seen / (time.perf_counter() - start)
+
+
+def _save(task: Task, history: History, checkpoint: Path) -> None:
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    partial = checkpoint.with_suffix(".partial")
+    state = {
+        "model": task.model.state_dict(),
+        "optimiser": task.optimiser.state_dict(),
+        "schedule": task.schedule.state_dict() if task.schedule is not None else None,
+        "history": {"epochs": history.epochs, "best_epoch": history.best_epoch, "best_state": history.best_state},
+    }
+    torch.save(state, partial)
+    partial.replace(checkpoint)
+
+
+def _resume(task: Task, checkpoint: Path) -> History:
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    task.model.load_state_dict(state["model"])
+    task.optimiser.load_state_dict(state["optimiser"])
+    if task.schedule is not None:
+        task.schedule.load_state_dict(state["schedule"])
+    return History(**state["history"])

@@ -1,0 +1,39 @@
+"""How dense the autoencoder's latent space is, around real images and around fakes."""
+
+from dfganext import figures, files, labels, paths, pipeline, settings, tracking
+from dfganext.data import arrays, sampling
+from dfganext.density import protocols
+from dfganext.models import autoencoder
+from dfganext.training import compute
+
+
+def main() -> None:
+    chosen = settings.load()
+    with tracking.stage_run("density", chosen, reads=[paths.SPLIT, paths.AUTOENCODER], makes=[paths.DENSITY]) as run:
+        compute.make_repeatable()
+        device = compute.device(chosen.machine.device)
+        model = autoencoder.load(paths.AUTOENCODER)
+        images = paths.images_of_size(chosen.autoencoder.size)
+        train, test = (arrays.read(images, split) for split in (sampling.TRAIN, sampling.TEST))
+        train_real, heldout_real, heldout_fake = (
+            autoencoder.describe(model, part.pixels[part.only(label)], device=device)[0]
+            for part, label in ((train, labels.REAL), (test, labels.REAL), (test, labels.FAKE))
+        )
+        scores = protocols.score(train_real, heldout_real, heldout_fake, chosen.density.bandwidth)
+        points, dimension = train_real.shape
+        summary = protocols.summarise(scores, points, dimension, chosen.density.bandwidth)
+
+        files.write_table(paths.DENSITY / "scores.csv", scores)
+        files.write_json(paths.DENSITY_METRICS, summary)
+        heldout = scores[scores.protocol == "heldout"].groupby("label").log_density
+        title = f"Latent density, {dimension} dimensions, bandwidth {chosen.density.bandwidth:g}"
+        figure = figures.density(heldout.get_group("real").to_numpy(), heldout.get_group("fake").to_numpy(), title)
+        figures.save(figure, paths.DENSITY_FIGURE)
+        run.log_metrics({f"heldout_{label}_mean": values.mean() for label, values in heldout})
+        run.log_metrics({"heldout_roc_auc": summary["heldout"]["roc_auc"]})
+        for path in (paths.DENSITY_FIGURE, paths.DENSITY_METRICS):
+            run.log_artifact(path, "density")
+
+
+if __name__ == "__main__":
+    pipeline.run(main)

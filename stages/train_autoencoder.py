@@ -1,0 +1,31 @@
+"""Train the autoencoder on real images and keep its best epoch."""
+
+from dataclasses import asdict
+
+from dfganext import paths, pipeline, settings, tracking
+from dfganext.data import arrays, sampling
+from dfganext.models import autoencoder
+from dfganext.training import autoencoder as training
+from dfganext.training import checkpoints
+from dfganext.training.curves import Curves
+
+
+def main() -> None:
+    chosen = settings.load()
+    images = paths.images_of_size(chosen.autoencoder.size)
+    decisive = {"autoencoder": asdict(chosen.autoencoder), "seed": chosen.seed, "files": tracking.sha256_of(images)}
+    with (
+        checkpoints.resumable(paths.work(), "autoencoder", **decisive) as checkpoint,
+        tracking.stage_run("train_autoencoder", chosen, reads=[paths.SPLIT, images], makes=[paths.AUTOENCODER]) as run,
+    ):
+        curves = Curves(run.log_metrics)
+        train, validation = (arrays.read(images, split) for split in (sampling.TRAIN, sampling.VALIDATION))
+        history = training.train(train, validation, chosen.autoencoder, chosen.seed, chosen.machine, checkpoint, curves)
+        autoencoder.save(paths.AUTOENCODER, history.best_state)
+        curves.write(history, paths.AUTOENCODER_CURVES, paths.AUTOENCODER_SPEED)
+        run.log_metrics({"best_epoch": history.best_epoch})
+        run.log_artifact(paths.AUTOENCODER_CURVES, "curves")
+
+
+if __name__ == "__main__":
+    pipeline.run(main)
