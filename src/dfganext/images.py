@@ -6,6 +6,7 @@ An image is a uint8 array of shape (height, width, 3), RGB, 0...255.
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "PPM")
 
 MAX_MEGAPIXELS = 64.0
 MIN_SIDE = 16
+
+# catch_warnings swaps the filters of the whole process: two threads at once could leave them swapped for good
+_WARNINGS = threading.Lock()
 
 
 class ImageError(ValueError):
@@ -101,13 +105,14 @@ def _open(data: bytes, max_megapixels: float, min_side: int) -> ImageFile.ImageF
     if not data:
         raise ImageError("the file is empty")
     try:
-        with warnings.catch_warnings():
+        with _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own bomb warning; the limit below is the one that counts
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise ImageError(f"not an image that can be read ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
-        raise ImageError(f"more than {max_megapixels:g} megapixels") from None
+        limit = min(max_megapixels, 2e-6 * (Image.MAX_IMAGE_PIXELS or 0))  # Pillow's own, whatever the caller allows
+        raise ImageError(f"more than {limit:g} megapixels") from None
     except Exception as error:
         raise ImageError(f"damaged image header ({_one_line(error)})") from error
     width, height = image.size

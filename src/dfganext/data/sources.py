@@ -1,0 +1,216 @@
+"""Where images come from: the folder data/, Kaggle, the Hugging Face hub or an address; whichever it is, folders to scan."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from dfganext import labels
+from dfganext.data import archives
+from dfganext.data.fetch import fetch
+from dfganext.data.trees import Found, Reject, Tree, walk
+from dfganext.errors import UserError
+from dfganext.settings import Download
+
+DOWNLOADS = "downloads"
+UNPACKED = "unpacked"
+
+_EXTRA = "install it with `pip install 'df-ganext[pipeline]'`"
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The folders to scan, and what was refused on the way to them."""
+
+    trees: tuple[Tree, ...]
+    rejects: tuple[Reject, ...]
+
+
+def collect(settings: Download, data: Path, work: Path) -> Collection:
+    """Bring the images of the chosen source into place, and unpack the archives and Parquet tables among them.
+
+    Args:
+        settings: the section `download`.
+        data: the folder that the source `data` reads; nothing in it is changed.
+        work: a folder that outlives a failed run, so that a broken download continues; unpacked files lie in its subfolder
+            `unpacked`, emptied by each call, and may be deleted once the manifest is built. Kaggle and the hub keep their
+            downloads in their own caches (KAGGLEHUB_CACHE, HF_HOME).
+
+    Returns:
+        Trees, in which an archive `train.zip` counts as a folder `train` in its place.
+
+    Raises:
+        UserError: the source is empty, cannot be reached or is not known, a key it needs is missing, or an archive is damaged.
+    """
+    unpacked = work / UNPACKED
+    if unpacked.exists():
+        shutil.rmtree(unpacked)
+    if settings.source == "url":
+        return _from_url(settings, work / DOWNLOADS, unpacked)
+    if settings.source == "kaggle":
+        tree = Tree(_kaggle(settings.kaggle), settings.kaggle)
+    elif settings.source == "huggingface":
+        tree = _huggingface(settings.huggingface, settings.revision)
+    else:
+        tree = _data(data)
+    return _unpacked(tree, unpacked)
+
+
+def _data(folder: Path) -> Tree:
+    if not folder.is_dir() or all(entry.name.startswith(".") for entry in folder.iterdir()):
+        raise UserError(
+            f"{folder}/ is missing or empty: run `dvc pull` or `dvc update data.dvc` for the pinned images, or put your own into "
+            f"{folder}/real and {folder}/fake and run `dvc add data`."
+        )
+    return Tree(folder, folder.name)
+
+
+def _from_url(settings: Download, downloads: Path, unpacked: Path) -> Collection:
+    for key in ("url", "sha256"):
+        if getattr(settings, key) is None:
+            raise UserError(
+                f"download.{key} is null, but download.source url needs it: set download.url and download.sha256."
+            )
+    assert settings.url is not None and settings.sha256 is not None
+    name = PurePosixPath(urlsplit(settings.url).path).name or "archive"
+    archive = fetch(settings.url, downloads / f"{settings.sha256.lower()}.archive", settings.sha256)
+    rejects = archives.extract(archive, unpacked / "0", name)
+    return Collection((Tree(unpacked / "0", name),), tuple(rejects))
+
+
+def _kaggle(handle: str) -> Path:
+    try:
+        import kagglehub
+    except ImportError:
+        raise UserError(f"download.source kaggle needs kagglehub: {_EXTRA}.") from None
+    try:
+        return Path(kagglehub.dataset_download(handle))
+    except Exception as error:
+        # kagglehub raises requests' errors, its own, ValueError, BadZipFile, ... without a common base
+        raise UserError(_kaggle_advice(handle, error)) from error
+
+
+def _kaggle_advice(handle: str, error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403, 404):
+        return (
+            f"Kaggle does not give out the data set {handle} ({status}): check download.kaggle (owner/name), and if it is right, "
+            "set KAGGLE_USERNAME and KAGGLE_KEY, or put your API token at ~/.kaggle/kaggle.json."
+        )
+    if type(error) is ValueError:
+        return f"download.kaggle, {handle!r}, must be owner/name or owner/name/versions/N ({_one_line(error)})."
+    return (
+        f"Kaggle's data set {handle} could not be downloaded ({_one_line(error)}): check the connection and run again, "
+        "what has come is kept."
+    )
+
+
+def _huggingface(repository: str | None, revision: str | None) -> Tree:
+    if repository is None:
+        raise UserError("download.huggingface is null, but download.source huggingface needs it: set it to owner/name.")
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError:
+        raise UserError(f"download.source huggingface needs huggingface_hub: {_EXTRA}.") from None
+    try:
+        folder = Path(huggingface_hub.snapshot_download(repository, repo_type="dataset", revision=revision))
+    except errors.HFValidationError as error:
+        raise UserError(f"download.huggingface, {repository!r}, must be owner/name ({_one_line(error)}).") from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(
+            f"The data set {repository} has no revision {revision!r}: set download.revision to a branch, tag or commit of it."
+        ) from error
+    except errors.RepositoryNotFoundError as error:  # a gated one too
+        raise UserError(
+            f"The Hugging Face hub gives out no data set {repository}: check download.huggingface (owner/name), and if it is "
+            "private or gated, ask for access and run `hf auth login`."
+        ) from error
+    except Exception as error:
+        # httpx, hf_xet and the hub's own errors have no common base
+        raise UserError(
+            f"The data set {repository} could not be downloaded from the Hugging Face hub ({_one_line(error)}): check the "
+            "connection and run again, what has come is kept."
+        ) from error
+    # the hub's cache keeps contents under blobs/, and a snapshot is a folder of links to them
+    return Tree(folder, repository, within=folder.parent.parent)
+
+
+def _unpacked(tree: Tree, target: Path) -> Collection:
+    """The tree, less its archives and tables of images, and a tree for each of those."""
+    trees: list[Tree] = []
+    rejects: list[Reject] = []
+    opened: set[str] = set()
+    for found in walk(tree):
+        if not isinstance(found, Found):
+            continue
+        folder = target / str(len(trees))
+        stem = archives.stem(found.path.name)
+        if stem is not None:
+            rejects += archives.extract(found.file, folder, found.source)
+        elif found.path.suffix.lower() == ".parquet" and _is_image_table(found.file):
+            stem = found.path.stem
+            rejects += _extract_parquet(found.file, folder, found.source)
+        else:
+            continue
+        opened.add(str(found.path))
+        trees.append(Tree(folder, found.source, above=found.path.with_name(stem)))
+    rest = Tree(tree.root, tree.name, tree.above, frozenset(opened), tree.within)
+    return Collection((rest, *trees), tuple(rejects))
+
+
+def _is_image_table(file: Path) -> bool:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        schema = parquet.read_schema(file)
+    except (pa.ArrowInvalid, OSError):
+        return False
+    return {"image", "label"} <= set(schema.names) and pa.types.is_struct(schema.field("image").type)
+
+
+def _extract_parquet(file: Path, target: Path, name: str) -> list[Reject]:
+    """Write the images of a Hugging Face table (image: {bytes, path}; label: a ClassLabel or text) to real/ and fake/."""
+    from pyarrow import parquet
+
+    rejects = []
+    table = parquet.ParquetFile(file)
+    names = _class_names(table.schema_arrow.metadata)
+    for label in labels.NAMES:
+        (target / label).mkdir(parents=True, exist_ok=True)
+    for row, (image, value) in enumerate(_rows(table)):
+        label = str(names.get(value, value)).lower()
+        source = f"{name}/row {row}"
+        if label not in labels.NAMES:
+            rejects.append(Reject(source, "neither real nor fake", f"its label is {names.get(value, value)!r}"))
+        elif not image or image.get("bytes") is None:
+            rejects.append(Reject(source, "not an image", "the table holds no bytes for it"))
+        else:
+            suffix = PurePosixPath(image.get("path") or "").suffix
+            (target / label / f"{row:07d}{suffix if suffix[1:].isalnum() else ''}").write_bytes(image["bytes"])
+    return rejects
+
+
+def _rows(table: Any) -> Iterator[tuple[dict[str, Any] | None, Any]]:
+    for batch in table.iter_batches(batch_size=64, columns=["image", "label"]):
+        yield from zip(batch.column("image").to_pylist(), batch.column("label").to_pylist(), strict=True)
+
+
+def _class_names(metadata: dict[bytes, bytes] | None) -> dict[Any, str]:
+    """{0: "real", ...} from the feature description that the datasets library writes into a table."""
+    try:
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        names = features["label"]["names"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return dict(enumerate(map(str, names)))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
