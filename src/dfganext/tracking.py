@@ -26,7 +26,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 from filelock import FileLock
 
 from dfganext import paths
@@ -42,8 +41,12 @@ _SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh", "ash", "busybox", "cmd.ex
 _TRIES = 5
 
 
+class StoreError(UserError):
+    """The tracking store cannot be used."""
+
+
 class NotFoundError(UserError):
-    """The store answered that it holds no such thing."""
+    """The tracking store answered that it holds no such thing."""
 
 
 class StageRun:
@@ -147,10 +150,10 @@ def exists() -> bool:
     return file is None or file.is_file()
 
 
-def store_lock() -> FileLock:
-    """A lock for what must not be done to the store by two processes at once, held as a context manager."""
+def store_lock(purpose: str = "setup") -> FileLock:
+    """A lock, to hold as a context, around what two processes of this machine must not do to the store at once."""
     file = _database_file() or root() / "mlflow.db"
-    return FileLock(f"{file}.lock", timeout=600)
+    return FileLock(f"{file}.{purpose}.lock")
 
 
 def connect() -> tuple[Client, str]:
@@ -179,14 +182,14 @@ class Client:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._client = _guarded(uri, lambda: import_mlflow().MlflowClient(uri))
+        self._client = guarded(uri, lambda: import_mlflow().MlflowClient(uri))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._client, name)
 
         @functools.wraps(method)
         def call(*args: Any, **options: Any) -> Any:
-            return _guarded(self.uri, lambda: method(*args, **options))
+            return guarded(self.uri, lambda: method(*args, **options))
 
         return call
 
@@ -196,37 +199,41 @@ def import_mlflow() -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
-    import mlflow
-
+    try:
+        import mlflow
+    except ImportError:
+        raise UserError("MLflow is not installed: pip install 'df-ganext[pipeline]'.") from None
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
     return mlflow
 
 
-def shown(uri: str) -> str:
-    """A store's address without the password that may be in it."""
-    return re.sub(r"(?<=://)[^/@]*@", "", uri)
-
-
-def _guarded(uri: str, call: Callable[[], Any]) -> Any:
+def guarded(uri: str, call: Callable[[], Any]) -> Any:
+    """The result of a call to the store at `uri`; its failures as NotFoundError or StoreError, each a UserError."""
     for attempt in range(1, _TRIES + 1):
         try:
             return call()
         except UserError:
             raise
         except Exception as error:
-            code = getattr(error, "error_code", "")
-            if code == "RESOURCE_DOES_NOT_EXIST":
-                raise NotFoundError(f"The tracking store {shown(uri)} has none such: {_one_line(error)}") from error
+            missing_alias = re.search(r"alias \S+ not found", str(error))  # MLflow's code for it says otherwise
+            if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST" or missing_alias:
+                raise NotFoundError(f"{shown(uri)} has no such thing: {_one_line(error)}") from error
             if "database is locked" in str(error) and attempt < _TRIES:
                 time.sleep(attempt)
                 continue
-            raise UserError(
+            raise StoreError(
                 f"The tracking store {shown(uri)} cannot be used ({_one_line(error)}): start it, correct "
                 "MLFLOW_TRACKING_URI, or unset it to track in mlflow.db; what was written so far is kept."
             ) from error
     raise AssertionError("unreachable")
+
+
+def shown(uri: str) -> str:
+    """A store's address without the password that may be in it."""
+    return re.sub(r"(?<=://)[^/@]*@", "", uri)
 
 
 def _parent(client: Client, experiment: str, stage: str, settings: Settings) -> tuple[str, bool]:
@@ -251,6 +258,8 @@ def _execution() -> tuple[str, float]:
 
     `dvc repro` hands no name of the execution to its stages, but all of them have the same ancestor.
     """
+    import psutil  # pipelines need it, prediction does not
+
     if "DVC_STAGE" not in os.environ:
         return f"by hand {uuid.uuid4().hex}", time.time()
     ancestors = [process for process in psutil.Process().parents() if process.name() not in _SHELLS]
@@ -259,11 +268,10 @@ def _execution() -> tuple[str, float]:
     return f"{name} {socket.gethostname()} {starter.pid}", starter.create_time()
 
 
-def _is_dvc(process: psutil.Process) -> bool:
-    try:
+def _is_dvc(process: Any) -> bool:
+    with suppress(Exception):  # another user's process may not be looked at
         return any(Path(word).name in ("dvc", "dvc.exe") for word in (process.name(), *process.cmdline()[:3]))
-    except psutil.Error:
-        return False
+    return False
 
 
 def _origin() -> dict[str, str]:

@@ -1,0 +1,280 @@
+"""The command `dfganext`: verdicts on image files and folders.
+
+Exit codes: 0, every image was judged; 1, some could not be read; 2, wrong usage or no model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+import dfganext
+from dfganext.data.trees import printable
+from dfganext.errors import UserError
+from dfganext.pipeline import INTERRUPTED
+
+if TYPE_CHECKING:  # torch takes seconds to import; a mistyped path is reported before that
+    from dfganext.detector import Detector
+
+COLUMNS = ("path", "label", "p_fake", "threshold", "error")
+
+BATCH_FILES, BATCH_BYTES = 32, 64 * 2**20
+"""A batch ends at either, so that memory stays flat."""
+
+MAX_FILE_BYTES = 2**29
+
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2", ".ppm", ".pgm", ".pbm")
+"""In a folder, files so named are images even where their content is damaged; others are if their content begins like one."""
+
+_BEGINNINGS = re.compile(
+    rb"\xff\xd8\xff|\x89PNG|RIFF....WEBP|GIF8[79]a|II\*\0|MM\0\*|BM.{4}\0{4}|\0{3}\x0cjP  |\xffO\xffQ|P[1-6]\s+(#.*\n\s*)?\d+\s+\d+\s",
+    re.DOTALL,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except UserError as error:
+        print(f"dfganext: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Judge every image of the paths; print, and write what was asked for."""
+    files = find_images(options.paths)
+    with ExitStack() as stack:
+        writers: list[_Rows] = [stack.enter_context(_CsvRows(options.csv))] if options.csv else []
+        heatmaps = heatmap_files(files, options.heatmaps) if options.heatmaps else {}
+        detector = _load(options.model, stack)
+        writers.append(stack.enter_context(_JsonRows()) if options.json else stack.enter_context(_TableRows(files)))
+        unread = 0
+        for row in _progress(judge_files(detector, files, heatmaps), len(files)):
+            unread += row["error"] is not None
+            for writer in writers:
+                writer.write(row)
+    return 1 if unread else 0
+
+
+def find_images(paths: Iterable[str]) -> list[Path]:
+    """The files among `paths` and the images in the folders among them, however deep, each once, in the order of their paths.
+
+    Raises:
+        UserError: a path does not exist, or there is no image at all.
+    """
+    found: set[Path] = set()
+    for path in map(Path, paths):
+        if path.is_dir():
+            found.update(_images_below(path))
+        elif path.exists():
+            found.add(path)
+        else:
+            raise UserError(f"{path} does not exist: give files or folders that do.")
+    if not found:
+        raise UserError(
+            f"There is no image in {', '.join(map(str, paths))}: give files, or folders with images in them."
+        )
+    return sorted(found, key=str)
+
+
+def judge_files(detector: Detector, files: Iterable[Path], heatmaps: dict[Path, Path]) -> Iterator[dict[str, Any]]:
+    """One row a file, in order: path, label, p_fake, threshold, error, and heatmap, the PNG written, where there is one.
+
+    Args:
+        heatmaps: where the heat map of each file goes; empty for none.
+    """
+    for batch in _batches(files):
+        readable = [path for path, data in batch if isinstance(data, bytes)]
+        encoded = [data for _, data in batch if isinstance(data, bytes)]
+        verdicts = dict(zip(readable, detector.judge(encoded, explain=bool(heatmaps)), strict=True))
+        for path, data in batch:
+            row = dict.fromkeys(COLUMNS) | {"path": printable(str(path)), "threshold": detector.threshold}
+            if isinstance(data, str):
+                yield row | {"error": data}
+                continue
+            verdict = verdicts[path]
+            row |= {"label": verdict.label, "p_fake": verdict.p_fake, "error": verdict.error}
+            if verdict.heatmap is not None:
+                heatmaps[path].write_bytes(verdict.heatmap)
+                row["heatmap"] = str(heatmaps[path])
+            yield row
+
+
+def heatmap_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """A name in `folder`, which is made, for the heat map of each file: its own, numbered where that is taken."""
+    _make_folder(folder, "--heatmaps")
+    taken: set[str] = set()
+    names = {}
+    for path in files:
+        stem = path.stem[:100]
+        name, number = f"{stem}.png", 1
+        while name.casefold() in taken:  # some file systems ignore case
+            number += 1
+            name = f"{stem}-{number}.png"
+        taken.add(name.casefold())
+        names[path] = folder / name
+    return names
+
+
+class _Rows(Protocol):
+    """Takes the rows one by one."""
+
+    def write(self, row: dict[str, Any]) -> None: ...
+
+
+class _CsvRows:
+    """Rows to a CSV file as they come."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> _CsvRows:
+        _make_folder(self.path.parent, "--csv")
+        try:
+            self.stream: TextIO = self.path.open("w", newline="", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--csv: {self.path} cannot be written ({error.strerror}); name another file.") from None
+        self.rows = csv.DictWriter(self.stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        self.rows.writeheader()
+        return self
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.rows.writerow(row)
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+
+
+class _JsonRows:
+    """Rows to stdout as one JSON list, as they come."""
+
+    def __enter__(self) -> _JsonRows:
+        self.before = "[\n"
+        return self
+
+    def write(self, row: dict[str, Any]) -> None:
+        print(f"{self.before}  {json.dumps(row, ensure_ascii=False)}", end="")
+        self.before = ",\n"
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            print("\n]")
+
+
+class _TableRows:
+    """Rows to stdout in columns, as they come."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.width = max(len(printable(str(path))) for path in files)
+
+    def __enter__(self) -> _TableRows:
+        print(f"{'path':<{self.width}}  label  p_fake  error")
+        return self
+
+    def write(self, row: dict[str, Any]) -> None:
+        p_fake = "-" if row["p_fake"] is None else f"{row['p_fake']:.4f}"
+        line = f"{row['path']:<{self.width}}  {row['label'] or '-':<5}  {p_fake:>6}  {row['error'] or ''}"
+        print(line.rstrip())
+
+    def __exit__(self, *_: object) -> None:
+        sys.stdout.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dfganext", description="Tell GAN-generated faces from photographs.")
+    parser.add_argument("--version", action="version", version=f"dfganext {dfganext.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "predict",
+        help="judge image files and folders",
+        description="Print a row an image: its path, real or fake, the probability of fake, and why it could not be judged.",
+        epilog="Exit code 0: all judged; 1: some could not be read; 2: wrong usage or no model.",
+    )
+    command.add_argument("paths", nargs="+", metavar="PATH", help="an image file, or a folder searched for images")
+    command.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows, with the threshold, to FILE")
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    command.add_argument("--heatmaps", type=Path, metavar="DIR", help="write a PNG an image: where the evidence lies")
+    command.add_argument(
+        "--model",
+        metavar="URI",
+        help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/PATH or a local folder; default: the champion",
+    )
+    command.set_defaults(run=predict)
+    return parser
+
+
+def _load(uri: str | None, stack: ExitStack) -> Detector:
+    from dfganext import registry
+    from dfganext.detector import Detector
+
+    return Detector.load(stack.enter_context(registry.resolve(uri or registry.CHAMPION_URI)))
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    for where, _, names in os.walk(folder):
+        for path in (Path(where, name) for name in names):
+            if path.is_file() and (path.suffix.lower() in SUFFIXES or _begins_like_image(path)):
+                yield path
+
+
+def _begins_like_image(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return _BEGINNINGS.match(stream.read(256)) is not None
+    except OSError:
+        return False
+
+
+def _batches(files: Iterable[Path]) -> Iterator[list[tuple[Path, bytes | str]]]:
+    """Paths with their files' bytes, or with a text that says why they could not be read."""
+    batch: list[tuple[Path, bytes | str]] = []
+    held = 0
+    for path in files:
+        data = _read(path)
+        batch.append((path, data))
+        held += len(data)
+        if len(batch) == BATCH_FILES or held > BATCH_BYTES:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
+def _read(path: Path) -> bytes | str:
+    try:
+        if not path.is_file():
+            return "not a regular file"
+        if path.stat().st_size > MAX_FILE_BYTES:
+            return f"more than {MAX_FILE_BYTES // 2**20} MiB"
+        return path.read_bytes()
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _make_folder(folder: Path, option: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option}: {folder} cannot be made a folder ({error.strerror}); name another.") from None
+
+
+def _progress(rows: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
+    """A bar on stderr, where that is a terminal and the rows themselves do not show how far it is."""
+    from tqdm import tqdm
+
+    return iter(tqdm(rows, total=total, unit="image", disable=not sys.stderr.isatty() or sys.stdout.isatty()))

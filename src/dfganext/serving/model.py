@@ -1,0 +1,80 @@
+"""The registered model, for MLflow to execute from this file ("models from code"): base64 images in, verdicts out."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import threading
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+from dfganext.detector import Detector, Verdict
+
+BATCH = 32
+"""Images decoded at a time, however many a request holds."""
+
+
+class FakeFaceDetector(PythonModel):
+    """Column `image` (base64 of an encoded image, or a data URL) -> a record an image, in order.
+
+    A record has label ("real" or "fake"), p_fake (0...1) and threshold; with the parameter explain also heatmap, a PNG in
+    base64. An image that cannot be judged has label and p_fake null and says why under error.
+    """
+
+    def load_context(self, context: Any) -> None:
+        self.detector = Detector.load(Path(context.artifacts["detector"]))
+        self.one_at_a_time = threading.Lock()  # the server answers in threads, and Grad-CAM hooks into the shared model
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[dict]:
+        explain = bool((params or {}).get("explain", False))
+        records: list[dict] = []
+        column = list(model_input["image"])
+        for start in range(0, len(column), BATCH):
+            records += self._judge(column[start : start + BATCH], explain)
+        return records
+
+    def _judge(self, texts: list[object], explain: bool) -> list[dict]:
+        """One record a text, in order; what is no base64 harms no other."""
+        records: list[dict] = [{} for _ in texts]
+        encoded: dict[int, bytes] = {}
+        for place, text in enumerate(texts):
+            try:
+                encoded[place] = image_bytes(text)
+            except ValueError as error:
+                records[place] = record(Verdict(None, None, self.detector.threshold, error=str(error)), explain)
+        with self.one_at_a_time:
+            verdicts = self.detector.judge(list(encoded.values()), explain)
+        for place, verdict in zip(encoded, verdicts, strict=True):
+            records[place] = record(verdict, explain)
+        return records
+
+
+def image_bytes(text: object) -> bytes:
+    """The bytes behind base64 text or a base64 data URL; ValueError, with a message for the sender, if it is neither."""
+    if not isinstance(text, str):
+        raise ValueError("not a text: send the image file's bytes as base64")
+    if text.startswith("data:"):
+        head, _, text = text.partition(",")
+        if not head.endswith(";base64"):
+            raise ValueError("a data URL must be data:<type>;base64,<base64>")
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("not base64: send the image file's bytes as base64") from None
+
+
+def record(verdict: Verdict, explain: bool) -> dict:
+    """A verdict as JSON can carry it."""
+    fields: dict = {"label": verdict.label, "p_fake": verdict.p_fake, "threshold": verdict.threshold}
+    if verdict.error is not None:
+        fields["error"] = verdict.error
+    elif explain and verdict.heatmap is not None:
+        fields["heatmap"] = base64.b64encode(verdict.heatmap).decode("ascii")
+    return fields
+
+
+set_model(FakeFaceDetector())
