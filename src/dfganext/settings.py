@@ -217,7 +217,7 @@ def _value(hint: Any, value: object, key: str, source: str, suffix: str = "") ->
     else:
         value = _as_float(value) if hint is float else value
         allowed = f"{'a whole number' if hint is int else 'a number'} {rule}".rstrip()
-        good = type(value) is hint and rule.admits(value)
+        good = isinstance(value, int | float) and type(value) is hint and rule.admits(value)
     if not good:
         raise UserError(f"{source}: {key} must be {allowed}{suffix}, not {_shown(value)}.")
     return value

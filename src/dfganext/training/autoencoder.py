@@ -42,7 +42,7 @@ class AutoencoderTask:
     def loss(self, batch: Batch) -> Tensor:
         images = autoencoder.preprocess(batch[0].to(self.device))
         loss = F.mse_loss(self.model(images), images)
-        self._losses += [float(loss)] * len(images)
+        self._losses += [float(loss.detach())] * len(images)
         return loss
 
     def train_metrics(self) -> Metrics:

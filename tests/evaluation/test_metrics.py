@@ -1,0 +1,102 @@
+"""Figures of merit against definitions written out, and against scikit-learn."""
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from dfganext.evaluation import evaluate, metrics
+
+
+def scores(seed: int, n: int = 400, apart: float = 1.0, grain: float | None = None):
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat([0, 1], n // 2))
+    values = rng.normal(size=n) + apart * labels
+    return labels, values if grain is None else np.round(values / grain) * grain
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_at_threshold_agrees_with_scikit_learn(seed):
+    labels, values = scores(seed)
+    found = metrics.at_threshold(labels, values, 0.3)
+    called = values > 0.3
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(labels, called))
+    assert found["precision"] == pytest.approx(sk.precision_score(labels, called))
+    assert found["recall"] == pytest.approx(sk.recall_score(labels, called))
+    assert found["f1"] == pytest.approx(sk.f1_score(labels, called))
+    counts = [
+        found[f"{sign}_{kind}"]
+        for sign, kind in [("true", "negatives"), ("false", "positives"), ("false", "negatives"), ("true", "positives")]
+    ]
+    assert counts == sk.confusion_matrix(labels, called).ravel().tolist()
+
+
+def test_nothing_called_fake():
+    found = metrics.at_threshold(np.array([0, 1]), np.array([0.1, 0.2]), 0.5)
+    assert (found["precision"], found["f1"], found["accuracy"]) == (0, 0, 0.5)
+
+
+@pytest.mark.parametrize("grain", [None, 0.5])
+def test_auc_is_the_share_of_pairs_in_order(grain):
+    labels, values = scores(1, 120, grain=grain)
+    pairs = np.subtract.outer(values[labels == 1], values[labels == 0])
+    assert metrics.ranking(labels, values)["roc_auc"] == pytest.approx(np.mean((pairs > 0) + 0.5 * (pairs == 0)))
+
+
+@pytest.mark.parametrize("grain", [None, 0.5, 2.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_eer_is_where_the_error_rates_meet(seed, grain):
+    labels, values = scores(seed, grain=grain)
+    eer = metrics.equal_error_rate(labels, values)
+    fpr, tpr, _ = sk.roc_curve(labels, values, drop_intermediate=False)
+    # on the ROC polygon, the point with x = 1 - y: found by bisection here
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        # the upper envelope at x; a vertical segment counts with its top
+        top = max(np.interp(middle, fpr, tpr), tpr[fpr <= middle].max())
+        low, high = (middle, high) if middle < 1 - top else (low, middle)
+    assert eer == pytest.approx(high, abs=1e-2 if grain else 5e-3)
+    assert 0 <= eer <= 0.5
+
+
+def test_eer_of_perfect_and_of_useless_scores():
+    labels = np.array([0, 0, 1, 1])
+    assert metrics.equal_error_rate(labels, np.array([0.1, 0.2, 0.8, 0.9])) == 0
+    assert metrics.equal_error_rate(labels, np.full(4, 0.5)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_best_threshold_is_the_best_of_all(seed):
+    labels, values = scores(seed, 60, grain=0.1)
+    found = metrics.best_threshold(labels, values, preferred=0.0)
+
+    def balanced(threshold):
+        called = values > threshold
+        return called[labels == 1].mean() + (~called)[labels == 0].mean()
+
+    every = [balanced(threshold) for threshold in np.linspace(values.min() - 1, values.max() + 1, 4001)]
+    assert balanced(found) == pytest.approx(max(every))
+
+
+def test_best_threshold_prefers_the_given_one_among_equals():
+    labels, values = np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.8, 0.9])
+    assert metrics.best_threshold(labels, values, 0.5) == 0.5
+    assert metrics.best_threshold(labels, values, 0.95) == pytest.approx(0.5)
+    assert metrics.best_threshold(labels, values, 0.3) == 0.3
+
+
+def test_log_loss_by_its_definition():
+    labels, p = np.array([0, 1, 1]), np.array([0.2, 0.7, 0.4])
+    assert metrics.log_loss(labels, p) == pytest.approx(-np.mean(np.log([0.8, 0.7, 0.4])))
+
+
+def test_thresholds_do_not_look_at_test_images():
+    labels, values = scores(2)
+    p = 1 / (1 + np.exp(-values))
+    one = evaluate.judge_classifier(labels, p, labels, p)
+    two = evaluate.judge_classifier(labels, p, labels, 1 - p)
+    assert one["threshold"] == two["threshold"] and one["roc_auc"] == pytest.approx(1 - two["roc_auc"])
+    one = evaluate.judge_autoencoder(labels, p, labels, p, paper_threshold=0.0035)
+    two = evaluate.judge_autoencoder(labels, p, labels, 1 - p, paper_threshold=0.0035)
+    assert one["threshold"] == two["threshold"] and one["paper"]["threshold"] == 0.0035
+    assert one["mean_error"]["fake"] == pytest.approx(p[labels == 1].mean())

@@ -1,0 +1,72 @@
+"""Grad-CAM against the formula written out with autograd, and against pytorch-grad-cam's rescaled maps."""
+
+import numpy as np
+import pytest
+import torch
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import BinaryClassifierOutputTarget, ClassifierOutputTarget
+
+from dfganext.explain import gradcam, statistics
+from dfganext.models import classifier
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+
+
+def a_model(loss: str, architecture: str = "test_convnext"):
+    model, config = classifier.build(architecture, loss, 64, seed=1)
+    return model.eval(), config
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+@pytest.mark.parametrize("label", [0, 1])
+def test_raw_maps_by_the_formula(loss, label):
+    model, config = a_model(loss)
+    found = gradcam.raw_maps(model, config, IMAGES, [label] * len(IMAGES), batch_size=2)
+    kept = {}
+    handle = classifier.last_block(model).register_forward_hook(lambda _, __, output: kept.update(a=output))
+    for image, raw in zip(IMAGES, found, strict=True):
+        output = model(classifier.preprocess(torch.from_numpy(image[None]), config))[0]
+        score = output[label] if loss == "ce" else output[0] * (1 if label else -1)
+        (gradient,) = torch.autograd.grad(score, kept["a"])
+        weights = gradient.mean(dim=(2, 3), keepdim=True)  # (1, C, 1, 1)
+        expected = (weights * kept["a"]).sum(dim=1).relu()[0].detach().numpy()
+        np.testing.assert_allclose(raw, expected, atol=1e-6)
+    handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("loss", "target"), [("ce", ClassifierOutputTarget(1)), ("bce", BinaryClassifierOutputTarget(1))]
+)
+def test_rescaled_they_are_the_librarys(loss, target):
+    model, config = a_model(loss)
+    batch = classifier.preprocess(torch.from_numpy(IMAGES), config)
+    library = GradCAM(model=model, target_layers=[classifier.last_block(model)])(batch, [target] * len(IMAGES))
+    for raw, other in zip(gradcam.raw_maps(model, config, IMAGES, [1] * 5), library, strict=True):
+        if raw.max() > 0:
+            assert np.corrcoef(gradcam.enlarge(raw, 64).ravel(), other.ravel())[0, 1] > 0.95
+
+
+def test_other_architectures():
+    model, config = a_model("ce", "test_efficientnet")
+    assert gradcam.raw_maps(model, config, IMAGES, [1] * 5).ndim == 3
+
+
+def test_overlay_is_blue_low_and_red_high():
+    raw = np.zeros((2, 2), np.float32)
+    raw[0, 0] = 3
+    shown = gradcam.overlay(np.full((32, 32, 3), 128, np.uint8), raw)
+    assert shown.shape == (32, 32, 3) and shown.dtype == np.uint8
+    assert shown[0, 0, 0] > shown[0, 0, 2] and shown[-1, -1, 2] > shown[-1, -1, 0]
+    blank = gradcam.overlay(np.full((32, 32, 3), 128, np.uint8), np.zeros((2, 2)))
+    assert (blank[..., 2] > blank[..., 0]).all()
+
+
+def test_statistics_of_known_maps():
+    maps = np.zeros((3, 4, 4))
+    maps[0] = 2.0
+    maps[1, 0, 0] = 5.0
+    table = statistics.describe(maps)
+    assert list(table.columns) == list(statistics.NAMES)
+    assert table.entropy[:2].tolist() == pytest.approx([1, 0]) and table.above_half[:2].tolist() == [1, 1 / 16]
+    assert table.maximum.tolist() == [2, 5, 0] and table["mean"].tolist() == pytest.approx([2, 5 / 16, 0])
+    assert np.isnan(table.entropy[2]) and np.isnan(table.above_half[2])

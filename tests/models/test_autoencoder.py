@@ -1,0 +1,40 @@
+"""The autoencoder: the paper's latent size, errors by their definition, round trips."""
+
+import numpy as np
+import pytest
+import torch
+
+from dfganext.errors import UserError
+from dfganext.models import autoencoder
+
+
+@pytest.mark.parametrize(("size", "dimension"), [(256, 16384), (152, 5776), (96, 2304)])
+def test_latent_size(size, dimension):
+    images = np.zeros((1, size, size, 3), np.uint8)
+    latents, errors = autoencoder.describe(autoencoder.build(0), images)
+    assert latents.shape == (1, dimension) and errors.shape == (1,)
+
+
+def test_errors_are_mean_squares_on_the_unit_scale():
+    model = autoencoder.build(1).eval()
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    latents, errors = autoencoder.describe(model, images, batch_size=2)
+    with torch.no_grad():
+        for image, latent, error in zip(images, latents, errors, strict=True):
+            tensor = torch.from_numpy(image.transpose(2, 0, 1)[None] / 255).float()
+            output = model(tensor)
+            assert output.min() >= 0 and output.max() <= 1 and output.shape == tensor.shape
+            assert error == pytest.approx(float(((output - tensor).double() ** 2).mean()), rel=1e-5)
+            np.testing.assert_allclose(latent, model.encoder(tensor).flatten().numpy(), atol=1e-5)
+
+
+def test_saved_and_loaded(tmp_path):
+    model = autoencoder.build(2)
+    autoencoder.save(tmp_path, model.state_dict())
+    again = autoencoder.load(tmp_path).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+    with pytest.raises(UserError, match="no trained autoencoder"):
+        autoencoder.load(tmp_path / "none")
+    (tmp_path / autoencoder.WEIGHTS_FILE).write_bytes(b"xxxxxxxxxxxx")
+    with pytest.raises(UserError, match="damaged"):
+        autoencoder.load(tmp_path)

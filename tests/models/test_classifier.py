@@ -1,0 +1,127 @@
+"""The classifier: heads, weights from files, preprocessing, and round trips."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from dfganext.errors import UserError
+from dfganext.models import classifier
+
+TINY = "test_convnext"
+
+
+@pytest.mark.parametrize(("loss", "outputs"), [("ce", 2), ("bce", 1)])
+def test_heads(loss, outputs):
+    model, config = classifier.build(TINY, loss, 64)
+    assert model(torch.zeros(3, 3, 64, 64)).shape == (3, outputs)
+    assert config == classifier.ClassifierConfig(TINY, loss, 64, config.mean, config.std)
+
+
+def test_convnext_tiny_is_the_papers():
+    model, config = classifier.build("convnext_tiny", "ce", 224)
+    assert [len(stage.blocks) for stage in model.stages] == [3, 3, 9, 3]
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(28, abs=1)
+    assert config.mean == (0.485, 0.456, 0.406) and config.std == (0.229, 0.224, 0.225)
+    assert classifier.last_block(model) is model.stages[3].blocks[2]
+
+
+def test_the_seed_decides_and_leaves_torch_alone():
+    before = torch.random.get_rng_state()
+    one, two, three = (classifier.build(TINY, "ce", 64, seed=seed)[0].state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(one[name], three[name]) for name in one)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_fake_logits_are_log_odds():
+    outputs = torch.randn(7, 2)
+    torch.testing.assert_close(torch.sigmoid(classifier.fake_logits(outputs)), outputs.softmax(1)[:, 1])
+    torch.testing.assert_close(classifier.fake_logits(outputs[:, :1]), outputs[:, 0])
+
+
+def test_preprocess_by_its_definition():
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), dtype=np.uint8))
+    _, config = classifier.build("convnext_tiny", "ce", 64)
+    found = classifier.preprocess(images, config)
+    assert found.shape == (2, 3, 5, 7) and found.is_contiguous(memory_format=torch.channels_last)
+    for channel, (mean, std) in enumerate(zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)):
+        expected = (images[..., channel].double() / 255 - mean) / std
+        torch.testing.assert_close(found[:, channel].double(), expected, atol=1e-5, rtol=0)
+
+
+def test_saved_and_loaded_gives_the_same_logits(tmp_path):
+    model, config = classifier.build(TINY, "bce", 64, seed=3)
+    classifier.save(tmp_path, model.state_dict(), config)
+    images = np.random.default_rng(1).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    again, config_again = classifier.load(tmp_path)
+    assert config_again == config
+    expected = classifier.predict_logits(model, config, images, batch_size=2)
+    np.testing.assert_allclose(classifier.predict_logits(again, config, images, batch_size=5), expected, atol=1e-5)
+
+
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(UserError, match="no trained classifier"):
+        classifier.load(tmp_path)
+    model, config = classifier.build(TINY, "ce", 64)
+    classifier.save(tmp_path, model.state_dict(), config)
+    (tmp_path / classifier.WEIGHTS_FILE).write_bytes(b"\0" * 100)
+    with pytest.raises(UserError, match="damaged"):
+        classifier.load(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pth", "nested pth", "other names"])
+def test_weights_from_a_file_fill_all_but_the_head(tmp_path, form):
+    source = timm.create_model(TINY, num_classes=1000)
+    state = source.state_dict()
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
+    if form == "safetensors":
+        save_file(state, path)
+    elif form == "other names":
+        torch.save({f"layer{number}": value for number, value in enumerate(state.values())}, path)
+    else:
+        torch.save({"model": state} if form == "nested pth" else state, path)
+    model, _ = classifier.build(TINY, "ce", 64, str(path), seed=9)
+    fresh, _ = classifier.build(TINY, "ce", 64, seed=9)
+    for name, value in model.state_dict().items():
+        is_head = name.startswith("head.fc")
+        assert torch.equal(value, fresh.state_dict()[name] if is_head else state[name]), name
+
+
+def test_batch_normalised_weights_by_order(tmp_path):
+    """Checkpoints of other code bases have other names and often no counters of batches."""
+    state = timm.create_model("test_efficientnet", num_classes=1000).state_dict()
+    kept = {f"x{n}": value for n, (name, value) in enumerate(state.items()) if "num_batches" not in name}
+    torch.save(kept, tmp_path / "w.pth")
+    model, _ = classifier.build("test_efficientnet", "bce", 64, str(tmp_path / "w.pth"))
+    assert torch.equal(model.state_dict()["conv_stem.weight"], state["conv_stem.weight"])
+    assert torch.equal(model.state_dict()["bn2.running_var"], state["bn2.running_var"])
+
+
+def test_weights_that_cannot_be_used(tmp_path):
+    with pytest.raises(UserError, match="there is no file"):
+        classifier.build(TINY, "ce", 64, str(tmp_path / "none.pth"))
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        classifier.build(TINY, "ce", 64, str(tmp_path / "text.pth"))
+    torch.save({"model": {1, 2, 3}}, tmp_path / "set.pth")  # a type outside what weights_only admits
+    with pytest.raises(UserError, match=r"cannot be read|no mapping"):
+        classifier.build(TINY, "ce", 64, str(tmp_path / "set.pth"))
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "other.pth")
+    with pytest.raises(UserError, match="does not fit test_convnext"):
+        classifier.build(TINY, "ce", 64, str(tmp_path / "other.pth"))
+
+
+def test_an_unknown_architecture_names_some_that_exist():
+    with pytest.raises(UserError, match=r"convnext\.architecture.*convnext_tinny.*timm"):
+        classifier.build("convnext_tinny", "ce", 64)
+
+
+def test_imagenet_without_a_network_says_how_to_go_on(monkeypatch, tmp_path):
+    def refused(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", refused)
+    with pytest.raises(UserError, match=r"convnext\.weights.*set convnext\.weights to random or to the path"):
+        classifier.build(TINY, "ce", 64, "imagenet")

@@ -1,0 +1,164 @@
+"""Training: repeatable for any number of workers, the same after a stop, the best epoch by validation."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from dfganext.data.arrays import Images
+from dfganext.errors import UserError
+from dfganext.models import classifier as classifier_model
+from dfganext.settings import Augment, Machine
+from dfganext.training import augment, autoencoder, checkpoints, classifier, compute, loop
+
+CPU = Machine(workers=0, device="cpu")
+STRONG = Augment(horizontal_flip=0.5, vertical_flip=0.5, rotation=15, distortion=0.5, colour_jitter=0.8)
+
+
+def striped(count: int, seed: int) -> Images:
+    """Smooth noise, and in the fakes a faint checkerboard."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    coarse = rng.integers(60, 190, (count, 4, 4, 3)).repeat(8, axis=1).repeat(8, axis=2)
+    board = (np.indices((32, 32)).sum(axis=0) % 2 * 2 - 1)[None, :, :, None] * 12 * labels[:, None, None, None]
+    pixels = np.clip(coarse + rng.normal(0, 4, coarse.shape) + board, 0, 255).astype(np.uint8)
+    return Images(pixels, labels, [f"{n}" for n in range(count)])
+
+
+TRAIN, VALIDATION = striped(64, 0), striped(32, 1)
+
+
+@pytest.fixture
+def settings(shipped):
+    return dataclasses.replace(
+        shipped.convnext, architecture="test_convnext", size=32, epochs=3, batch_size=16, lr=3e-3, augment=STRONG
+    )
+
+
+def train(settings, machine=CPU, loss="ce", **options):
+    return classifier.train(TRAIN, VALIDATION, settings, loss, 5, machine, **options)[0]
+
+
+def same(one: loop.History, two: loop.History) -> bool:
+    return (
+        one.epochs == two.epochs
+        and one.best_epoch == two.best_epoch
+        and all(torch.equal(one.best_state[name], two.best_state[name]) for name in one.best_state)
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_same_bits_for_any_number_of_workers(settings, precision):
+    settings = dataclasses.replace(settings, precision=precision, epochs=2)
+    alone = train(settings)
+    for workers in (1, 3):
+        assert same(alone, train(settings, Machine(workers=workers, device="cpu")))
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_going_on_after_a_stop_ends_with_the_same_weights(settings, tmp_path, stop):
+    settings = dataclasses.replace(settings, lr_step=1)
+    checkpoint = tmp_path / "c.pt"
+
+    def stop_there(row, speed):
+        if row["epoch"] == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, checkpoint=checkpoint, on_epoch=stop_there)
+    told = []
+    resumed = train(
+        settings, checkpoint=checkpoint, on_epoch=lambda row, speed: told.append((row["epoch"], speed is None))
+    )
+    assert same(resumed, train(settings))
+    assert told == [(epoch, epoch <= stop) for epoch in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_both_losses_learn(settings, loss):
+    settings = dataclasses.replace(
+        settings, epochs=12, lr_step=12, augment=dataclasses.replace(STRONG, rotation=0, distortion=0)
+    )
+    history = train(settings, loss=loss)
+    assert max(row["validation_accuracy"] for row in history.epochs) > 0.9
+
+
+def test_the_best_epoch_is_kept(settings):
+    history = train(settings)
+    ranks = [(row["validation_accuracy"], -row["validation_loss"]) for row in history.epochs]
+    assert history.best_epoch == 1 + ranks.index(max(ranks))
+    model, config = classifier_model.build("test_convnext", "ce", 32)
+    model.load_state_dict(history.best_state)
+    logits = classifier_model.predict_logits(model, config, VALIDATION.pixels)
+    best = history.epochs[history.best_epoch - 1]
+    assert classifier.describe(VALIDATION.labels, logits)["loss"] == pytest.approx(best["validation_loss"], abs=1e-5)
+
+
+def test_rates_fall_stepwise(settings):
+    settings = dataclasses.replace(settings, epochs=5, lr=1e-4, lr_step=2, lr_gamma=0.1)
+    rates = [row["lr"] for row in train(settings).epochs]
+    assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-6])
+
+
+def test_both_losses_are_the_same_number():
+    labels, logits = torch.randint(0, 2, (50,)), torch.randn(50) * 5
+    bce = classifier.classification_loss(logits[:, None], labels)
+    ce = classifier.classification_loss(torch.stack([torch.zeros(50), logits], dim=1), labels)
+    torch.testing.assert_close(bce, ce)
+    told = classifier.describe(labels.numpy(), logits.double().numpy())["loss"]
+    assert told == pytest.approx(float(bce), rel=1e-5)
+
+
+def test_samples_differ_between_epochs_and_rows():
+    dataset = augment.AugmentedImages(TRAIN.pixels, TRAIN.labels, STRONG, seed=1)
+    one, again = dataset[0, 3][0], dataset[0, 3][0]
+    assert torch.equal(one, again) and dataset[0, 3][1] == TRAIN.labels[3]
+    assert not torch.equal(one, dataset[1, 3][0])
+    other = augment.AugmentedImages(TRAIN.pixels, TRAIN.labels, STRONG, seed=2)
+    assert not all(torch.equal(dataset[0, row][0], other[0, row][0]) for row in range(8))
+    plain = augment.AugmentedImages(TRAIN.pixels, TRAIN.labels, None, seed=1)
+    np.testing.assert_array_equal(plain[7, 3][0], TRAIN.pixels[3])
+
+
+def test_an_epoch_shows_each_row_once_in_an_order_of_its_own():
+    rows = np.arange(10, 33)
+    batches = augment.shuffled(rows, epoch=2, batch_size=5, seed=1)
+    assert [len(batch) for batch in batches] == [5, 5, 5, 5, 3]
+    flat = [row for batch in batches for _, row in batch]
+    assert sorted(flat) == rows.tolist() and {epoch for batch in batches for epoch, _ in batch} == {2}
+    assert flat != [row for batch in augment.shuffled(rows, 3, 5, 1) for _, row in batch]
+
+
+def test_the_autoencoder_sees_real_images_only(shipped):
+    settings = dataclasses.replace(shipped.autoencoder, size=32, epochs=2, batch_size=8)
+    history = autoencoder.train(TRAIN, VALIDATION, settings, 1, CPU)
+    dark = Images(TRAIN.pixels.copy(), TRAIN.labels, TRAIN.paths)
+    dark.pixels[TRAIN.labels == 1] = 0  # what fakes look like must not matter
+    other = Images(VALIDATION.pixels.copy(), VALIDATION.labels, VALIDATION.paths)
+    other.pixels[VALIDATION.labels == 1] = 255
+    assert same(history, autoencoder.train(dark, other, settings, 1, CPU))
+    assert history.epochs[-1]["train_loss"] < history.epochs[0]["train_loss"]
+
+
+def test_checkpoints_are_found_by_what_decides(tmp_path):
+    with checkpoints.resumable(tmp_path, "m", lr=1) as one:
+        one.write_text("x")
+    assert not one.exists(), "removed when all went well"
+    with pytest.raises(KeyboardInterrupt), checkpoints.resumable(tmp_path, "m", lr=1) as again:
+        assert again == one
+        again.write_text("half")
+        raise KeyboardInterrupt
+    assert one.read_text() == "half"
+    with checkpoints.resumable(tmp_path, "m", lr=2) as other:
+        assert other != one
+
+
+def test_precision_and_device():
+    cpu = torch.device("cpu")
+    assert compute.precision("float32", cpu) is torch.float32 and compute.precision("bfloat16", cpu) is torch.bfloat16
+    assert compute.precision("auto", cpu) in (torch.float32, torch.bfloat16)
+    if not torch.cuda.is_available():
+        assert compute.device("auto") == cpu
+        with pytest.raises(UserError, match=r"machine\.device"):
+            compute.device("cuda")
