@@ -9,8 +9,6 @@ from dfganext.evaluation import evaluate, metrics
 from dfganext.models import autoencoder
 from dfganext.training import compute
 
-HEADLINE = ("accuracy", "precision", "recall", "f1", "roc_auc", "average_precision", "eer")
-
 
 def main() -> None:
     chosen = settings.load()
@@ -51,7 +49,8 @@ def main() -> None:
         )
         title = f"{chosen.convnext.architecture}, {len(p_fake)} test images, accuracy {convnext['accuracy']:.4f}"
         files.write_json(paths.OPERATING_POINT, {"threshold": convnext["threshold"], "chosen_on": sampling.VALIDATION})
-        files.write_json(paths.EVALUATE_METRICS, {"convnext": convnext, "autoencoder": reconstruction})
+        scores = {"convnext": convnext, "autoencoder": reconstruction}
+        files.write_json(paths.EVALUATE_METRICS, scores)
         for table, path in (
             (predictions, paths.PREDICTIONS),
             (predictions[["label", "predicted"]], paths.CONFUSION),
@@ -61,8 +60,7 @@ def main() -> None:
             files.write_table(path, table)
         figures.save(figures.evaluation(roc, precision_recall, convnext, title), paths.EVALUATION_FIGURE)
 
-        run.log_headline({name: convnext[name] for name in HEADLINE})
-        run.log_headline({f"autoencoder_{name}": reconstruction[name] for name in ("accuracy", "roc_auc")})
+        run.log_headline(evaluate.headline(scores))
         for path in (
             paths.EVALUATION,
             paths.EVALUATE_METRICS,

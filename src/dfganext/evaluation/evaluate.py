@@ -8,6 +8,14 @@ import numpy as np
 
 from dfganext.evaluation import metrics
 
+HEADLINE = ("accuracy", "precision", "recall", "f1", "roc_auc", "average_precision", "eer")
+
+
+def headline(scores: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """The few figures by which experiments are compared, from what metrics/evaluate.json holds."""
+    figures = {name: scores["convnext"][name] for name in HEADLINE}
+    return figures | {f"autoencoder_{name}": scores["autoencoder"][name] for name in ("accuracy", "roc_auc")}
+
 
 def judge_classifier(
     validation_labels: np.ndarray, validation_p: np.ndarray, test_labels: np.ndarray, test_p: np.ndarray

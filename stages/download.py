@@ -1,0 +1,27 @@
+"""Bring the images into place, decode each once, and list them: the usable ones in a manifest, the others with a reason."""
+
+import shutil
+
+from dfganext import files, paths, pipeline, settings, tracking
+from dfganext.data import manifest, sources
+
+
+def main() -> None:
+    chosen = settings.load()
+    with tracking.stage_run("download", chosen, makes=[paths.MANIFEST, paths.REJECTS]) as run:
+        collection = sources.collect(chosen.download, paths.DATA, paths.work())
+        built = manifest.build(collection, paths.RAW, chosen.download, chosen.machine.workers)
+        files.write_table(paths.MANIFEST, built.manifest)
+        files.write_table(paths.REJECTS, built.rejects)
+        files.write_json(paths.DATA_METRICS, built.summary)
+        manifest.require_both_classes(built, paths.REJECTS)
+        shutil.rmtree(paths.work() / sources.UNPACKED, ignore_errors=True)
+        counts = built.summary["images"]
+        run.set_tags({"source": chosen.download.source})
+        run.log_metrics({**counts, "rejects": len(built.rejects), "bytes": built.summary["bytes"]})
+        run.log_artifact(paths.REJECTS, "data")
+        print(f"{counts['real']} real and {counts['fake']} fake images; {len(built.rejects)} files refused")
+
+
+if __name__ == "__main__":
+    pipeline.run(main)
