@@ -1,0 +1,206 @@
+"""Archives: good members arrive, bad ones are named, and nothing is written outside the folder."""
+
+import bz2
+import gzip
+import io
+import lzma
+import stat
+import tarfile
+import zipfile
+
+import pytest
+
+from dfganext.data import archives
+from dfganext.errors import UserError
+
+
+def tar_member(name: str, data: bytes = b"x", kind: bytes = tarfile.REGTYPE, link: str = "") -> tuple:
+    member = tarfile.TarInfo(name)
+    member.size, member.type, member.linkname = len(data) if kind == tarfile.REGTYPE else 0, kind, link
+    return member, io.BytesIO(data)
+
+
+def tar(path, *members, mode="w"):
+    with tarfile.open(path, mode) as file:
+        for member, data in members:
+            file.addfile(member, data)
+    return path
+
+
+def written(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("suffix", archives.SUFFIXES)
+def test_every_kind_of_archive(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("real/", b"")
+            file.writestr("real/1.png", b"one")
+    else:
+        mode = {"gz": "w:gz", "tgz": "w:gz", "bz2": "w:bz2", "tbz2": "w:bz2", "xz": "w:xz", "txz": "w:xz", "tar": "w"}
+        tar(
+            path,
+            tar_member("real", kind=tarfile.DIRTYPE),
+            tar_member("real/1.png", b"one"),
+            mode=mode[suffix.split(".")[-1]],
+        )
+    assert archives.extract(path, tmp_path / "out") == []
+    assert written(tmp_path / "out") == {"real/1.png": b"one"}
+    assert archives.stem(path.name) == "a"
+
+
+def test_what_is_no_archive_by_name():
+    assert archives.stem("a.jpg") is None
+    assert archives.stem(".zip") is None
+    assert archives.stem("A.TAR.GZ") == "A"
+
+
+NAMES = ["../up", "real/../../up", "/tmp/up", "C:\\up", "..\\up", "\\up", "real/..", "c:up"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_names_that_lead_out_are_refused_and_the_others_kept(tmp_path, name, kind):
+    path, out = tmp_path / f"in/a.{kind}", tmp_path / "in/deep/out"
+    path.parent.mkdir()
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr(name, b"bad")
+            file.writestr("real/1.png", b"good")
+    else:
+        tar(path, tar_member(name, b"bad"), tar_member("real/1.png", b"good"))
+    (reject,) = archives.extract(path, out, "data/a")
+    assert reject.source == f"data/a/{name}"
+    assert reject.reason == "archive member"
+    assert "leads out" in reject.detail
+    assert written(out) == {"real/1.png": b"good"}
+    assert sorted(found.name for found in (tmp_path / "in").rglob("*") if found.is_file()) == ["1.png", path.name]
+
+
+def test_links_and_devices_of_a_tar(tmp_path):
+    path = tar(
+        tmp_path / "a.tar",
+        tar_member("real/1.png", b"one"),
+        tar_member("out", kind=tarfile.SYMTYPE, link=str(tmp_path)),
+        tar_member("out/escaped", b"bad"),
+        tar_member("real/same.png", kind=tarfile.LNKTYPE, link="real/1.png"),
+        tar_member("real/secret.png", kind=tarfile.LNKTYPE, link="/etc/passwd"),
+        tar_member("real/above.png", kind=tarfile.LNKTYPE, link="../a.tar"),
+        tar_member("pipe", kind=tarfile.FIFOTYPE),
+        tar_member("disk", kind=tarfile.BLKTYPE),
+    )
+    rejects = archives.extract(path, tmp_path / "out")
+    assert written(tmp_path / "out") == {"real/1.png": b"one", "real/same.png": b"one", "out/escaped": b"bad"}
+    assert [reject.source.removeprefix(f"{path}/") for reject in rejects] == [
+        "out",
+        "real/secret.png",
+        "real/above.png",
+        "pipe",
+        "disk",
+    ]
+    assert not (tmp_path / "escaped").exists()
+
+
+def test_links_of_a_zip(tmp_path):
+    link = zipfile.ZipInfo("real/link.png")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr(link, "/etc/passwd")
+        file.writestr("real/1.png", b"one")
+    (reject,) = archives.extract(tmp_path / "a.zip", tmp_path / "out")
+    assert "link" in reject.detail
+    assert written(tmp_path / "out") == {"real/1.png": b"one"}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_members_that_get_in_each_others_way(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        for name in ("real/1.png", "real/1.png", "real/1.png/deeper", "real/" + "n" * 300, "real"):
+            file.writestr(name, name[-6:])
+    rejects = archives.extract(tmp_path / "a.zip", tmp_path / "out")
+    assert written(tmp_path / "out") == {"real/1.png": b"/1.png"}
+    assert len(rejects) == 4
+
+
+def test_a_damaged_member_does_not_take_its_neighbours_along(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("real/1.png", b"first contents")
+        file.writestr("real/2.png", b"second contents")
+    path.write_bytes(path.read_bytes().replace(b"first contents", b"worse contents"))
+    (reject,) = archives.extract(path, tmp_path / "out")
+    assert reject.source.endswith("real/1.png")
+    assert written(tmp_path / "out") == {"real/2.png": b"second contents"}
+
+
+def test_an_encrypted_member_is_refused(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("real/1.png", b"one")
+    data = bytearray(path.read_bytes())
+    data[6] |= 1  # the flag of the local header
+    data[data.index(b"PK\1\2") + 8] |= 1  # and of the directory
+    path.write_bytes(data)
+    (reject,) = archives.extract(path, tmp_path / "out")
+    assert "encrypted" in reject.detail
+
+
+def sound_tar(tmp_path) -> bytes:
+    members = [tar_member(f"real/{number}.png", bytes([number]) * 3000) for number in range(8)]
+    return tar(tmp_path / "sound.tar", *members).read_bytes()
+
+
+DAMAGE = {
+    "zeros": lambda data: bytes(500),
+    "empty": lambda data: b"",
+    "cut in a file": lambda data: data[:10_000],
+    "cut between files": lambda data: data[: 3 * 3584],
+    "header overwritten": lambda data: data[:3584] + b"?" * 512 + data[4096:],
+    "gz cut": lambda data: gzip.compress(data)[:-100],
+    "gz checksum": lambda data: gzip.compress(data)[:-8] + bytes(8),
+    "bz2 cut": lambda data: bz2.compress(data)[:-100],
+    "xz cut": lambda data: lzma.compress(data)[:-100],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_tar_is_one_clear_sentence(tmp_path, damage):
+    path = tmp_path / "a.tar"
+    path.write_bytes(DAMAGE[damage](sound_tar(tmp_path)))
+    with pytest.raises(UserError, match=r"^data/a\.tar is damaged .*again\.$"):
+        archives.extract(path, tmp_path / "out", "data/a.tar")
+
+
+def test_a_zip_cut_short_is_one_clear_sentence(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr("real/1.png", bytes(5000))
+    data = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "a.zip").write_bytes(data[:-30])
+    with pytest.raises(UserError, match=r"a\.zip is damaged"):
+        archives.extract(tmp_path / "a.zip", tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_a_bomb_is_stopped_before_it_fills_the_disk(tmp_path, kind):
+    path = tmp_path / f"a.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("real/1.png", bytes(20_000_000))
+    else:
+        tar(path, tar_member("real/1.png", bytes(20_000_000)), mode="w:gz")
+    with pytest.raises(UserError, match="bomb"):
+        archives.extract(path, tmp_path / "ratio", max_ratio=100, ratio_counts_above=1_000_000)
+    with pytest.raises(UserError, match="bomb"):
+        archives.extract(path, tmp_path / "bytes", max_bytes=5_000_000)
+    for folder in ("ratio", "bytes"):
+        assert sum(len(data) for data in written(tmp_path / folder).values()) <= 5_000_000
+    assert archives.extract(path, tmp_path / "allowed") == []
+
+
+def test_a_full_target_is_a_mistake_of_the_caller(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/file").touch()
+    with pytest.raises(ValueError, match="not empty"):
+        archives.extract(tmp_path / "a.zip", tmp_path / "out")
