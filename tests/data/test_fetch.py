@@ -48,7 +48,7 @@ def test_a_broken_connection_is_resumed_where_it_broke(server, get, tmp_path, va
 
 def test_a_later_call_resumes_too(server, get, tmp_path):
     server.break_after = [1_200_000]
-    with pytest.raises(UserError, match="could not be downloaded in 1 tries .* bytes are kept"):
+    with pytest.raises(UserError, match=r"could not be downloaded in 1 tries .* bytes are kept"):
         get(attempts=1)
     assert not (tmp_path / "file").exists()
     assert (tmp_path / "file.part").stat().st_size > 1_000_000
@@ -131,7 +131,7 @@ def test_a_busy_server_is_asked_again(server, get):
 
 def test_tries_are_bounded_but_progress_is_not_a_failure(server, get):
     server.statuses = [503] * 9
-    with pytest.raises(UserError, match="in 3 tries .*503"):
+    with pytest.raises(UserError, match=r"in 3 tries .*503"):
         get()
     assert len(server.requests) == 3
     server.statuses, server.break_after = [], [1_100_000, 1_100_000]
@@ -142,7 +142,7 @@ def test_no_server_is_one_clear_sentence(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/a.zip"
-    with pytest.raises(UserError, match="could not be downloaded in 2 tries .*check the connection"):
+    with pytest.raises(UserError, match=r"could not be downloaded in 2 tries .*check the connection"):
         fetch(url, tmp_path / "file", "0" * 64, attempts=2, first_pause=0.0)
 
 
