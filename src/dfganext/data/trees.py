@@ -69,7 +69,7 @@ def walk(tree: Tree) -> Iterator[Found | Reject]:
     """Every file below a tree, in the same order on every machine, or the reason why it is not read.
 
     Links are followed where they stay inside the tree. A folder reached by a link is read once for each class that the way to it
-    tells, so loops end and no folder is read more than three times.
+    tells, so no maze of links takes for ever.
     """
     root = tree.root.resolve()
     within = (tree.within or tree.root).resolve()
@@ -107,6 +107,8 @@ def walk(tree: Tree) -> Iterator[Found | Reject]:
             return
         if not inside(target):
             yield Reject(tree.source(path), "link", "it leads out of the tree: put a copy in its place")
+        elif place.is_relative_to(target):
+            yield Reject(tree.source(path), "link", "it leads back to a folder that it is in")
         elif target.is_dir():
             linked.append((path, target))
         else:

@@ -1,0 +1,349 @@
+"""The manifest: right rows for good images, a named reason for every other file, the same result for any number of workers."""
+
+import hashlib
+import io
+import itertools
+import os
+import socket
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+
+import imagehash
+import numpy as np
+import pytest
+from PIL import Image
+
+from dfganext.data import manifest, sources
+from dfganext.data.trees import Tree
+from dfganext.errors import UserError
+
+
+@pytest.fixture
+def built(tmp_path, download):
+    """Collect and build from tmp_path/data into tmp_path/raw."""
+
+    def call(workers: int = 2, **changes):
+        settings = download(**changes)
+        collection = sources.collect(settings, tmp_path / "data", tmp_path / "work")
+        return manifest.build(collection, tmp_path / "raw", settings, workers)
+
+    return call
+
+
+@pytest.fixture
+def put(tmp_path):
+    """Write a file below tmp_path/data."""
+
+    def call(path: str, data: bytes) -> Path:
+        place = tmp_path / "data" / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
+        return place
+
+    return call
+
+
+def reasons(result: manifest.Built) -> dict[str, str]:
+    return dict(zip(result.rejects["source"], result.rejects["reason"], strict=True))
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_row_says_all_there_is_to_say(built, put, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    tables = [[3] * 64, [8] * 63 + [72]]
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    Image.fromarray(pixels).save(buffer, "JPEG", qtables=tables, exif=rotated)
+    data = buffer.getvalue()
+    source = put("train/real/1.png", data)  # a JPEG under a wrong name
+    put("fake/2.png", (tmp_path / "data/train/real/1.png").read_bytes() + b" ")
+    result = built()
+    row = result.manifest.set_index("path").loc["real/train/1.png"].to_dict()
+    decoded = Image.open(io.BytesIO(data)).transpose(Image.Transpose.ROTATE_270)
+    assert row == {
+        "label": "real",
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "phash": str(imagehash.phash(decoded, hash_size=16)),
+        "width": 24,
+        "height": 40,
+        "format": "JPEG",
+        "mode": "RGB",
+        "quantisation": "3 9",
+        "bytes": len(data),
+    }
+    assert len(row["phash"]) == 64
+    assert list(result.manifest["path"]) == ["fake/2.png", "real/train/1.png"]
+    assert (tmp_path / "raw/real/train/1.png").read_bytes() == data
+    assert (tmp_path / "raw/real/train/1.png").stat().st_ino == source.stat().st_ino
+    assert result.summary == {"images": {"real": 1, "fake": 1}, "rejects": {"total": 0}, "bytes": 2 * len(data) + 1}
+
+
+def test_every_bad_file_has_its_reason_and_spoils_no_other(built, put, picture, tmp_path):
+    put("real/good.png", picture(1))
+    put("fake/good.png", picture(2))
+    bomb = bytearray(picture(3))
+    bomb[16:24] = (50_000).to_bytes(4) * 2
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4)
+    jpeg = picture(4, kind="JPEG")
+    bad = {
+        "real/empty.jpg": (b"", "empty"),
+        "real/truncated.jpg": (jpeg[: len(jpeg) // 2], "damaged or truncated"),
+        "fake/truncated.png": (picture(5)[:-400], "damaged or truncated"),
+        "real/notes.txt": (b"notes about the set", "not an image"),
+        "real/vector.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+        "real/1x1.png": (picture(6, side=1), "too small"),
+        "fake/bomb.png": (bytes(bomb), "too large"),
+        "real/large.png": (picture(7, side=1001), "too large"),
+        "elsewhere/image.png": (picture(8), "neither real nor fake"),
+        "image.png": (picture(9), "neither real nor fake"),
+        "real/.DS_Store": (b"x", "not data"),
+        "real/Thumbs.db": (b"x", "not data"),
+        "__MACOSX": (b"x", "not data"),
+        "fake/._good.png": (b"x", "not data"),
+        "real/same.png": (picture(10), "in both classes"),
+        "real/same again.png": (picture(10), "in both classes"),
+        "fake/same.png": (picture(10), "in both classes"),
+    }
+    for path, (data, _) in bad.items():
+        put(path, data)
+    with zipfile.ZipFile(tmp_path / "data/real.zip", "w") as file:
+        file.writestr("../up.png", picture(11))
+        file.writestr("fine.png", picture(12))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = built()
+    expected = {f"data/{path}": reason for path, (_, reason) in bad.items()}
+    assert reasons(result) == expected | {"data/real.zip/../up.png": "archive member"}
+    assert list(result.manifest["path"]) == ["fake/good.png", "real/fine.png", "real/good.png"]
+    assert files(tmp_path / "raw") == list(result.manifest["path"])
+    details = result.rejects.set_index("source")["detail"]
+    assert "data/fake/same.png, which is fake" in details["data/real/same again.png"]
+    assert "which is real" in details["data/fake/same.png"]
+    assert "50000x50000" in details["data/fake/bomb.png"] or "megapixels" in details["data/fake/bomb.png"]
+    assert result.summary["rejects"] == {
+        "total": 18,
+        "archive member": 1,
+        "damaged or truncated": 2,
+        "empty": 1,
+        "in both classes": 3,
+        "neither real nor fake": 2,
+        "not an image": 2,
+        "not data": 4,
+        "too large": 2,
+        "too small": 1,
+    }
+
+
+def test_links_are_followed_inside_the_tree_only(built, put, picture, tmp_path):
+    put("real/1.png", picture(1))
+    put("fake/2.png", picture(2))
+    put("pool/3.png", picture(3))
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "4.png").write_bytes(picture(4))
+    data = tmp_path / "data"
+    links = {
+        "real/inside.png": "../pool/3.png",
+        "real/outside.png": outside / "4.png",
+        "fake/outside": outside,
+        "real/nowhere.png": "nothing",
+        "real/self.png": "self.png",
+        "real/loop": "..",
+        "real/again": "../real",
+        "fake/pool": "../pool",
+        "fake/pool too": "../pool",
+    }
+    for name, target in links.items():
+        (data / name).symlink_to(target)
+    result = built()
+    assert list(result.manifest["path"]) == ["fake/2.png", "real/1.png"]
+    assert {source: reason for source, reason in reasons(result).items() if reason != "neither real nor fake"} == {
+        "data/real/inside.png": "in both classes",  # for fake/pool leads to the same file
+        "data/fake/pool/3.png": "in both classes",
+        "data/real/outside.png": "link",
+        "data/fake/outside": "link",
+        "data/real/nowhere.png": "link",
+        "data/real/self.png": "link",
+        "data/real/loop": "link",
+        "data/real/again": "link",
+        "data/fake/pool too": "link",
+    }
+    (data / "fake/pool").unlink()
+    (data / "fake/pool too").unlink()
+    result = built()
+    assert "real/inside.png" in list(result.manifest["path"])
+    assert not (tmp_path / "raw/real/inside.png").is_symlink()
+
+
+def test_a_class_may_be_a_link_to_a_folder(built, put, picture, tmp_path):
+    put("photographs/1.png", picture(1))
+    put("fake/2.png", picture(2))
+    (tmp_path / "data/real").symlink_to("photographs")
+    assert list(built().manifest["path"]) == ["fake/2.png", "real/1.png"]
+
+
+def test_data_that_dvc_keeps_as_links_into_its_cache(built, put, picture, tmp_path):
+    put("fake/2.png", picture(2))
+    cached = tmp_path / ".dvc/cache/files/md5/ab" / ("c" * 30)
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(picture(1))
+    (tmp_path / "data/real").mkdir()
+    (tmp_path / "data/real/1.png").symlink_to(cached)
+    assert list(built().manifest["path"]) == ["fake/2.png", "real/1.png"]
+
+
+def test_what_is_no_file_is_not_waited_for(built, put, picture, tmp_path):
+    put("real/1.png", picture(1))
+    put("fake/2.png", picture(2))
+    os.mkfifo(tmp_path / "data/real/pipe.png")
+    with socket.socket(socket.AF_UNIX) as listening:
+        here = Path.cwd()
+        os.chdir(tmp_path / "data")  # a socket's path must be short
+        try:
+            listening.bind("socket.png")
+        finally:
+            os.chdir(here)
+        assert set(reasons(built())) == {"data/real/pipe.png", "data/socket.png"}
+
+
+def test_a_file_that_may_not_be_read(built, put, picture, monkeypatch):
+    put("real/1.png", picture(1))
+    put("real/secret.png", picture(3))
+    put("fake/2.png", picture(2))
+    read = Path.read_bytes
+
+    def guarded(path: Path) -> bytes:
+        if path.name == "secret.png":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", guarded)
+    result = built()
+    assert reasons(result) == {"data/real/secret.png": "unreadable"}
+    assert "Permission denied" in result.rejects["detail"][0]
+
+
+def test_names_that_meet_are_told_apart(built, put, picture, tmp_path):
+    for seed, path in enumerate(["a/real/1.png", "real/a/1.png", "REAL/A/1.png", "x/real/a", "real/x/a/2.png"]):
+        put(path, picture(seed))
+    put("fake/\u00e9 new\nline.png", picture(9))
+    os.close(os.open(os.fsencode(tmp_path / "data/fake/") + b"/\xff.png", os.O_CREAT | os.O_WRONLY))
+    (tmp_path / "data/fake").joinpath(os.fsdecode(b"\xff.png")).write_bytes(picture(10))
+    result = built()
+    assert list(result.manifest["path"]) == [
+        "fake/_.png",
+        "fake/\u00e9 new_line.png",
+        "real/A/1.png",
+        "real/a/1-2.png",
+        "real/a/1-3.png",
+        "real/x/a-2",
+        "real/x/a/2.png",
+    ]
+    assert files(tmp_path / "raw") == sorted(result.manifest["path"])
+    for row in result.manifest.itertuples():
+        assert hashlib.sha256((tmp_path / "raw" / row.path).read_bytes()).hexdigest() == row.sha256
+    manifest.write(result.manifest, tmp_path / "m.csv")
+    assert manifest.read(tmp_path / "m.csv").equals(result.manifest)
+
+
+def test_identical_images_of_one_class_all_stay(built, put, picture):
+    put("real/1.png", picture(1))
+    put("real/copy.png", picture(1))
+    put("fake/2.png", picture(2))
+    result = built()
+    assert len(result.manifest) == 3
+    assert result.rejects.empty
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"), [("fake", "0 usable real and 1 usable fake"), ("x", "0 usable real and 0 usable fake")]
+)
+def test_a_missing_class_is_told_with_counts_and_where_to_look(built, put, picture, tmp_path, folder, words):
+    put(f"{folder}/1.png", picture(1))
+    put("real/broken.png", b"broken")
+    result = built()
+    with pytest.raises(UserError, match=words + r".*rejects\.csv for the \d files refused"):
+        manifest.require_both_classes(result, tmp_path / "rejects.csv")
+    put("real/1.png", picture(3))
+    put("fake/1.png", picture(1))
+    manifest.require_both_classes(built(), tmp_path / "rejects.csv")
+
+
+def test_the_same_bytes_for_any_number_of_workers(built, put, picture, tmp_path):
+    for seed, label in itertools.product(range(40), ("real", "fake")):
+        put(
+            f"{label}/{seed}.png",
+            picture(seed if seed % 7 == 0 else 100 * (label == "real") + seed)[: 100 if seed % 9 == 0 else None],
+        )
+    outputs = set()
+    for workers in (0, 1, 3, 8):
+        result = built(workers)
+        manifest.write(result.manifest, tmp_path / "m.csv")
+        manifest.write(result.rejects, tmp_path / "r.csv")
+        outputs.add(
+            ((tmp_path / "m.csv").read_bytes(), (tmp_path / "r.csv").read_bytes(), tuple(files(tmp_path / "raw")))
+        )
+    assert len(outputs) == 1
+
+
+def test_copies_where_there_are_no_hard_links(built, put, picture, tmp_path, monkeypatch):
+    source = put("real/1.png", picture(1))
+    put("fake/2.png", picture(2))
+
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    built()
+    assert (tmp_path / "raw/real/1.png").read_bytes() == picture(1)
+    assert (tmp_path / "raw/real/1.png").stat().st_ino != source.stat().st_ino
+
+
+def test_the_raw_folder_holds_nothing_old(built, put, picture, tmp_path):
+    put("real/1.png", picture(1))
+    put("fake/2.png", picture(2))
+    (tmp_path / "raw/real/old").mkdir(parents=True)
+    (tmp_path / "raw/real/old/0.png").touch()
+    built()
+    assert files(tmp_path / "raw") == ["fake/2.png", "real/1.png"]
+
+
+def test_it_does_not_empty_its_own_input(put, picture, tmp_path, download):
+    put("real/1.png", picture(1))
+    collection = sources.Collection((Tree(tmp_path / "data", "data"),), ())
+    with pytest.raises(ValueError, match="overlap"):
+        manifest.build(collection, tmp_path / "data/real", download())
+    assert (tmp_path / "data/real/1.png").exists()
+
+
+def test_text_stays_text(built, put, picture, tmp_path):
+    put("real/001.png", picture(1))
+    put("fake/NA.png", picture(2))
+    table = built().manifest
+    table.loc[0, "sha256"], table.loc[1, "sha256"] = "0012", "NA"
+    manifest.write(table, tmp_path / "deep/m.csv")
+    again = manifest.read(tmp_path / "deep/m.csv")
+    assert again.equals(table)
+    assert list(again["quantisation"]) == ["", ""]
+    assert b"\r" not in (tmp_path / "deep/m.csv").read_bytes()
+
+
+def test_a_manifest_of_no_rows_keeps_its_types(built, put, tmp_path):
+    put("real/notes.txt", b"notes")
+    result = built()
+    manifest.write(result.manifest, tmp_path / "m.csv")
+    assert manifest.read(tmp_path / "m.csv").dtypes.equals(result.manifest.dtypes)
+
+
+@pytest.mark.parametrize("content", [None, "", "path,label\nreal/1.png,real\n"])
+def test_a_missing_or_foreign_manifest(tmp_path, content):
+    if content is not None:
+        (tmp_path / "m.csv").write_text(content)
+    with pytest.raises(UserError, match=r"m\.csv is .*dvc repro"):
+        manifest.read(tmp_path / "m.csv")
