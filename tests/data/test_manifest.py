@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dfganext import files
 from dfganext.data import manifest, sources
 from dfganext.data.trees import Tree
 from dfganext.errors import UserError
@@ -49,7 +50,7 @@ def reasons(result: manifest.Built) -> dict[str, str]:
     return dict(zip(result.rejects["source"], result.rejects["reason"], strict=True))
 
 
-def files(folder: Path) -> list[str]:
+def listed(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
@@ -121,7 +122,7 @@ def test_every_bad_file_has_its_reason_and_spoils_no_other(built, put, picture, 
     expected = {f"data/{path}": reason for path, (_, reason) in bad.items()}
     assert reasons(result) == expected | {"data/real.zip/../up.png": "archive member"}
     assert list(result.manifest["path"]) == ["fake/good.png", "real/fine.png", "real/good.png"]
-    assert files(tmp_path / "raw") == list(result.manifest["path"])
+    assert listed(tmp_path / "raw") == list(result.manifest["path"])
     details = result.rejects.set_index("source")["detail"]
     assert "data/fake/same.png, which is fake" in details["data/real/same again.png"]
     assert "which is real" in details["data/fake/same.png"]
@@ -245,10 +246,10 @@ def test_names_that_meet_are_told_apart(built, put, picture, tmp_path):
         "real/x/a-2",
         "real/x/a/2.png",
     ]
-    assert files(tmp_path / "raw") == sorted(result.manifest["path"])
+    assert listed(tmp_path / "raw") == sorted(result.manifest["path"])
     for row in result.manifest.itertuples():
         assert hashlib.sha256((tmp_path / "raw" / row.path).read_bytes()).hexdigest() == row.sha256
-    manifest.write(result.manifest, tmp_path / "m.csv")
+    files.write_table(tmp_path / "m.csv", result.manifest)
     assert manifest.read(tmp_path / "m.csv").equals(result.manifest)
 
 
@@ -284,10 +285,10 @@ def test_the_same_bytes_for_any_number_of_workers(built, put, picture, tmp_path)
     outputs = set()
     for workers in (0, 1, 3, 8):
         result = built(workers)
-        manifest.write(result.manifest, tmp_path / "m.csv")
-        manifest.write(result.rejects, tmp_path / "r.csv")
+        files.write_table(tmp_path / "m.csv", result.manifest)
+        files.write_table(tmp_path / "r.csv", result.rejects)
         outputs.add(
-            ((tmp_path / "m.csv").read_bytes(), (tmp_path / "r.csv").read_bytes(), tuple(files(tmp_path / "raw")))
+            ((tmp_path / "m.csv").read_bytes(), (tmp_path / "r.csv").read_bytes(), tuple(listed(tmp_path / "raw")))
         )
     assert len(outputs) == 1
 
@@ -311,7 +312,7 @@ def test_the_raw_folder_holds_nothing_old(built, put, picture, tmp_path):
     (tmp_path / "raw/real/old").mkdir(parents=True)
     (tmp_path / "raw/real/old/0.png").touch()
     built()
-    assert files(tmp_path / "raw") == ["fake/2.png", "real/1.png"]
+    assert listed(tmp_path / "raw") == ["fake/2.png", "real/1.png"]
 
 
 def test_it_does_not_empty_its_own_input(put, picture, tmp_path, download):
@@ -327,7 +328,7 @@ def test_text_stays_text(built, put, picture, tmp_path):
     put("fake/NA.png", picture(2))
     table = built().manifest
     table.loc[0, "sha256"], table.loc[1, "sha256"] = "0012", "NA"
-    manifest.write(table, tmp_path / "deep/m.csv")
+    files.write_table(tmp_path / "deep/m.csv", table)
     again = manifest.read(tmp_path / "deep/m.csv")
     assert again.equals(table)
     assert list(again["quantisation"]) == ["", ""]
@@ -337,7 +338,7 @@ def test_text_stays_text(built, put, picture, tmp_path):
 def test_a_manifest_of_no_rows_keeps_its_types(built, put, tmp_path):
     put("real/notes.txt", b"notes")
     result = built()
-    manifest.write(result.manifest, tmp_path / "m.csv")
+    files.write_table(tmp_path / "m.csv", result.manifest)
     assert manifest.read(tmp_path / "m.csv").dtypes.equals(result.manifest.dtypes)
 
 

@@ -129,12 +129,6 @@ def require_both_classes(built: Built, rejects: Path) -> None:
     )
 
 
-def write(table: pd.DataFrame, path: Path) -> None:
-    """Write the manifest or the rejects as CSV, the same bytes on every system."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(path, index=False, lineterminator="\n", encoding="utf-8")
-
-
 def read(path: Path) -> pd.DataFrame:
     """Read a manifest; columns as in TYPES, text as it was written ("001" and "" included). UserError if it is missing or is none."""
     try:
