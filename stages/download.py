@@ -13,7 +13,6 @@ def main() -> None:
         built = manifest.build(collection, paths.RAW, chosen.download, chosen.machine.workers)
         files.write_table(paths.MANIFEST, built.manifest)
         files.write_table(paths.REJECTS, built.rejects)
-        files.write_json(paths.DATA_METRICS, built.summary)
         manifest.require_both_classes(built, paths.REJECTS)
         shutil.rmtree(paths.work() / sources.UNPACKED, ignore_errors=True)
         counts = built.summary["images"]

@@ -71,7 +71,7 @@ def test_paper_profile_has_the_papers_values():
     ],
 )
 def test_what_is_wrong_is_named(values, key, value, says):
-    with pytest.raises(UserError, match="params.yaml: ") as caught:
+    with pytest.raises(UserError, match=r"params\.yaml: ") as caught:
         settings.from_mapping(changed(values, key, value))
     assert says in str(caught.value)
 

@@ -10,8 +10,10 @@ import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix
 
 from dfganext.explain.gradcam import overlay
+from dfganext.labels import NAMES
 
 REAL_COLOUR, FAKE_COLOUR = "#0072B2", "#D55E00"  # Okabe and Ito: told apart with any colour vision
 
@@ -51,12 +53,13 @@ def gradcam(pixels: np.ndarray, maps: np.ndarray, captions: list[str], title: st
     return figure
 
 
-def evaluation(roc: pd.DataFrame, precision_recall: pd.DataFrame, counts: dict[str, float], title: str) -> Figure:
+def evaluation(roc: pd.DataFrame, precision_recall: pd.DataFrame, predictions: pd.DataFrame, model: str) -> Figure:
     """ROC curve, precision-recall curve and confusion matrix side by side.
 
     Args:
         roc, precision_recall: as `evaluation.metrics` makes them.
-        counts: true_positives, false_positives, true_negatives, false_negatives, fake being positive.
+        predictions: columns label and predicted, "real" or "fake", a row a test image.
+        model: its name, for the title.
     """
     figure = Figure(figsize=(10.5, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
@@ -72,19 +75,15 @@ def evaluation(roc: pd.DataFrame, precision_recall: pd.DataFrame, counts: dict[s
         ylim=(0, 1.02),
         aspect="equal",
     )
-    table = np.array(
-        [
-            [counts["true_negatives"], counts["false_positives"]],
-            [counts["false_negatives"], counts["true_positives"]],
-        ]
-    )
-    right.imshow(table, cmap="Blues", vmin=0)
-    for (row, column), count in np.ndenumerate(table):
-        colour = "white" if count > table.max() / 2 else "black"
+    counts = confusion_matrix(predictions.label, predictions.predicted, labels=NAMES)
+    right.imshow(counts, cmap="Blues", vmin=0)
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "white" if count > counts.max() / 2 else "black"
         right.text(column, row, f"{int(count)}", ha="center", va="center", color=colour, fontsize=14)
-    right.set(xticks=[0, 1], yticks=[0, 1], xticklabels=["real", "fake"], yticklabels=["real", "fake"])
+    right.set(xticks=[0, 1], yticks=[0, 1], xticklabels=NAMES, yticklabels=NAMES)
     right.set(xlabel="predicted", ylabel="actual", title="Confusion at the threshold")
-    figure.suptitle(title, fontsize=11)
+    accuracy = np.trace(counts) / counts.sum()
+    figure.suptitle(f"{model}: accuracy {accuracy:.4f} on {counts.sum()} test images", fontsize=11)
     return figure
 
 

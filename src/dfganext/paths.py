@@ -25,7 +25,6 @@ METRICS = Path("metrics")
 EVALUATE_METRICS = METRICS / "evaluate.json"
 DENSITY_METRICS = METRICS / "density.json"
 GRADCAM_METRICS = METRICS / "gradcam.json"
-DATA_METRICS = METRICS / "data.json"
 
 PLOTS = Path("plots")
 CONVNEXT_CURVES = PLOTS / "convnext.csv"

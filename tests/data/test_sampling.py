@@ -1,6 +1,7 @@
 """The sample: balanced, seeded, and near duplicates on one side."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -70,7 +71,7 @@ def test_too_few_for_three_splits():
 def test_near_duplicates_stay_together_across_classes_and_chains(seed):
     manifest = a_manifest(seed=seed)
     chain = [3, 70, 20, 100]  # real, fake, real, fake: each 8 bits from the last
-    for one, two in zip(chain, chain[1:], strict=False):
+    for one, two in itertools.pairwise(chain):
         manifest.loc[two, "phash"] = flipped(manifest.phash[one], 8 if one != 20 else 10)
     manifest.loc[[5, 6], "phash"] = manifest.phash[5]
     split = sampling.draw(manifest, SETTINGS, seed=seed).set_index("path")

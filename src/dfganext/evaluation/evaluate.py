@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from dfganext.data.arrays import Images
 from dfganext.evaluation import metrics
+from dfganext.labels import NAMES
 
 HEADLINE = ("accuracy", "precision", "recall", "f1", "roc_auc", "average_precision", "eer")
 
@@ -28,7 +31,7 @@ def judge_classifier(
         validation_p, test_p: p_fake of each image, 0...1.
 
     Returns:
-        threshold, accuracy, precision, recall, f1 and the four counts at that threshold; roc_auc, average_precision, eer,
+        threshold, accuracy, precision, recall and f1 at that threshold; roc_auc, average_precision, eer,
         log_loss; accuracy_at_half, at p_fake > 0.5; images, the number tested.
     """
     threshold = metrics.best_threshold(validation_labels, validation_p, preferred=0.5)
@@ -40,6 +43,20 @@ def judge_classifier(
         "log_loss": metrics.log_loss(test_labels, test_p),
         "accuracy_at_half": metrics.at_threshold(test_labels, test_p, 0.5)["accuracy"],
     }
+
+
+def predictions(test: Images, p_fake: np.ndarray, threshold: float, errors: np.ndarray) -> pd.DataFrame:
+    """A row a test image: path, label, predicted (fake where p_fake > threshold), p_fake, reconstruction_error."""
+    names = np.array(NAMES)
+    return pd.DataFrame(
+        {
+            "path": test.paths,
+            "label": names[test.labels],
+            "predicted": names[(p_fake > threshold).astype(int)],
+            "p_fake": p_fake,
+            "reconstruction_error": errors,
+        }
+    )
 
 
 def judge_autoencoder(
@@ -56,16 +73,17 @@ def judge_autoencoder(
         paper_threshold: fixed beforehand, as the paper does.
 
     Returns:
-        The figures of `judge_classifier` at a threshold settled on validation images; under "paper" those at
-        `paper_threshold`; and the mean error of each class.
+        The figures of `judge_classifier` at a threshold settled on validation images; under "paper" accuracy and recall
+        at `paper_threshold`; and the mean error of each class.
     """
     threshold = metrics.best_threshold(validation_labels, validation_errors, preferred=paper_threshold)
+    at_paper = metrics.at_threshold(test_labels, test_errors, paper_threshold)
     return {
         "images": len(test_labels),
         "threshold": threshold,
         **metrics.at_threshold(test_labels, test_errors, threshold),
         **metrics.ranking(test_labels, test_errors),
-        "paper": {"threshold": paper_threshold, **metrics.at_threshold(test_labels, test_errors, paper_threshold)},
+        "paper": {"threshold": paper_threshold, "accuracy": at_paper["accuracy"], "recall": at_paper["recall"]},
         "mean_error": {
             "real": float(test_errors[test_labels == 0].mean()),
             "fake": float(test_errors[test_labels == 1].mean()),

@@ -10,13 +10,13 @@ import io
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from PIL import Image
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import show_cam_on_image
 from torch import Tensor, nn
 
 from dfganext.labels import FAKE
+from dfganext.models.batches import batches
 from dfganext.models.classifier import ClassifierConfig, last_block, preprocess
 
 
@@ -60,9 +60,8 @@ def raw_maps(
     device = next(model.parameters()).device
     maps = []
     with RawGradCAM(model=model, target_layers=[last_block(model)]) as cam:
-        for start in range(0, len(images), batch_size):
-            batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device)
-            targets = [target_logit(int(label)) for label in labels[start : start + batch_size]]
+        for part, batch in batches(images, batch_size, device):
+            targets = [target_logit(int(label)) for label in labels[part]]
             maps.append(cam(input_tensor=preprocess(batch, config), targets=targets).astype(np.float32))
     return np.concatenate(maps)
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dfganext.errors import UserError
+from dfganext.models.batches import batches
 
 WEIGHTS_FILE = "model.safetensors"
 CHANNELS = (64, 32, 16)
@@ -76,8 +77,8 @@ def describe(
     """
     model = model.to(device).eval()
     latents, errors = [], []
-    for start in range(0, len(images), batch_size):
-        batch = preprocess(torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device))
+    for _, pixels in batches(images, batch_size, device):
+        batch = preprocess(pixels)
         code = model.encoder(batch)
         errors.append((model.decoder(code) - batch).double().square().mean(dim=(1, 2, 3)).cpu().numpy())
         latents.append(code.flatten(1).cpu().numpy())

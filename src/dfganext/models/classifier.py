@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from dfganext.errors import UserError
 from dfganext.labels import FAKE, REAL
+from dfganext.models.batches import batches
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -99,9 +100,8 @@ def predict_logits(
     """Logits of "fake" in float32: uint8 (N, size, size, 3) -> float64 (N,)."""
     model = model.to(device).eval()
     logits = np.empty(len(images))
-    for start in range(0, len(images), batch_size):
-        batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(device)
-        logits[start : start + len(batch)] = fake_logits(model(preprocess(batch, config))).double().cpu().numpy()
+    for part, batch in batches(images, batch_size, device):
+        logits[part] = fake_logits(model(preprocess(batch, config))).double().cpu().numpy()
     return logits
 
 

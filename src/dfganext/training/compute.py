@@ -31,4 +31,5 @@ def make_repeatable() -> None:
     """Only algorithms that give the same bits every time; those without one raise RuntimeError."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads what it has not written
     torch.backends.cudnn.benchmark = False
