@@ -70,7 +70,7 @@ class Subsample:
     per_class: Annotated[int, Within(low=4)] | None
     train_to_test: Positive
     validation: Annotated[float, Within(above=0, high=0.5)]
-    near_duplicate_bits: Annotated[int, Within(low=0, high=31)]
+    near_duplicate_bits: Annotated[int, Within(low=0, high=128)]
 
 
 @dataclass(frozen=True)
