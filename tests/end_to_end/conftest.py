@@ -1,0 +1,96 @@
+"""Clones of the repository as it stands, with settings shrunk until a pipeline takes a minute."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SMALL = {
+    "per_class": "60",
+    "architecture": "test_convnext",
+    "size": "32",
+    "epochs": "2",
+    "architectures": "[test_convnext]",
+    "near_duplicate_bits": "8",
+}
+
+
+class Project:
+    """A clone, and the commands a user types in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, *command: str, fails: bool = False) -> str:
+        """Output of a command run at the root, both streams; its success, or its failure, is asserted."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_TR"))}
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert (done.returncode != 0) == fails, f"{command} ended with {done.returncode}:\n{done.stdout}"
+        return done.stdout
+
+    def read(self, path: str) -> str:
+        return (self.folder / path).read_text(encoding="utf-8")
+
+    def write(self, path: str, text: str) -> None:
+        (self.folder / path).write_text(text, encoding="utf-8")
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", message)
+
+    def clone(self, folder: Path) -> "Project":
+        self.run("git", "clone", "--quiet", str(self.folder), str(folder))
+        return Project(folder)
+
+
+def shrink(params: str) -> str:
+    """Settings of the same shape, with less to do."""
+    for key, value in SMALL.items():
+        params, count = re.subn(rf"^(  {key}: ).*$", rf"\g<1>{value}", params, flags=re.MULTILINE)
+        assert count, f"params.yaml has no {key}"
+    return params
+
+
+@pytest.fixture(scope="session")
+def origin(root, tmp_path_factory) -> Project:
+    """The repository's files, tracked or not yet, as one commit of a repository of its own, settings shrunk."""
+    folder = tmp_path_factory.mktemp("origin") / "df-ganext"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        pytest.skip("needs a git checkout: DVC experiments are commits")
+    for name in filter(None, listed.stdout.split("\0")):
+        if (root / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, folder / name)
+    project = Project(folder)
+    for name in ("dvc.lock", "metrics", "plots"):  # results of the settings as shipped
+        place = folder / name
+        shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+    project.write("params.yaml", shrink(project.read("params.yaml")))
+    project.run("git", "init", "--quiet", "--initial-branch", "main")
+    project.run("git", "config", "user.name", "A Tester")
+    project.run("git", "config", "user.email", "tester@example.org")
+    project.commit("As it stands, but small")
+    return project
+
+
+@pytest.fixture(scope="session")
+def reproduced(origin, tmp_path_factory) -> Project:
+    """A fresh clone, without a remote, in which `dvc repro` was run once; tests leave it as they found it."""
+    project = origin.clone(tmp_path_factory.mktemp("clone") / "df-ganext")
+    project.run("git", "config", "user.name", "A Tester")
+    project.run("git", "config", "user.email", "tester@example.org")
+    project.output = project.run("dvc", "repro")
+    return project
