@@ -194,7 +194,7 @@ def resolve(uri: str) -> Iterator[Path]:
         raise UserError(missing)
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            folder = _download(uri, Path(temporary))
+            folder = _download(tracking.connect()[0], uri, Path(temporary))
         except NotFoundError as error:
             raise UserError(missing) from error
         yield _detector_folder(folder, uri)
@@ -358,7 +358,7 @@ def _score_of_version(client: Client, version: Any, images: list[tuple[Path, int
     uri = f"models:/{MODEL}/{version.version}"
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            detector = Detector.load(_detector_folder(_download(uri, Path(temporary)), uri))
+            detector = Detector.load(_detector_folder(_download(client, uri, Path(temporary)), uri))
         except tracking.StoreError:
             raise
         except Exception as error:
@@ -367,14 +367,13 @@ def _score_of_version(client: Client, version: Any, images: list[tuple[Path, int
         return score_of(detector, images, metric)
 
 
-def _download(uri: str, target: Path) -> Path:
+def _download(client: Client, uri: str, target: Path) -> Path:
     """Copy a logged or registered model into `target`; the folder it then has. NotFoundError if there is none."""
-    store = tracking.tracking_uri()
     mlflow = tracking.import_mlflow()
-    mlflow.set_tracking_uri(store)  # the argument below does not reach the look-up of aliases
     return Path(
         tracking.guarded(
-            store, lambda: mlflow.artifacts.download_artifacts(uri, dst_path=str(target), tracking_uri=store)
+            client.uri,
+            lambda: mlflow.artifacts.download_artifacts(uri, dst_path=str(target), tracking_uri=client.uri),
         )
     )
 

@@ -182,7 +182,13 @@ class Client:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._client = guarded(uri, lambda: import_mlflow().MlflowClient(uri))
+        mlflow = import_mlflow()
+        before = os.environ.get("MLFLOW_TRACKING_URI")
+        mlflow.set_tracking_uri(uri)  # where MLflow looks aliases and logged models up, whatever a client is told
+        if before is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)  # set by the call above; the next look is at the root again
+        registry = os.environ.get("MLFLOW_REGISTRY_URI") or uri
+        self._client = guarded(uri, lambda: mlflow.MlflowClient(uri, registry))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._client, name)
@@ -232,8 +238,8 @@ def guarded(uri: str, call: Callable[[], Any]) -> Any:
 
 
 def shown(uri: str) -> str:
-    """A store's address without the password that may be in it."""
-    return re.sub(r"(?<=://)[^/@]*@", "", uri)
+    """A store's address, or a text with it, without the password that may be in it."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", uri)
 
 
 def _parent(client: Client, experiment: str, stage: str, settings: Settings) -> tuple[str, bool]:
@@ -393,4 +399,4 @@ def _is_server(uri: str) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return shown(" ".join(str(error).split()))[:300] or type(error).__name__

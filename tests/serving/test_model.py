@@ -1,0 +1,84 @@
+import base64
+import json
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from helpers import detector, png
+
+from dfganext import registry
+from dfganext.detector import Detector
+from dfganext.serving import model as served
+
+TEXT = base64.b64encode(png(0, 1)).decode()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    detector(folder / "detector", good=True, threshold=0.4)
+    registry.save_model(folder / "model", folder / "detector", folder / "detector" / "operating_point.json")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "text", [TEXT, f"data:image/png;base64,{TEXT}", "\n".join(TEXT[i : i + 76] for i in range(0, len(TEXT), 76))]
+)
+def test_base64_with_and_without_wrapping(text):
+    assert served.image_bytes(text) == png(0, 1)
+
+
+@pytest.mark.parametrize("text", ["héllo", "abc", "a*b=", "data:image/png,abcd", None, 3])
+def test_what_is_no_base64_is_refused(text):
+    with pytest.raises(ValueError, match="base64"):
+        served.image_bytes(text)
+
+
+CLEAN = """
+import importlib.util, json, sys
+sys.path.append(sys.argv[1])  # packages, without what their .pth files add: an editable install of this one
+assert importlib.util.find_spec("dfganext") is None
+import mlflow, pandas
+model = mlflow.pyfunc.load_model(sys.argv[2])
+import dfganext
+assert dfganext.__file__.startswith(sys.argv[2]), dfganext.__file__
+images = pandas.DataFrame({"image": json.load(sys.stdin)})
+print("records", json.dumps([model.predict(images), model.predict(images, params={"explain": True})]))
+"""
+
+
+def test_it_loads_in_a_clean_process_elsewhere_without_the_package(saved, tmp_path):
+    assert not list((saved / "model").rglob("__pycache__"))
+    assert not [path for path in (saved / "model").rglob("*") if path.suffix in (".pkl", ".pickle", ".pth", ".pt")]
+    moved = (saved / "model").rename(tmp_path / "moved")
+    texts = [TEXT, "no base64!", base64.b64encode(b"no image").decode(), None, *[TEXT] * served.BATCH]
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", CLEAN, sysconfig.get_path("purelib"), str(moved)],
+        input=json.dumps(texts), cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    moved.rename(saved / "model")
+    assert done.returncode == 0, done.stderr
+    plain, explained = json.loads(done.stdout.partition("records ")[2])
+    one = Detector.load(saved / "detector")
+    (expected,) = one.judge([png(0, 1)])
+    for records in (plain, explained):
+        assert len(records) == len(texts)
+        for record in (records[0], *records[4:]):
+            assert record["label"] == expected.label
+            assert record["p_fake"] == pytest.approx(expected.p_fake, abs=1e-5)
+            assert record["threshold"] == 0.4
+            assert "error" not in record
+        for record, error in zip(records[1:4], ("not base64", "not an image", "not a text"), strict=True):
+            assert record["label"] is record["p_fake"] is None
+            assert record["error"].startswith(error)
+            assert "heatmap" not in record
+    assert "heatmap" not in plain[0]
+    assert base64.b64decode(explained[0]["heatmap"]).startswith(b"\x89PNG")
+
+
+def test_requirements_are_the_installed_versions(saved):
+    lines = Path(saved / "model" / "requirements.txt").read_text().split()
+    assert [line.split("==")[0] for line in lines] == list(registry.REQUIREMENTS)
+    assert all("+" not in line for line in lines)

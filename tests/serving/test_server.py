@@ -1,0 +1,115 @@
+"""The real server, started as documented, sent real requests."""
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from helpers import detector, enter_root, faces, png
+
+from dfganext import registry, tracking
+from dfganext.detector import Detector
+from dfganext.settings import Promote
+
+PICTURES = [png(0, 1), png(1, 1)]
+TEXTS = [base64.b64encode(data).decode() for data in (PICTURES[0], b"no image", PICTURES[1], PICTURES[0][:300])]
+TEXTS.append("not base64!")
+REQUESTS = {
+    "dataframe_split": {"columns": ["image"], "data": [[text] for text in TEXTS]},
+    "dataframe_records": [{"image": text} for text in TEXTS],
+    "inputs": {"image": TEXTS},
+    "instances": [{"image": text} for text in TEXTS],
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A root with a champion, its folder, and the address of `mlflow models serve` run in it."""
+    root = tmp_path_factory.mktemp("served")
+    with pytest.MonkeyPatch.context() as patch:
+        enter_root(root, patch)
+        split, raw = faces(root, validation=4)
+        folder = detector(root / "detector", good=True, threshold=0.45)
+        client, experiment = tracking.connect()
+        run_id = client.create_run(experiment).info.run_id
+        point = folder / "operating_point.json"
+        registry.promote(folder, point, split, raw, Promote("roc_auc", ("test_convnext",)), run_id)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    words = f"mlflow models serve -m models:/df-ganext@champion --env-manager local -p {port}".split()
+    with (root / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            words, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + 180
+        while not answers(f"{address}/ping"):
+            assert process.poll() is None and time.monotonic() < until, (root / "server.log").read_text()
+            time.sleep(0.5)
+        yield folder, address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def answers(url):
+    try:
+        return urllib.request.urlopen(url, timeout=5).status == 200
+    except OSError:
+        return False
+
+
+def post(address, body):
+    request = urllib.request.Request(
+        f"{address}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    return json.load(urllib.request.urlopen(request, timeout=60))["predictions"]
+
+
+@pytest.mark.parametrize("form", REQUESTS)
+@pytest.mark.parametrize("explain", [None, False, True])
+def test_every_form_with_good_images_and_broken_ones(server, form, explain):
+    folder, address = server
+    params = {} if explain is None else {"params": {"explain": explain}}
+    records = post(address, {form: REQUESTS[form], **params})
+    assert len(records) == len(TEXTS)
+    expected = Detector.load(folder).judge(PICTURES)
+    for record, verdict in zip((records[0], records[2]), expected, strict=True):
+        assert record["label"] == verdict.label
+        assert record["p_fake"] == pytest.approx(verdict.p_fake, abs=1e-5)
+        assert record["threshold"] == 0.45
+        assert record.keys() == {"label", "p_fake", "threshold"} | ({"heatmap"} if explain else set())
+        if explain:
+            assert base64.b64decode(record["heatmap"]).startswith(b"\x89PNG")
+    for record in (records[1], records[3], records[4]):
+        assert record["label"] is record["p_fake"] is None
+        assert record["threshold"] == 0.45
+        assert record["error"]
+        assert "heatmap" not in record
+
+
+@pytest.mark.parametrize("form", REQUESTS)
+def test_a_single_image(server, form):
+    one = {"columns": ["image"], "data": [[TEXTS[0]]]} if form == "dataframe_split" else [{"image": TEXTS[0]}]
+    (record,) = post(server[1], {form: {"image": [TEXTS[0]]} if form == "inputs" else one})
+    assert record["label"] in ("real", "fake")
+
+
+def test_a_request_without_the_column_is_refused(server):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(server[1], {"dataframe_records": [{"picture": TEXTS[0]}]})
+    assert refused.value.code == 400

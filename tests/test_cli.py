@@ -1,0 +1,162 @@
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import detector, enter_root, png
+from PIL import Image
+
+from dfganext import __version__, cli
+from dfganext.detector import Detector
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    detector(folder / "model", good=True, threshold=0.45)
+    images = folder / "images"
+    (images / "deep" / "er").mkdir(parents=True)
+    (images / "a.png").write_bytes(png(0, 1))
+    (images / "no-suffix").write_bytes(png(1, 1))
+    (images / "deep" / "er" / "a.png").write_bytes(png(1, 2))
+    (images / "deep" / "empty.jpg").touch()
+    (images / "truncated.jpg").write_bytes(png(0, 1)[:300])
+    (images / "readme.txt").write_text("BMW makes cars; P5 is no picture")
+    return folder
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch):
+    shutil.copytree(made, tmp_path / "root")
+    return enter_root(tmp_path / "root", monkeypatch)
+
+
+PATHS = ["images/a.png", "images/deep/empty.jpg", "images/deep/er/a.png", "images/no-suffix", "images/truncated.jpg"]
+BROKEN = {"images/deep/empty.jpg", "images/truncated.jpg"}
+
+
+def predict(*words):
+    return cli.main(["predict", *words, "--model", "model"])
+
+
+def test_json_and_csv_have_a_row_an_image_in_path_order(here, capsys):
+    assert predict("images/no-suffix", "images", "--json", "--csv", "out/rows.csv") == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["path"] for row in rows] == PATHS
+    with Path("out/rows.csv").open(newline="") as stream:
+        table = list(csv.DictReader(stream))
+    assert list(table[0]) == ["path", "label", "p_fake", "threshold", "error"]
+    one = Detector.load(here / "model")
+    for row, line in zip(rows, table, strict=True):
+        (verdict,) = one.judge([Path(row["path"]).read_bytes()])
+        assert row["label"] == verdict.label
+        assert row["threshold"] == float(line["threshold"]) == 0.45
+        assert (row["error"] is not None) == (row["path"] in BROKEN)
+        assert line["error"] == (row["error"] or "")
+        assert line["label"] == (row["label"] or "")
+        if verdict.p_fake is None:
+            assert row["p_fake"] is None and line["p_fake"] == ""
+        else:
+            assert row["p_fake"] == float(line["p_fake"]) == pytest.approx(verdict.p_fake, abs=1e-6)
+
+
+def test_the_table(here, capsys):
+    assert predict("images/a.png") == 0
+    out, err = capsys.readouterr()
+    header, line = out.splitlines()
+    assert header.split() == ["path", "label", "p_fake", "error"]
+    assert line.split()[:2] == ["images/a.png", Detector.load(here / "model").judge([png(0, 1)])[0].label]
+    assert err == ""
+    assert predict("images") == 1
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(PATHS)
+
+
+def test_heatmaps_have_names_of_their_own(here, capsys):
+    assert predict("images", "--heatmaps", "maps", "--json") == 1
+    rows = json.loads(capsys.readouterr().out)
+    maps = {row["path"]: row.get("heatmap") for row in rows}
+    assert sorted(path.name for path in Path("maps").iterdir()) == ["a-2.png", "a.png", "no-suffix.png"]
+    assert maps["images/a.png"] == "maps/a.png"
+    assert maps["images/deep/er/a.png"] == "maps/a-2.png"
+    assert {path for path, one in maps.items() if one is None} == BROKEN
+    assert Image.open("maps/a-2.png").size == (32, 32)
+
+
+def test_names_of_heatmaps_never_meet(tmp_path):
+    files = [Path(name) for name in ("a-2.png", "b/a.jpg", "c/A.jpg", "d/a.png")]
+    names = [path.name for path in cli.heatmap_files(files, tmp_path).values()]
+    assert names == ["a-2.png", "a.png", "A-3.png", "a-4.png"]
+
+
+def test_batches_do_not_change_verdicts(here, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "BATCH_FILES", 2)
+    assert predict("images", "--json") == 1
+    small = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr(cli, "BATCH_BYTES", 1)
+    assert predict("images", "--json") == 1
+    assert [row["path"] for row in json.loads(capsys.readouterr().out)] == [row["path"] for row in small] == PATHS
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["nowhere.png"], "nowhere.png does not exist"),
+        (["images/a.png", "nowhere"], "nowhere does not exist"),
+        (["nothing"], "no image in nothing"),
+        (["images", "--csv", "images"], "--csv: images cannot be written"),
+        (["images", "--heatmaps", "images/a.png"], "--heatmaps: images/a.png cannot be made a folder"),
+        (["images", "--model", "images"], "images holds no detector"),
+        (["images", "--model", "models:/df-ganext@champion"], "make repro"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_nothing_is_judged(here, capsys, words, sentence):
+    Path("nothing").mkdir()
+    assert cli.main(["predict", "--model", "model", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert sentence in err
+    assert err.startswith("dfganext: ")
+    assert err.count("\n") == 1
+
+
+def test_usage(capsys):
+    for words, code in ((["--version"], 0), ([], 2), (["predict"], 2), (["predict", "--no-such"], 2)):
+        with pytest.raises(SystemExit) as end:
+            cli.main(words)
+        assert end.value.code == code
+    assert capsys.readouterr().out.strip() == f"dfganext {__version__}"
+
+
+def test_files_that_are_none_are_rows(here, capsys):
+    os.mkfifo("images/pipe.jpg")
+    odd = os.fsdecode(b"images/caf\xe9.png")
+    Path(odd).write_bytes(png(0, 1))
+    assert predict("images/pipe.jpg", odd, "--json") == 1
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["path"] == "images/caf\\udce9.png" and first["error"] is None
+    assert second["error"] == "not a regular file"
+
+
+def test_the_command_as_installed(here):
+    """Away from any terminal and any champion: one process, as a shell would run it."""
+    command = Path(sys.executable).parent / "dfganext"
+    done = subprocess.run([command, "predict", "images", "--json", "--model", "model"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert [row["path"] for row in json.loads(done.stdout)] == PATHS
+
+
+def test_content_tells_images_without_a_suffix(tmp_path):
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"):
+        buffer = io.BytesIO()
+        Image.new("RGB", (20, 20)).save(buffer, format=kind)
+        (tmp_path / kind).write_bytes(buffer.getvalue())
+    (tmp_path / "text").write_text("P6 is what this file is not, nor is it BM")
+    assert [path.name for path in cli.find_images([str(tmp_path)])] == sorted(
+        ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+    )

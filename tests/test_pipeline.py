@@ -1,0 +1,61 @@
+import os
+import signal
+
+import pytest
+
+from dfganext import pipeline
+from dfganext.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def handler():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def ends(main) -> int:
+    with pytest.raises(SystemExit) as end:
+        pipeline.run(main)
+    return end.value.code
+
+
+def test_a_stage_that_succeeds_returns():
+    calls = []
+    pipeline.run(lambda: calls.append(1))
+    assert calls == [1]
+
+
+def test_a_user_error_is_one_sentence(capsys):
+    def main():
+        raise UserError("params.yaml: loss must be one of ce, bce, not 'foo'.")
+
+    assert ends(main) == 1
+    assert capsys.readouterr().err == "error: params.yaml: loss must be one of ce, bce, not 'foo'.\n"
+
+
+def test_a_stopped_stage_says_so_without_a_traceback(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    assert ends(main) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+def test_sigterm_lets_a_stage_tidy_up():
+    tidied = []
+
+    def main():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            tidied.append(1)
+
+    assert ends(main) == 130
+    assert tidied == [1]
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        pipeline.run(lambda: 1 / 0)

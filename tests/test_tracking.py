@@ -1,0 +1,268 @@
+import hashlib
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import enter_root
+
+from dfganext import paths, settings, tracking
+from dfganext.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A root that the tests of this module share: making a database takes seconds."""
+    return tmp_path_factory.mktemp("a root")
+
+
+@pytest.fixture
+def store(shared, monkeypatch):
+    return enter_root(shared, monkeypatch)
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    return enter_root(tmp_path / "a root", monkeypatch)
+
+
+@pytest.fixture
+def under_dvc(monkeypatch, request):
+    """As if DVC had started this process: all stages of a test belong to one execution."""
+    monkeypatch.setenv("DVC_STAGE", "any")
+    monkeypatch.setenv("DVC_EXP_NAME", re.sub(r"\W+", "-", request.node.name))
+
+
+def run_of(run_id):
+    return tracking.connect()[0].get_run(run_id)
+
+
+def parents():
+    client, experiment = tracking.connect()
+    return client.search_runs([experiment], "tags.execution != ''")
+
+
+def test_runs_and_artifacts_lie_at_the_root(store, shipped):
+    (store / "figure.txt").write_text("x")
+    with tracking.stage_run("subsample", shipped) as run:
+        run.log_metrics({"loss": 0.5}, step=1)
+        run.log_metrics({"loss": 0.25}, step=2)
+        run.log_headline({"accuracy": 0.75})
+        run.log_artifact("figure.txt", folder="figures")
+        run.set_tags({"note": 3})
+    stage, parent = run_of(run.id), run_of(run.parent_id)
+    assert (store / "mlflow.db").is_file()
+    assert Path(stage.info.artifact_uri).is_relative_to(store / "mlruns")
+    assert (Path(stage.info.artifact_uri) / "figures" / "figure.txt").read_text() == "x"
+    assert stage.data.metrics == {"loss": 0.25, "accuracy": 0.75}
+    assert parent.data.metrics == {"accuracy": 0.75}
+    assert stage.data.tags["stage"] == "subsample"
+    assert stage.data.tags["note"] == "3"
+    assert stage.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.data.params["loss"] == shipped.loss
+    assert parent.data.params["subsample.per_class"] == "null"
+    assert set(parent.data.params) == set(settings.flatten(shipped))
+    assert stage.info.status == parent.info.status == "FINISHED"
+
+
+def test_stages_of_one_execution_share_a_parent(store, shipped, under_dvc, monkeypatch):
+    with tracking.stage_run("one", shipped) as one:
+        assert run_of(one.parent_id).info.status == "RUNNING"
+    with tracking.stage_run("two", shipped) as two:
+        assert run_of(one.parent_id).info.status == "RUNNING"
+    monkeypatch.setenv("DVC_EXP_NAME", "quick-fox")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "abc")
+    with tracking.stage_run("one", shipped) as other:
+        pass
+    monkeypatch.delenv("DVC_STAGE")
+    with tracking.stage_run("one", shipped) as by_hand:
+        pass
+    assert one.parent_id == two.parent_id
+    assert len({one.parent_id, other.parent_id, by_hand.parent_id}) == 3
+    parent = run_of(other.parent_id)
+    assert parent.info.run_name == "quick-fox"
+    assert parent.data.tags["dvc.experiment"] == "quick-fox"
+    assert parent.data.tags["dvc.baseline"] == "abc"
+
+
+@pytest.mark.parametrize(("raised", "status"), [(UserError("no"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
+def test_a_failure_is_on_record_and_stays_so(store, shipped, under_dvc, raised, status):
+    with pytest.raises(type(raised)), tracking.stage_run("one", shipped, makes=["made.txt"]) as run:
+        Path("made.txt").write_text("kept")
+        raise raised
+    assert run_of(run.id).info.status == run_of(run.parent_id).info.status == status
+    assert "made.made.txt" not in run_of(run.id).data.tags
+    assert Path("made.txt").read_text() == "kept"
+    with tracking.stage_run("independent", shipped) as later:
+        pass
+    assert run_of(later.id).info.status == "FINISHED"
+    assert run_of(run.parent_id).info.status == "FAILED"
+
+
+def test_lineage_is_by_content(store, shipped):
+    paths.ARTIFACTS.mkdir()
+    with tracking.stage_run("subsample", shipped, makes=[paths.SPLIT]) as drawn:
+        paths.SPLIT.write_text("path,label,split\na,real,train\nb,fake,test\nc,fake,test\n")
+    with tracking.stage_run("train_convnext", shipped, reads=[paths.SPLIT], makes=[paths.CONVNEXT]) as trained:
+        paths.CONVNEXT.mkdir(parents=True)
+        (paths.CONVNEXT / "weights").write_text("1")
+    with tracking.stage_run("evaluate", shipped, reads=[paths.CONVNEXT.resolve(), "missing"]) as evaluated:
+        pass
+    (paths.CONVNEXT / "weights").write_text("2")
+    with tracking.stage_run("evaluate", shipped, reads=[paths.CONVNEXT]) as stranger:
+        pass
+    split = hashlib.sha256(paths.SPLIT.read_bytes()).hexdigest()
+    assert trained.makers == {"artifacts/split.csv": drawn.id}
+    assert evaluated.makers == {"artifacts/models/convnext": trained.id}
+    assert stranger.makers == {}
+    assert tracking.find_run(paths.SPLIT, split) == drawn.id
+    assert tracking.find_run(paths.SPLIT, "0" * 64) is None
+    run = run_of(trained.id)
+    assert run.data.tags["read.artifacts/split.csv"] == run.data.tags["dataset.sha256"] == split
+    assert run.data.tags["made_by.artifacts/split.csv"] == drawn.id
+    for one in (run, run_of(trained.parent_id)):
+        (data,) = one.inputs.dataset_inputs
+        assert data.dataset.name == "split.csv"
+        assert split.startswith(data.dataset.digest)
+        assert '"num_rows": 3' in data.dataset.profile
+
+
+def test_sha256_of_a_folder_is_over_its_sorted_lines(tmp_path):
+    for name, text in (("b", "2"), ("a/c", "1"), ("a-b", "3")):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    lines = "".join(
+        f"{name} {hashlib.sha256(text.encode()).hexdigest()}\n"
+        for name, text in (("a-b", "3"), ("a/c", "1"), ("b", "2"))
+    )
+    assert tracking.sha256_of(tmp_path) == hashlib.sha256(lines.encode()).hexdigest()
+    assert tracking.sha256_of(tmp_path / "b") == hashlib.sha256(b"2").hexdigest()
+
+
+def test_system_metrics_of_a_stage(store, shipped, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    with tracking.stage_run("one", shipped) as run:
+        time.sleep(1)
+    assert run_of(run.id).data.metrics["system/system_memory_usage_megabytes"] > 0
+    assert not run_of(run.parent_id).data.metrics
+
+
+def test_commit_and_changes(store, shipped):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True, capture_output=True)
+
+    git("init")
+    for name in ("code.py", "dvc.lock"):
+        Path(name).write_text("1")
+    git("add", "code.py", "dvc.lock")
+    git("commit", "-m", "first")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    states = []
+    for changed in ("dvc.lock", "code.py"):
+        Path(changed).write_text("2")
+        with tracking.stage_run("one", shipped) as run:
+            tags = run_of(run.parent_id).data.tags
+        states.append((tags["mlflow.source.git.commit"], tags["git.dirty"]))
+    assert states == [(commit, "false"), (commit, "true")]  # dvc.lock is a result
+    assert f"{commit[:7]}+" in tags["mlflow.runName"]
+
+
+def test_the_root_is_dvcs_or_the_nearest_pipeline(tmp_path, monkeypatch):
+    enter_root(tmp_path, monkeypatch)
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert tracking.tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("DVC_ROOT", "/elsewhere")
+    assert tracking.tracking_uri() == "sqlite:////elsewhere/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:1")
+    assert tracking.tracking_uri() == "http://host:1"
+
+
+def test_a_server_that_is_down_is_named_without_its_password(tmp_path, monkeypatch, shipped):
+    enter_root(tmp_path, monkeypatch)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=f"http://127.0.0.1:{port}") as error, tracking.stage_run("one", shipped):
+        pass
+    assert "secret" not in str(error.value)
+
+
+STAGE = """
+import sys
+from dfganext import settings, tracking
+with tracking.stage_run(sys.argv[1], settings.load(sys.argv[2])) as run:
+    for step in range(40):
+        run.log_metrics({"loss": step}, step)
+        run.log_headline({"accuracy": step})
+"""
+
+
+def test_four_processes_may_begin_at_once(empty, root):
+    stages = [
+        subprocess.Popen([sys.executable, "-c", STAGE, str(number), str(root / "params.yaml")], stderr=subprocess.PIPE)
+        for number in range(4)
+    ]
+    errors = [stage.communicate()[1].decode() for stage in stages]
+    assert [stage.returncode for stage in stages] == [0] * 4, errors
+    assert errors == [""] * 4
+    assert len(parents()) == 4
+    assert all(run.info.status == "FINISHED" and run.data.metrics["accuracy"] == 39 for run in parents())
+
+
+PIPELINE = """
+stages:
+  one:
+    cmd: python stage.py one params.yaml && cp params.yaml one.txt
+    params: [seed]
+    deps: [stage.py]
+    outs: [one.txt]
+  two:
+    cmd: python stage.py two params.yaml && cp one.txt two.txt
+    deps: [one.txt]
+    outs: [two.txt]
+"""
+
+
+@pytest.mark.slow
+def test_repro_and_a_queue_of_two_land_in_one_store(empty, root):
+    """Real DVC: a parent an execution, whether in the workspace or in the temporary ones of two experiments at a time."""
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def call(line):
+        subprocess.run(line.split(), check=True, env=environment, capture_output=True)
+
+    Path("stage.py").write_text(STAGE)
+    Path("dvc.yaml").write_text(PIPELINE)
+    Path("params.yaml").write_text((root / "params.yaml").read_text())
+    Path(".gitignore").write_text("mlflow.db*\nmlruns\none.txt\ntwo.txt\n")
+    for line in ("git init", "git config user.name a", "git config user.email a@b", "dvc init", "git add ."):
+        call(line)
+    call("git commit -m first")
+    call("dvc repro")
+    call("git add dvc.lock")
+    call("git commit -m second")
+    for seed in (1, 2):
+        call(f"dvc exp run --queue -n seed-{seed} -S seed={seed}")
+    call("dvc queue start -j 2")
+    client, experiment = tracking.connect()
+    for _ in range(360):
+        runs = client.search_runs([experiment])
+        if len(runs) == 9 and all(run.info.status == "FINISHED" for run in runs):
+            break
+        time.sleep(0.5)
+    assert len(runs) == 9  # three parents of two stages each
+    seeds = {run.info.run_name.split()[0]: run.data.params["seed"] for run in parents()}
+    assert seeds == {"repro": "20", "seed-1": "1", "seed-2": "2"}
+    for parent in parents():
+        below = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+        assert sorted(run.data.tags["stage"] for run in below) == ["one", "two"]
+        assert all(Path(run.info.artifact_uri).is_relative_to(empty / "mlruns") for run in below)
+    call("dvc queue stop")
