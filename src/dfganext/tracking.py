@@ -122,6 +122,12 @@ def sha256_of(path: Path | str) -> str:
         files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
         lines = (f"{name} {sha256_of(file)}\n" for name, file in files)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+    status = path.stat()
+    return _sha256_of_file(path.resolve(), status.st_mtime_ns, status.st_size)
+
+
+@functools.cache  # a stage asks for the arrays' hash twice, for its checkpoint and for its run
+def _sha256_of_file(path: Path, modified: int, size: int) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
