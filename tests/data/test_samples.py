@@ -1,0 +1,133 @@
+"""The embedded sample is what its code draws, fits its size, and gives a class away by nothing but pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+from sklearn.metrics import roc_auc_score
+
+from dfganext import images, labels
+from dfganext.data import samples
+
+COMMITTED = Path(__file__).parents[2] / "samples"
+BLOCK = 4096
+
+
+def committed(name: str) -> list[Path]:
+    return sorted((COMMITTED / name).iterdir())
+
+
+@pytest.fixture(scope="module")
+def drawn_again(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("samples")
+    samples.write(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", labels.NAMES)
+def test_drawn_again_the_sample_is_the_committed_one(drawn_again: Path, name: str) -> None:
+    """The pixels are equal where processor and library versions are.
+
+    Elsewhere sines and powers may differ in their last bit, and one value in billions then rounds the other way: a level
+    in one pixel at most, after JPEG a few levels in one block of 8 x 8. That is below 0.05 on average over an image,
+    where another drawing differs by tens.
+    """
+    again = sorted((drawn_again / name).iterdir())
+    assert [path.name for path in again] == [path.name for path in committed(name)]
+    for one, other in zip(again, committed(name), strict=True):
+        pixels, expected = (images.decode(path.read_bytes()).astype(float) for path in (one, other))
+        assert np.abs(pixels - expected).mean() < 0.05, one.name
+
+
+def test_the_sample_is_balanced_and_fits_four_megabytes_on_disk() -> None:
+    sizes = {name: [path.stat().st_size for path in committed(name)] for name in labels.NAMES}
+    assert len(sizes["real"]) == len(sizes["fake"]) == samples.PER_CLASS
+    assert sum(-(-size // BLOCK) * BLOCK for every in sizes.values() for size in every) <= 4_000_000
+
+
+def test_no_class_shows_in_format_size_or_quantisation() -> None:
+    seen = {name: set() for name in labels.NAMES}
+    for name in labels.NAMES:
+        for path in committed(name):
+            data = path.read_bytes()
+            with Image.open(path) as image:
+                extra = sorted(set(image.info) - {"jfif", "jfif_version", "jfif_unit", "jfif_density"})
+                tables = tuple(tuple(table) for table in image.quantization.values())
+                seen[name].add((images.header(data), tables, tuple(extra), path.suffix, len(path.name)))
+    assert seen["real"] == seen["fake"]
+    assert len(seen["real"]) == 1
+    ((header, _, extra, _, _),) = seen["real"]
+    assert (header.format, header.width, header.height, extra) == ("JPEG", samples.SIZE, samples.SIZE, ())
+
+
+def test_bytes_and_colours_hardly_tell_the_classes_apart() -> None:
+    paths = [path for name in labels.NAMES for path in committed(name)]
+    truth = [labels.index_of(path.parent.name) for path in paths]
+    pixels = np.stack([images.decode(path.read_bytes()) for path in paths])
+    assert abs(roc_auc_score(truth, [path.stat().st_size for path in paths]) - 0.5) < 0.15
+    for channel in range(3):
+        assert abs(roc_auc_score(truth, pixels[..., channel].mean(axis=(1, 2))) - 0.5) < 0.06
+
+
+def test_an_image_depends_on_seed_class_and_index() -> None:
+    first = samples.draw(labels.REAL, 3, seed=1)
+    assert (first.dtype, first.shape) == (np.uint8, (samples.SIZE, samples.SIZE, 3))
+    np.testing.assert_array_equal(first, samples.draw(labels.REAL, 3, seed=1))
+    for other in (
+        samples.draw(labels.REAL, 3, seed=2),
+        samples.draw(labels.REAL, 4, seed=1),
+        samples.draw(1, 3, seed=1),
+    ):
+        assert np.abs(first.astype(float) - other).mean() > 5
+
+
+def test_an_image_does_not_depend_on_how_many_are_drawn(tmp_path: Path) -> None:
+    samples.write(tmp_path / "two", per_class=2, seed=5, size=32)
+    samples.write(tmp_path / "three", per_class=3, seed=5, size=32)
+    for name in labels.NAMES:
+        for path in (tmp_path / "two" / name).iterdir():
+            assert path.read_bytes() == (tmp_path / "three" / name / path.name).read_bytes()
+
+
+def test_the_upsampling_is_a_transposed_convolution() -> None:
+    """Against the definition: every sample lays down its weight times the kernel, footprints two pixels apart."""
+    rng = np.random.default_rng(0)
+    small, kernel = rng.uniform(size=(5, 5, 3)), rng.uniform(size=(3, 3))
+    expected = np.zeros((12, 12, 3))
+    for row in range(5):
+        for column in range(5):
+            footprint = small[row, column] * kernel[..., None]
+            expected[2 * row : 2 * row + 3, 2 * column : 2 * column + 3] += footprint
+    found = samples._transposed_convolution(small, kernel)
+    np.testing.assert_allclose(found[1:9, 1:9], expected[2:10, 2:10])
+
+
+def test_only_the_generator_leaves_a_period_of_four() -> None:
+    """On a grey wall: a fake's rows and columns repeat with a period of four, and brightness stays."""
+    grey = np.full((32, 32, 3), 0.5)
+    spectrum = np.abs(np.fft.rfft(samples.generate(grey, np.random.default_rng(0))[..., 1].mean(axis=0)))
+    assert spectrum[8] > 20 * np.delete(spectrum, [0, 8, 16]).max()
+    assert samples.generate(grey, np.random.default_rng(0)).mean() == pytest.approx(0.5, abs=0.005)
+
+
+def test_noise_has_no_period_of_its_own_and_grows_with_light() -> None:
+    rng = np.random.default_rng(0)
+    scene = np.repeat(np.linspace(0.1, 0.9, 256)[:, None, None], 256, axis=1) * np.ones(3)
+    picture, noise = samples.expose(scene, rng)
+    assert picture.shape == noise.shape == (128, 128, 3)
+    np.testing.assert_allclose(picture[8:-8], ndimage.zoom(scene, (0.5, 0.5, 1), order=1)[8:-8], atol=0.01)
+    assert abs(noise.mean()) < 0.002
+    assert noise[-32:].std() > 1.3 * noise[:32].std()
+    lattice = np.array([noise[i::2, j::2].std() for i in range(2) for j in range(2)])
+    assert lattice.max() / lattice.min() < 1.1
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").write_text("keep", encoding="utf-8")
+    assert samples.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
