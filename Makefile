@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: repro test lint ui serve lock
 
 repro: .venv/ready
-	dvc repro --quiet check
+	python -m stages.check
 	dvc repro
 
 test: .venv/ready
