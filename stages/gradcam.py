@@ -9,6 +9,8 @@ from dfganext.detector import Detector
 from dfganext.explain import gradcam, statistics
 from dfganext.training import compute
 
+FIGURES = (paths.GRADCAM_REAL_FIGURE, paths.GRADCAM_FAKE_FIGURE)
+
 
 def main() -> None:
     chosen = settings.load()
@@ -33,11 +35,12 @@ def main() -> None:
         files.write_json(paths.GRADCAM_METRICS, means)
 
         rng = np.random.default_rng(chosen.seed)
-        for label, path in ((labels.REAL, paths.GRADCAM_REAL_FIGURE), (labels.FAKE, paths.GRADCAM_FAKE_FIGURE)):
-            rows = np.sort(rng.permutation(test.only(label))[: chosen.gradcam.per_class])
+        drawn = [np.sort(rng.permutation(test.only(label))[: chosen.gradcam.per_class]) for label in labels.ALL]
+        top = float(maps[np.concatenate(drawn)].max()) or 1.0
+        for label, rows, path in zip(labels.ALL, drawn, FIGURES, strict=True):
             captions = [f"{names[int(p > detector.threshold)]}, p_fake {p:.3f}" for p in p_fake[rows]]
             title = f"Random {names[label]} test images; evidence for class “{chosen.gradcam.target}”"
-            figures.save(figures.gradcam(test.pixels[rows], maps[rows], captions, title), path)
+            figures.save(figures.gradcam(test.pixels[rows], maps[rows], captions, title, top), path)
             run.log_artifact(path, "gradcam")
         run.log_artifact(paths.GRADCAM / "statistics.csv", "gradcam")
         run.log_metrics({f"{label}_{name}": value for label, row in means.items() for name, value in row.items()})

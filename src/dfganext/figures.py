@@ -24,19 +24,19 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=200, metadata={"Software": None})
 
 
-def gradcam(pixels: np.ndarray, maps: np.ndarray, captions: list[str], title: str) -> Figure:
+def gradcam(pixels: np.ndarray, maps: np.ndarray, captions: list[str], title: str, top: float) -> Figure:
     """Images above their Grad-CAM overlays, with a caption each and one colour bar.
 
-    All maps share one scale, from 0 to the greatest value among them, so that how intense a map is can be seen.
+    All maps share one scale, so that how intense a map is can be seen, also between figures with the same `top`.
 
     Args:
         pixels: uint8, (N, size, size, 3).
         maps: (N, h, w), raw.
         captions: N texts.
+        top: the raw value shown as full red.
     """
     columns = min(8, len(pixels))
     rows = -(-len(pixels) // columns)
-    top = float(maps.max()) or 1.0
     figure = Figure(figsize=(1.35 * columns + 1.1, 2.95 * rows + 0.5), layout="constrained")
     axes = figure.subplots(2 * rows, columns, squeeze=False)
     for axis in axes.flat:
@@ -61,11 +61,11 @@ def evaluation(roc: pd.DataFrame, precision_recall: pd.DataFrame, predictions: p
         predictions: columns label and predicted, "real" or "fake", a row a test image.
         model: its name, for the title.
     """
-    figure = Figure(figsize=(10.5, 3.6), layout="constrained")
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     left.plot(roc.false_positive_rate, roc.true_positive_rate, color=FAKE_COLOUR)
     left.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
-    left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC", aspect="equal")
+    left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC", box_aspect=1)
     middle.plot(precision_recall.recall, precision_recall.precision, color=FAKE_COLOUR, drawstyle="steps-post")
     middle.set(
         xlabel="recall",
@@ -73,7 +73,7 @@ def evaluation(roc: pd.DataFrame, precision_recall: pd.DataFrame, predictions: p
         title="Precision and recall",
         xlim=(0, 1.02),
         ylim=(0, 1.02),
-        aspect="equal",
+        box_aspect=1,
     )
     counts = confusion_matrix(predictions.label, predictions.predicted, labels=NAMES)
     right.imshow(counts, cmap="Blues", vmin=0)

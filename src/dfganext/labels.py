@@ -1,6 +1,7 @@
 """The two classes. "fake" is the positive class everywhere."""
 
 REAL, FAKE = 0, 1
+ALL = (REAL, FAKE)
 NAMES = ("real", "fake")
 
 
