@@ -31,19 +31,20 @@ def main() -> None:
         table = pd.concat([table, statistics.describe(maps)], axis=1)
         files.write_table(paths.GRADCAM / "statistics.csv", table)
         np.save(paths.GRADCAM / "maps.npy", maps)
-        means = table.groupby("label")[list(statistics.NAMES)].mean().to_dict(orient="index")
+        means = statistics.class_means(table)
         files.write_json(paths.GRADCAM_METRICS, means)
 
         rng = np.random.default_rng(chosen.seed)
         drawn = [np.sort(rng.permutation(test.only(label))[: chosen.gradcam.per_class]) for label in labels.ALL]
         top = float(maps[np.concatenate(drawn)].max()) or 1.0
-        for label, rows, path in zip(labels.ALL, drawn, FIGURES, strict=True):
+        for code, rows, path in zip(labels.ALL, drawn, FIGURES, strict=True):
             captions = [f"{names[int(p > detector.threshold)]}, p_fake {p:.3f}" for p in p_fake[rows]]
-            title = f"Random {names[label]} test images; evidence for class “{chosen.gradcam.target}”"
+            title = f"Random {names[code]} test images; evidence for class “{chosen.gradcam.target}”"
             figures.save(figures.gradcam(test.pixels[rows], maps[rows], captions, title, top), path)
             run.log_artifact(path, "gradcam")
         run.log_artifact(paths.GRADCAM / "statistics.csv", "gradcam")
-        run.log_metrics({f"{label}_{name}": value for label, row in means.items() for name, value in row.items()})
+        for label, row in means.items():
+            run.log_metrics({f"{label}_{name}": value for name, value in row.items() if value is not None})
 
 
 if __name__ == "__main__":

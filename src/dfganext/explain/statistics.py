@@ -16,8 +16,8 @@ def describe(maps: np.ndarray) -> pd.DataFrame:
 
     Returns:
         maximum and mean, in the map's own units; entropy of the map as a distribution over its cells, divided by log(h w), so
-        that 1 is even and 0 a single cell; above_half, the share of cells above half the maximum. The last two are NaN for
-        a map that is zero everywhere.
+        that 1 is even and 0 a single cell; above_half, the share of cells above half the maximum. Both are NaN for a map
+        that is zero everywhere, and entropy for one of a single cell.
     """
     cells = maps.reshape(len(maps), -1).astype(np.float64)
     total, top = cells.sum(axis=1), cells.max(axis=1)
@@ -34,3 +34,12 @@ def describe(maps: np.ndarray) -> pd.DataFrame:
             "above_half": np.where(blank, np.nan, above_half),
         }
     )
+
+
+def class_means(table: pd.DataFrame) -> dict[str, dict[str, float | None]]:
+    """Mean of each statistic by the column `label`, over the maps that have it; None where none has."""
+    means = table.groupby("label")[list(NAMES)].mean()
+    return {
+        str(label): {name: None if np.isnan(value) else float(value) for name, value in row.items()}
+        for label, row in means.to_dict(orient="index").items()
+    }
