@@ -40,6 +40,6 @@ def class_means(table: pd.DataFrame) -> dict[str, dict[str, float | None]]:
     """Mean of each statistic by the column `label`, over the maps that have it; None where none has."""
     means = table.groupby("label")[list(NAMES)].mean()
     return {
-        str(label): {name: None if np.isnan(value) else float(value) for name, value in row.items()}
+        str(label): {str(name): None if np.isnan(value) else float(value) for name, value in row.items()}
         for label, row in means.to_dict(orient="index").items()
     }
