@@ -12,7 +12,6 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
-from dfganext.explain.gradcam import overlay
 from dfganext.labels import NAMES
 
 REAL_COLOUR, FAKE_COLOUR = "#0072B2", "#D55E00"  # Okabe and Ito: told apart with any colour vision
@@ -35,6 +34,8 @@ def gradcam(pixels: np.ndarray, maps: np.ndarray, captions: list[str], title: st
         captions: N texts.
         top: the raw value shown as full red.
     """
+    from dfganext.explain.gradcam import overlay  # imports for seconds what the other figures do not need
+
     columns = min(8, len(pixels))
     rows = -(-len(pixels) // columns)
     figure = Figure(figsize=(1.35 * columns + 1.1, 2.95 * rows + 0.5), layout="constrained")

@@ -141,7 +141,9 @@ def test_experiments_of_every_kind_land_in_one_store(reproduced):
             "dvc", "queue", "logs", "queued"
         )
         time.sleep(2)
-    assert json.loads(reproduced.run("git", "show", "queued:metrics/evaluate.json"))["convnext"]["queued"] == 1
+    refs = reproduced.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    (queued,) = (ref for ref in refs if ref.endswith("/queued"))
+    assert json.loads(reproduced.run("git", "show", f"{queued}:metrics/evaluate.json"))["convnext"]["queued"] == 1
 
     new = {run.data.tags.get("dvc.experiment"): run for run in parents(reproduced) if run.info.run_id not in before}
     assert set(new) == {"here", "apart", "queued"}
