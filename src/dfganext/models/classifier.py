@@ -68,6 +68,8 @@ def build(
     model = _create(architecture, outputs_of(loss), size, seed, pretrained=weights == "imagenet")
     if weights not in ("random", "imagenet"):
         _load_backbone(model, Path(weights))
+    if weights != "random":
+        _quieten_head(model, seed)
     normalise = timm.data.resolve_model_data_config(model)
     return model, ClassifierConfig(architecture, loss, size, tuple(normalise["mean"]), tuple(normalise["std"]))
 
@@ -157,6 +159,15 @@ def _create(architecture: str, outputs: int, size: int, seed: int, pretrained: b
                 f"({type(error).__name__}); connect to the network, or set convnext.weights to random or to the path of a "
                 ".safetensors or .pth file."
             ) from error
+
+
+def _quieten_head(model: nn.Module, seed: int) -> None:
+    """Start fine-tuning near p_fake = 0.5: some heads of timm start with logits of 30, whose gradients undo the weights."""
+    head = model.get_classifier()  # type: ignore[operator]
+    if isinstance(head, nn.Linear):
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.trunc_normal_(head.weight, std=0.02, generator=generator)
+        nn.init.zeros_(head.bias)
 
 
 def _load_backbone(model: nn.Module, path: Path) -> None:
