@@ -6,3 +6,8 @@ class UserError(Exception):
 
     Command lines and stages print the message without a traceback and exit with a code other than 0.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """What another library's exception says, on one line, to be part of a sentence; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

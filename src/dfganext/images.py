@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from dfganext.errors import one_line
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "PPM")
 """What is decoded, told by content and never by a file's name. Formats that run other programs (EPS) stay out."""
 
@@ -63,7 +65,7 @@ def decode(data: bytes, max_megapixels: float = MAX_MEGAPIXELS, min_side: int = 
             raise
         except Exception as error:
             # Pillow's plugins raise OSError, SyntaxError, struct.error, ValueError, ... on damaged input
-            raise ImageError(f"damaged or truncated {image.format} data ({_one_line(error)})") from error
+            raise ImageError(f"damaged or truncated {image.format} data ({one_line(error)})") from error
 
 
 def header(data: bytes, max_megapixels: float = MAX_MEGAPIXELS, min_side: int = MIN_SIDE) -> Header:
@@ -114,7 +116,7 @@ def _open(data: bytes, max_megapixels: float, min_side: int) -> ImageFile.ImageF
         limit = min(max_megapixels, 2e-6 * (Image.MAX_IMAGE_PIXELS or 0))  # Pillow's own, whatever the caller allows
         raise ImageError(f"more than {limit:g} megapixels") from None
     except Exception as error:
-        raise ImageError(f"damaged image header ({_one_line(error)})") from error
+        raise ImageError(f"damaged image header ({one_line(error)})") from error
     width, height = image.size
     if width * height > max_megapixels * 1e6:
         raise ImageError(f"{width}x{height} pixels are more than {max_megapixels:g} megapixels")
@@ -137,7 +139,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -16,7 +16,7 @@ from typing import IO, Self, cast
 from tqdm import tqdm
 
 from dfganext.data.trees import Reject, printable
-from dfganext.errors import UserError
+from dfganext.errors import UserError, one_line
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
@@ -88,7 +88,7 @@ def extract(
             raise UserError(f"The disk is full, so {name} cannot be unpacked into {target}: make room.") from error
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"{name} cannot be unpacked into {target}: {error.strerror}.") from error
-        raise UserError(f"{name} is damaged or cut short ({_one_line(error)}): make or fetch it again.") from error
+        raise UserError(f"{name} is damaged or cut short ({one_line(error)}): make or fetch it again.") from error
     return writer.rejects
 
 
@@ -137,7 +137,7 @@ class _Writer:
                     sink.write(chunk)
         except spoilt as error:
             path.unlink()
-            self.refuse(member, f"it cannot be unpacked: {_one_line(error)}")
+            self.refuse(member, f"it cannot be unpacked: {one_line(error)}")
 
 
 def _extract_zip(archive: Path, writer: _Writer) -> None:
@@ -192,7 +192,3 @@ def _copy_hard_link(member: tarfile.TarInfo, writer: _Writer) -> None:
         writer.refuse(member.name, "a hard link to what is not in the archive")
     else:
         writer.write(member.name, lambda: original.open("rb"), ())
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

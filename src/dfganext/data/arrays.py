@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dfganext import files, images
 from dfganext.data.sampling import SPLITS
 from dfganext.errors import UserError
-from dfganext.labels import NAMES
+from dfganext.labels import index_of
 
 INDEX_FILE = "index.csv"
 
@@ -67,7 +67,7 @@ def read(folder: Path, split: str) -> Images:
     except FileNotFoundError:
         raise UserError(f"{folder} holds no resized images; run `dvc repro resize` first.") from None
     rows = index[index.split == split]
-    return Images(pixels, np.array([NAMES.index(label) for label in rows.label], np.int64), list(rows.path))
+    return Images(pixels, np.array([index_of(label) for label in rows.label], np.int64), list(rows.path))
 
 
 def _ordered(pool: ThreadPoolExecutor, jobs: Iterator[tuple[Path, int]]) -> Iterator[np.ndarray]:

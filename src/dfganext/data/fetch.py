@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import requests
 from tqdm import tqdm
 
-from dfganext.errors import UserError
+from dfganext.errors import UserError, one_line
 
 _CHUNK = 1 << 20
 _WORTH_ANOTHER_TRY = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -152,7 +152,7 @@ def _attempt(session: requests.Session, url: str, part: _Part, timeout: float, b
                     sink.write(chunk)
                     bar.update(len(chunk))
     except (requests.exceptions.InvalidURL, requests.exceptions.TooManyRedirects) as error:
-        raise UserError(f"download.url, {shown(url)}, cannot be followed ({_one_line(error)}): correct it.") from error
+        raise UserError(f"download.url, {shown(url)}, cannot be followed ({one_line(error)}): correct it.") from error
     except requests.RequestException as error:
         raise _TransientError(type(error).__name__) from error
 
@@ -184,7 +184,3 @@ def _version(response: requests.Response) -> str | None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -14,7 +14,7 @@ from dfganext import labels
 from dfganext.data import archives
 from dfganext.data.fetch import fetch
 from dfganext.data.trees import Found, Reject, Tree, walk
-from dfganext.errors import UserError
+from dfganext.errors import UserError, one_line
 from dfganext.settings import Download
 
 DOWNLOADS = "downloads"
@@ -103,9 +103,9 @@ def _kaggle_advice(handle: str, error: Exception) -> str:
             "set KAGGLE_USERNAME and KAGGLE_KEY, or put your API token at ~/.kaggle/kaggle.json."
         )
     if type(error) is ValueError:
-        return f"download.kaggle, {handle!r}, must be owner/name or owner/name/versions/N ({_one_line(error)})."
+        return f"download.kaggle, {handle!r}, must be owner/name or owner/name/versions/N ({one_line(error)})."
     return (
-        f"Kaggle's data set {handle} could not be downloaded ({_one_line(error)}): check the connection and run again, "
+        f"Kaggle's data set {handle} could not be downloaded ({one_line(error)}): check the connection and run again, "
         "what has come is kept."
     )
 
@@ -121,7 +121,7 @@ def _huggingface(repository: str | None, revision: str | None) -> Tree:
     try:
         folder = Path(huggingface_hub.snapshot_download(repository, repo_type="dataset", revision=revision))
     except errors.HFValidationError as error:
-        raise UserError(f"download.huggingface, {repository!r}, must be owner/name ({_one_line(error)}).") from error
+        raise UserError(f"download.huggingface, {repository!r}, must be owner/name ({one_line(error)}).") from error
     except errors.RevisionNotFoundError as error:
         raise UserError(
             f"The data set {repository} has no revision {revision!r}: set download.revision to a branch, tag or commit of it."
@@ -134,7 +134,7 @@ def _huggingface(repository: str | None, revision: str | None) -> Tree:
     except Exception as error:
         # httpx, hf_xet and the hub's own errors have no common base
         raise UserError(
-            f"The data set {repository} could not be downloaded from the Hugging Face hub ({_one_line(error)}): check the "
+            f"The data set {repository} could not be downloaded from the Hugging Face hub ({one_line(error)}): check the "
             "connection and run again, what has come is kept."
         ) from error
     # the hub's cache keeps contents under blobs/, and a snapshot is a folder of links to them
@@ -210,7 +210,3 @@ def _class_names(metadata: dict[bytes, bytes] | None) -> dict[Any, str]:
     except (ValueError, KeyError, TypeError):
         return {}
     return dict(enumerate(map(str, names)))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
