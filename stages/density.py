@@ -1,5 +1,7 @@
 """How dense the autoencoder's latent space is, around real images and around fakes."""
 
+import numpy as np
+
 from dfganext import figures, files, labels, paths, pipeline, settings, tracking
 from dfganext.data import arrays, sampling
 from dfganext.density import protocols
@@ -23,13 +25,19 @@ def main() -> None:
         points, dimension = train_real.shape
         summary = protocols.summarise(scores, points, dimension, chosen.density.bandwidth)
 
+        fitted = np.array(train.paths)[train.only(labels.REAL)]
+        heldout = {name: np.array(test.paths)[test.only(label)] for label, name in enumerate(labels.NAMES)}
+        scores["path"] = [
+            (fitted if label == "real" and protocol != "heldout" else heldout[label])[row]
+            for protocol, label, row in zip(scores.protocol, scores.label, scores.row, strict=True)
+        ]
         files.write_table(paths.DENSITY / "scores.csv", scores)
         files.write_json(paths.DENSITY_METRICS, summary)
-        heldout = scores[scores.protocol == "heldout"].groupby("label").log_density
+        by_class = scores[scores.protocol == "heldout"].groupby("label").log_density
         title = f"Latent density, {dimension} dimensions, bandwidth {chosen.density.bandwidth:g}"
-        figure = figures.density(heldout.get_group("real").to_numpy(), heldout.get_group("fake").to_numpy(), title)
+        figure = figures.density(by_class.get_group("real").to_numpy(), by_class.get_group("fake").to_numpy(), title)
         figures.save(figure, paths.DENSITY_FIGURE)
-        run.log_metrics({f"heldout_{label}_mean": values.mean() for label, values in heldout})
+        run.log_metrics({f"heldout_{label}_mean": values.mean() for label, values in by_class})
         run.log_metrics({"heldout_roc_auc": summary["heldout"]["roc_auc"]})
         for path in (paths.DENSITY_FIGURE, paths.DENSITY_METRICS):
             run.log_artifact(path, "density")

@@ -1,10 +1,9 @@
-"""Settle thresholds on validation images, then judge both models on the test images, once."""
+"""Settle temperature and thresholds on validation images, then judge both models on the test images, once."""
 
 from dfganext import figures, files, paths, pipeline, settings, tracking
 from dfganext.data import arrays, sampling
-from dfganext.detector import Detector
-from dfganext.evaluation import evaluate, metrics
-from dfganext.models import autoencoder
+from dfganext.evaluation import calibration, evaluate, metrics
+from dfganext.models import autoencoder, classifier
 from dfganext.training import compute
 
 
@@ -15,11 +14,11 @@ def main() -> None:
     with tracking.stage_run("evaluate", chosen, reads=reads, makes=[paths.OPERATING_POINT, paths.PREDICTIONS]) as run:
         compute.make_repeatable()
         validation, test = splits(chosen.convnext.size)
-        detector = Detector.load(paths.CONVNEXT, device=device)
-        p_fake = detector.probabilities(test.pixels)
-        convnext = evaluate.judge_classifier(
-            validation.labels, detector.probabilities(validation.pixels), test.labels, p_fake
-        )
+        network, config = classifier.load(paths.CONVNEXT)
+        logits = classifier.predict_logits(network, config, validation.pixels, device=device)
+        outputs = classifier.predict_outputs(network, config, test.pixels, device=device)
+        test_logits, argmax = classifier.fake_logits(outputs).astype(float), outputs.argmax(axis=1)
+        convnext = evaluate.judge_classifier(validation.labels, logits, test.labels, test_logits, argmax)
 
         model = autoencoder.load(paths.AUTOENCODER)
         validation_errors, errors = (
@@ -30,12 +29,16 @@ def main() -> None:
         )
 
         scores = {"convnext": convnext, "autoencoder": reconstruction}
-        predictions = evaluate.predictions(test, p_fake, convnext["threshold"], errors)
+        threshold, temperature = convnext["threshold"], convnext["temperature"]
+        p_fake = calibration.apply(test_logits, temperature)
+        predictions = evaluate.predictions(test, test_logits, p_fake, threshold, argmax, errors)
         roc = metrics.roc_curve(test.labels, p_fake)
         precision_recall = metrics.precision_recall_curve(test.labels, p_fake)
-        files.write_json(paths.OPERATING_POINT, {"threshold": convnext["threshold"], "chosen_on": sampling.VALIDATION})
+        chosen_on = {"threshold": threshold, "temperature": temperature, "chosen_on": sampling.VALIDATION}
+        files.write_json(paths.OPERATING_POINT, chosen_on)
         files.write_json(paths.EVALUATE_METRICS, scores)
         files.write_table(paths.PREDICTIONS, predictions)
+        files.write_table(paths.RELIABILITY, evaluate.reliability(test.labels, test_logits, temperature))
         files.write_table(paths.CONFUSION, predictions[["label", "predicted"]])
         files.write_table(paths.ROC, roc)
         files.write_table(paths.PRECISION_RECALL, precision_recall)

@@ -1,6 +1,6 @@
 """Train the classifier and keep its best epoch."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from dfganext import paths, pipeline, settings, tracking
@@ -28,7 +28,7 @@ def main() -> None:
         history, config = training.train(
             train, validation, chosen.convnext, chosen.loss, chosen.seed, chosen.machine, checkpoint, curves
         )
-        classifier.save(paths.CONVNEXT, history.best_state, config)
+        classifier.save(paths.CONVNEXT, history.best_state, replace(config, equalise=chosen.resize.equalise))
         curves.write(history, paths.CONVNEXT_CURVES, paths.CONVNEXT_SPEED)
         run.log_metrics({"best_epoch": history.best_epoch})
         run.log_artifact(paths.CONVNEXT_CURVES, "curves")

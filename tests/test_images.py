@@ -283,3 +283,24 @@ def test_resize_keeps_a_flat_colour_and_the_mean_and_does_not_alias():
     image = RNG.integers(0, 256, (128, 128, 3), dtype=np.uint8)
     assert abs(images.resize(image, 32).mean() - image.mean()) < 1.5
     np.testing.assert_array_equal(images.resize(image[:, ::-1], 32), images.resize(image, 32)[:, ::-1])
+
+
+def test_equalised_images_have_one_last_compression():
+    rng = np.random.default_rng(8)
+    picture = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize(
+        (64, 64), Image.Resampling.BICUBIC
+    )
+    files = []
+    for options in ({"format": "PNG"}, {"format": "JPEG", "quality": 40}, {"format": "JPEG", "quality": 95}):
+        buffer = io.BytesIO()
+        picture.save(buffer, **options)
+        files.append(images.decode(buffer.getvalue()))
+    tables = {images.jpeg_quantisation(images.reencode(image)) for image in files}
+    assert len(tables) == 1
+    for image in files:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "JPEG", quality=75, subsampling=2)
+        expected = np.asarray(Image.open(buffer))
+        np.testing.assert_array_equal(images.prepare(image, 64, equalise=True), expected)
+        np.testing.assert_array_equal(images.prepare(image, 64, equalise=False), image)
+        assert images.prepare(image, 32, equalise=True).shape == (32, 32, 3)

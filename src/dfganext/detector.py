@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dfganext import images, labels
+from dfganext.evaluation import calibration
 from dfganext.models import classifier
 from dfganext.models.classifier import ClassifierConfig
 
@@ -34,17 +35,21 @@ class Verdict:
 
 
 class Detector:
-    """A trained classifier with its operating point."""
+    """A trained classifier with its operating point: the temperature of its probabilities, and the threshold on them."""
 
-    def __init__(self, model: nn.Module, config: ClassifierConfig, threshold: float = 0.5) -> None:
-        self.model, self.config, self.threshold = model.eval(), config, threshold
+    def __init__(
+        self, model: nn.Module, config: ClassifierConfig, threshold: float = 0.5, temperature: float = 1.0
+    ) -> None:
+        self.model, self.config = model.eval(), config
+        self.threshold, self.temperature = threshold, temperature
 
     @classmethod
     def load(cls, folder: Path, operating_point: Path | None = None, device: torch.device | None = None) -> Detector:
         """Read a classifier from its folder.
 
         Args:
-            operating_point: file with the threshold; by default the one in the folder, and 0.5 where there is none.
+            operating_point: file with threshold and temperature; by default the one in the folder, and 0.5 and 1 where
+                there is none.
             device: by default a GPU where there is one.
 
         Raises:
@@ -52,13 +57,15 @@ class Detector:
         """
         model, config = classifier.load(folder)
         point = operating_point or folder / OPERATING_POINT_FILE
-        threshold = json.loads(point.read_text(encoding="utf-8"))["threshold"] if point.is_file() else 0.5
-        return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), config, threshold)
+        chosen = json.loads(point.read_text(encoding="utf-8")) if point.is_file() else {}
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(model, config, chosen.get("threshold", 0.5), chosen.get("temperature", 1.0))
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
-        """p_fake of images at the model's own size: uint8 (N, size, size, 3) -> float64 (N,)."""
+        """Calibrated p_fake of images at the model's own size: uint8 (N, size, size, 3) -> float64 (N,)."""
         device = next(self.model.parameters()).device
-        return sigmoid(classifier.predict_logits(self.model, self.config, pixels, device=device))
+        logits = classifier.predict_logits(self.model, self.config, pixels, device=device)
+        return calibration.apply(logits, self.temperature)
 
     def judge(self, encoded: Sequence[bytes], explain: bool = False) -> list[Verdict]:
         """One verdict an encoded image, in order; an image that cannot be decoded gets an error and harms no other."""
@@ -66,7 +73,7 @@ class Detector:
         pixels, places = [], []
         for place, data in enumerate(encoded):
             try:
-                pixels.append(images.resize(images.decode(data), self.config.size))
+                pixels.append(images.prepare(images.decode(data), self.config.size, self.config.equalise))
                 places.append(place)
             except images.ImageError as error:
                 verdicts[place] = Verdict(None, None, self.threshold, error=str(error))
@@ -84,8 +91,3 @@ class Detector:
 
         raw = gradcam.raw_maps(self.model, self.config, pixels, [labels.FAKE] * len(pixels))
         return [gradcam.png(gradcam.overlay(image, one)) for image, one in zip(pixels, raw, strict=True)]
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Logistic function without overflow."""
-    return np.exp(-np.logaddexp(0, -logits))

@@ -20,6 +20,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "PPM")
 
 MAX_MEGAPIXELS = 64.0
 MIN_SIDE = 16
+EQUAL_QUALITY = 75
+"""JPEG quality of equalised images: that of the paper's data set."""
 
 # catch_warnings swaps the filters of the whole process: two threads at once could leave them swapped for good
 _WARNINGS = threading.Lock()
@@ -101,6 +103,29 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     if side == size:
         return square
     return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.LANCZOS))
+
+
+def reencode(image: np.ndarray) -> bytes:
+    """uint8 (height, width, 3) as JPEG, quality 75, 4:2:0."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=EQUAL_QUALITY, subsampling="4:2:0")
+    return buffer.getvalue()
+
+
+def prepare(image: np.ndarray, size: int, equalise: bool) -> np.ndarray:
+    """What training, evaluation and serving alike do to a decoded image: `resize`, then perhaps equalise.
+
+    Equalising saves and reads the image as JPEG of one quality, so that how a file was saved tells less of its class: the
+    last compression is the same for all, and what an earlier one left behind is weakened.
+
+    Args:
+        image: uint8, (height, width, 3).
+
+    Returns:
+        uint8, (size, size, 3).
+    """
+    square = resize(image, size)
+    return np.array(Image.open(io.BytesIO(reencode(square)))) if equalise else square
 
 
 def _open(data: bytes, max_megapixels: float, min_side: int) -> ImageFile.ImageFile:

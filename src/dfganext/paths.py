@@ -5,6 +5,7 @@ from pathlib import Path
 
 PARAMS = Path("params.yaml")
 DATA = Path("data")
+SAMPLES = Path("samples")
 
 ARTIFACTS = Path("artifacts")
 RAW = ARTIFACTS / "raw"
@@ -18,10 +19,14 @@ AUTOENCODER = MODELS / "autoencoder"
 EVALUATION = ARTIFACTS / "evaluation"
 PREDICTIONS = EVALUATION / "predictions.csv"
 OPERATING_POINT = EVALUATION / "operating_point.json"
+RELIABILITY = EVALUATION / "reliability.csv"
+BASELINE = ARTIFACTS / "baseline"
 GRADCAM = ARTIFACTS / "gradcam"
 DENSITY = ARTIFACTS / "density"
 
 METRICS = Path("metrics")
+AUDIT_METRICS = METRICS / "audit.json"
+BASELINE_METRICS = METRICS / "baseline.json"
 EVALUATE_METRICS = METRICS / "evaluate.json"
 DENSITY_METRICS = METRICS / "density.json"
 GRADCAM_METRICS = METRICS / "gradcam.json"
@@ -34,8 +39,10 @@ AUTOENCODER_SPEED = PLOTS / "autoencoder_speed.csv"
 ROC = PLOTS / "roc.csv"
 PRECISION_RECALL = PLOTS / "precision_recall.csv"
 CONFUSION = PLOTS / "confusion.csv"
+ROBUSTNESS = PLOTS / "robustness.csv"
 
 REPORTS = Path("reports")
+PAGE = REPORTS / "index.html"
 FIGURES = REPORTS / "figures"
 EVALUATION_FIGURE = FIGURES / "evaluation.png"
 GRADCAM_REAL_FIGURE = FIGURES / "gradcam_real.png"

@@ -7,8 +7,10 @@ is allowed. Nothing is filled in silently: every key must be present, so params.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -67,10 +69,16 @@ class Download:
 
 @dataclass(frozen=True)
 class Subsample:
+    seed: Annotated[int, Within(low=0, high=2**32 - 1)] | None
     per_class: Annotated[int, Within(low=4)] | None
     train_to_test: Positive
     validation: Annotated[float, Within(above=0, high=0.5)]
     near_duplicate_bits: Annotated[int, Within(low=0, high=128)]
+
+
+@dataclass(frozen=True)
+class Resize:
+    equalise: bool
 
 
 @dataclass(frozen=True)
@@ -107,9 +115,24 @@ class Autoencoder:
 
 
 @dataclass(frozen=True)
+class Robustness:
+    per_class: Count | None
+
+
+@dataclass(frozen=True)
+class Face:
+    x: Fraction
+    y: Fraction
+    width: Annotated[float, Within(above=0, high=1)]
+    height: Annotated[float, Within(above=0, high=1)]
+
+
+@dataclass(frozen=True)
 class Gradcam:
     per_class: Count
     target: Literal["fake", "real", "predicted"]
+    face: Face
+    faithfulness: Count
 
 
 @dataclass(frozen=True)
@@ -121,6 +144,26 @@ class Density:
 class Promote:
     metric: Literal["roc_auc", "accuracy", "log_loss"]
     architectures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AutoencoderRow:
+    size: Annotated[int, Within(low=16, multiple=8)]
+    threshold: Positive
+
+
+@dataclass(frozen=True)
+class Table1:
+    """The two rows that the paper's Table I has for the autoencoder."""
+
+    first: AutoencoderRow
+    second: AutoencoderRow
+
+
+@dataclass(frozen=True)
+class Report:
+    paper: bool
+    data: str | None
 
 
 @dataclass(frozen=True)
@@ -139,10 +182,14 @@ class Settings:
     loss: Literal["ce", "bce"]
     download: Download
     subsample: Subsample
+    resize: Resize
     convnext: Convnext
     autoencoder: Autoencoder
+    robustness: Robustness
     gradcam: Gradcam
     density: Density
+    table1: Table1
+    report: Report
     promote: Promote
     machine: Machine
 
@@ -181,6 +228,11 @@ def flatten(settings: Settings) -> dict[str, Any]:
     return flat
 
 
+def as_texts(values: Mapping[str, object]) -> dict[str, str]:
+    """Flattened settings as MLflow keeps them: text as it is, all else as JSON."""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+
+
 def _section(kind: type[T], values: object, prefix: str, source: str) -> T:
     where = prefix.rstrip(".") or "the top level"
     if not isinstance(values, dict):
@@ -212,6 +264,8 @@ def _value(hint: Any, value: object, key: str, source: str, suffix: str = "") ->
     elif origin is tuple:
         allowed, good = "a list of names", isinstance(value, list) and all(isinstance(item, str) for item in value)
         value = tuple(value) if isinstance(value, list) else value
+    elif hint is bool:
+        allowed, good = "true or false", isinstance(value, bool)
     elif hint is str:
         allowed, good = "a text", isinstance(value, str) and value.strip() != ""
     else:

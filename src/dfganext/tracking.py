@@ -379,7 +379,7 @@ def _log_metrics(client: Client, run_id: str, metrics: Mapping[str, float], step
 def _log_params(client: Client, run_id: str, params: Mapping[str, object]) -> None:
     from mlflow.entities import Param
 
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in params.items()}
+    texts = settings_module.as_texts(params)
     client.log_batch(run_id, params=[Param(key, text) for key, text in texts.items()])
 
 

@@ -27,7 +27,7 @@ def raw(tmp_path):
 
 def test_rows_hold_the_pixels_that_pillow_gives(raw, tmp_path):
     folder, split = raw
-    arrays.write(split, folder, tmp_path / "out", 32, workers=2)
+    arrays.write(split, folder, tmp_path / "out", 32, False, workers=2)
     for name in ("train", "validation", "test"):
         images = arrays.read(tmp_path / "out", name)
         assert images.paths == list(split[split.split == name].path) and images.pixels.dtype == np.uint8
@@ -42,7 +42,7 @@ def test_rows_hold_the_pixels_that_pillow_gives(raw, tmp_path):
 def test_bytes_do_not_depend_on_the_workers(raw, tmp_path):
     folder, split = raw
     for workers in (0, 1, 4):
-        arrays.write(split, folder, tmp_path / f"out{workers}", 32, workers)
+        arrays.write(split, folder, tmp_path / f"out{workers}", 32, False, workers)
     for file in (tmp_path / "out0").iterdir():
         assert file.read_bytes() == (tmp_path / "out1" / file.name).read_bytes()
         assert file.read_bytes() == (tmp_path / "out4" / file.name).read_bytes()
@@ -50,7 +50,7 @@ def test_bytes_do_not_depend_on_the_workers(raw, tmp_path):
 
 def test_only_picks_a_class(raw, tmp_path):
     folder, split = raw
-    arrays.write(split, folder, tmp_path / "out", 40, workers=1)
+    arrays.write(split, folder, tmp_path / "out", 40, False, workers=1)
     train = arrays.read(tmp_path / "out", "train")
     assert all(train.paths[row].startswith("real/") for row in train.only(0))
     assert len(train.only(0)) + len(train.only(1)) == len(train.labels)
@@ -62,4 +62,4 @@ def test_what_is_missing_is_named(raw, tmp_path):
         arrays.read(tmp_path / "nothing", "train")
     (folder / split.path[7]).unlink()
     with pytest.raises(UserError, match=split.path[7]):
-        arrays.write(split, folder, tmp_path / "out", 32, workers=2)
+        arrays.write(split, folder, tmp_path / "out", 32, False, workers=2)

@@ -85,13 +85,70 @@ def test_log_loss_by_its_definition():
     assert metrics.log_loss(labels, p) == pytest.approx(-np.mean(np.log([0.8, 0.7, 0.4])))
 
 
-def test_thresholds_do_not_look_at_test_images():
-    labels, values = scores(2)
+@pytest.mark.parametrize("rate", [0.01, 0.005, 0.2])
+@pytest.mark.parametrize("grain", [None, 0.5])
+def test_tpr_at_fpr_tries_every_threshold(rate, grain):
+    labels, values = scores(3, grain=grain)
+    best = 0.0
+    for threshold in np.append(np.unique(values), -np.inf):
+        called = values > threshold
+        if called[labels == 0].mean() <= rate:
+            best = max(best, called[labels == 1].mean())
+    assert metrics.tpr_at_fpr(labels, values, rate) == pytest.approx(best)
+
+
+def test_calibration_error_bin_by_bin():
+    labels = np.array([0, 1, 1, 1, 0, 1])
+    p = np.array([0.01, 0.02, 0.70, 0.72, 0.9, 1.0])
+    # fifteen bins: {0.01, 0.02}, {0.70, 0.72}, {0.9}, {1.0}
+    expected = (2 * abs(0.015 - 0.5) + 2 * abs(0.71 - 1) + abs(0.9 - 0) + abs(1 - 1)) / 6
+    assert metrics.expected_calibration_error(labels, p) == pytest.approx(expected)
+    table = metrics.reliability(labels, p)
+    assert table.images.tolist() == [2, 2, 1, 1] and table.share_fake.tolist() == [0.5, 1, 0, 1]
+    assert ((table.low <= table.p_fake) & (table.p_fake <= table.high)).all()
+
+
+def test_brier_score_agrees_with_scikit_learn():
+    labels, values = scores(4)
     p = 1 / (1 + np.exp(-values))
-    one = evaluate.judge_classifier(labels, p, labels, p)
-    two = evaluate.judge_classifier(labels, p, labels, 1 - p)
-    assert one["threshold"] == two["threshold"] and one["roc_auc"] == pytest.approx(1 - two["roc_auc"])
+    assert metrics.probability(labels, p)["brier"] == pytest.approx(sk.brier_score_loss(labels, p))
+
+
+def test_what_is_chosen_does_not_look_at_test_images():
+    labels, values = scores(2)
+    argmax = (values > 0).astype(int)
+    one = evaluate.judge_classifier(labels, values, labels, values, argmax)
+    two = evaluate.judge_classifier(labels, values, labels, -values, argmax)
+    assert one["threshold"] == two["threshold"] and one["temperature"] == two["temperature"]
+    assert one["roc_auc"] == pytest.approx(1 - two["roc_auc"])
+    p = 1 / (1 + np.exp(-values))
     one = evaluate.judge_autoencoder(labels, p, labels, p, paper_threshold=0.0035)
     two = evaluate.judge_autoencoder(labels, p, labels, 1 - p, paper_threshold=0.0035)
     assert one["threshold"] == two["threshold"] and one["paper"]["threshold"] == 0.0035
     assert one["mean_error"]["fake"] == pytest.approx(p[labels == 1].mean())
+
+
+def test_every_figure_lies_in_its_interval():
+    labels, values = scores(6)
+    found = evaluate.judge_classifier(labels, values, labels, values, (values > 0).astype(int))
+    assert set(evaluate.HEADLINE) | {"brier", "ece", "log_loss", "tpr_at_1_percent_fpr"} <= set(found["intervals"])
+    for name, (low, high) in found["intervals"].items():
+        assert low - 1e-9 <= found[name] <= high + 1e-9 or name == "ece", name  # resampling adds to a calibration error
+
+
+def test_argmax_over_one_logit_is_a_coin():
+    """What the paper's 50.00 % for binary cross entropy looks like: the same model, decided rightly, is perfect."""
+    labels = np.array([0, 1] * 50)
+    outputs = np.where(labels == 1, 3.0, -3.0)[:, None]
+    found = evaluate.judge_classifier(labels, outputs[:, 0], labels, outputs[:, 0], outputs.argmax(axis=1))
+    assert (found["accuracy"], found["argmax"]["accuracy"]) == (1.0, 0.5)
+
+
+def test_the_reversed_autoencoder_is_right_where_fakes_reconstruct_better():
+    labels, values = scores(7, apart=-2)
+    errors = np.exp(values) / 100
+    found = evaluate.judge_autoencoder(labels, errors, labels, errors, paper_threshold=0.0035)
+    assert found["roc_auc"] < 0.2 and found["reversed"]["roc_auc"] == pytest.approx(1 - found["roc_auc"])
+    called = errors < found["reversed"]["threshold"]
+    assert found["reversed"]["accuracy"] == pytest.approx(np.mean(called == (labels == 1)))
+    assert found["reversed"]["accuracy"] > 0.8

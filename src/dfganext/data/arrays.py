@@ -33,8 +33,8 @@ class Images:
         return np.flatnonzero(self.labels == label)
 
 
-def write(split: pd.DataFrame, raw: Path, folder: Path, size: int, workers: int) -> None:
-    """Decode and resize every image of a split table into `folder`: train.npy, validation.npy, test.npy, index.csv.
+def write(split: pd.DataFrame, raw: Path, folder: Path, size: int, equalise: bool, workers: int) -> None:
+    """Decode and prepare every image of a split table into `folder`: train.npy, validation.npy, test.npy, index.csv.
 
     Bytes do not depend on `workers`; memory holds a few images at a time.
 
@@ -42,6 +42,7 @@ def write(split: pd.DataFrame, raw: Path, folder: Path, size: int, workers: int)
         split: columns path, label, split.
         raw: the folder the paths are relative to.
         size: pixels a side.
+        equalise: as `images.prepare` has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     index = []
@@ -51,7 +52,7 @@ def write(split: pd.DataFrame, raw: Path, folder: Path, size: int, workers: int)
             array = np.lib.format.open_memmap(
                 folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=(len(rows), size, size, 3)
             )
-            jobs = ((raw / path, size) for path in rows.path)
+            jobs = ((raw / path, size, equalise) for path in rows.path)
             for row, pixels in enumerate(tqdm(_ordered(pool, jobs), f"{name} at {size} px", len(rows), disable=None)):
                 array[row] = pixels
             array.flush()
@@ -70,14 +71,15 @@ def read(folder: Path, split: str) -> Images:
     return Images(pixels, np.array([index_of(label) for label in rows.label], np.int64), list(rows.path))
 
 
-def _ordered(pool: ThreadPoolExecutor, jobs: Iterator[tuple[Path, int]]) -> Iterator[np.ndarray]:
+def _ordered(pool: ThreadPoolExecutor, jobs: Iterator[tuple[Path, int, bool]]) -> Iterator[np.ndarray]:
     """Results in the order of the jobs, a bounded number in flight."""
     while chunk := list(islice(jobs, 64)):
         yield from pool.map(lambda job: _pixels(*job), chunk)
 
 
-def _pixels(path: Path, size: int) -> np.ndarray:
+def _pixels(path: Path, size: int, equalise: bool) -> np.ndarray:
     try:
-        return images.resize(images.decode(path.read_bytes(), max_megapixels=float("inf"), min_side=1), size)
+        decoded = images.decode(path.read_bytes(), max_megapixels=float("inf"), min_side=1)
+        return images.prepare(decoded, size, equalise)
     except (OSError, images.ImageError) as error:
         raise UserError(f"{path} can no longer be read ({error}); run `dvc repro download` again.") from error

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import timm
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from dfganext.errors import UserError
 from dfganext.labels import FAKE, REAL
 from dfganext.models.batches import batches
+
+Logits = TypeVar("Logits", Tensor, np.ndarray)
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -37,6 +39,7 @@ class ClassifierConfig:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    equalise: bool = False
 
 
 def outputs_of(loss: str) -> int:
@@ -84,14 +87,29 @@ def preprocess(images: Tensor, config: ClassifierConfig) -> Tensor:
     return ((images.float() - mean) / std).permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W), no copy
 
 
-def fake_logits(outputs: Tensor) -> Tensor:
-    """Logit of "fake": (N, 2) -> (N,) as the difference of the two logits, (N, 1) -> (N,) as it is."""
+def fake_logits(outputs: Logits) -> Logits:
+    """Logit of "fake", of a tensor or an array: (N, 2) -> (N,) as the difference of the two logits, (N, 1) -> (N,) as it is."""
     if outputs.shape[1] == 2:
         return outputs[:, FAKE] - outputs[:, REAL]
     return outputs[:, 0]
 
 
 @torch.inference_mode()
+def predict_outputs(
+    model: nn.Module,
+    config: ClassifierConfig,
+    images: np.ndarray,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+) -> np.ndarray:
+    """The head's logits: uint8 (N, size, size, 3) -> float32 (N, 2), or (N, 1) with `loss: bce`."""
+    model = model.to(device).eval()
+    outputs = np.empty((len(images), outputs_of(config.loss)), np.float32)
+    for part, batch in batches(images, batch_size, device):
+        outputs[part] = model(preprocess(batch, config)).cpu().numpy()
+    return outputs
+
+
 def predict_logits(
     model: nn.Module,
     config: ClassifierConfig,
@@ -99,12 +117,8 @@ def predict_logits(
     batch_size: int = 64,
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
-    """Logits of "fake" in float32: uint8 (N, size, size, 3) -> float64 (N,)."""
-    model = model.to(device).eval()
-    logits = np.empty(len(images))
-    for part, batch in batches(images, batch_size, device):
-        logits[part] = fake_logits(model(preprocess(batch, config))).double().cpu().numpy()
-    return logits
+    """Logits of "fake", computed in float32: uint8 (N, size, size, 3) -> float64 (N,)."""
+    return fake_logits(predict_outputs(model, config, images, batch_size, device)).astype(np.float64)
 
 
 def save(folder: Path, state: Mapping[str, Tensor], config: ClassifierConfig) -> None:
@@ -125,9 +139,8 @@ def load(folder: Path) -> tuple[nn.Module, ClassifierConfig]:
         ) from None
     except (SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"{folder} holds a damaged classifier ({error}); train it again.") from None
-    config = ClassifierConfig(
-        values["architecture"], values["loss"], values["size"], tuple(values["mean"]), tuple(values["std"])
-    )
+    values |= {"mean": tuple(values["mean"]), "std": tuple(values["std"])}
+    config = ClassifierConfig(**values)
     model = _create(config.architecture, outputs_of(config.loss), config.size, seed=0, pretrained=False)
     model.load_state_dict(state)
     return model.eval(), config

@@ -1,0 +1,285 @@
+"""Can the classes be told apart without looking at a face? A classifier on files' metadata alone.
+
+A detector learns whatever separates its classes. Where real and fake files differ in format, size or JPEG quality, that is the
+easiest thing to learn, and its figures are then about files (Grommelt et al. 2024, "Fake or JPEG?").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.model_selection import StratifiedGroupKFold
+
+from dfganext.evaluation import intervals, metrics
+from dfganext.labels import FAKE, NAMES, REAL
+
+LEAK = 0.6
+"""A group of features leaks where the lower end of its interval of ROC-AUC is above this."""
+
+GAP = 0.2
+"""The least difference between shares of reals and of fakes that is named as an offender."""
+
+OFFENDERS = 5
+FOLDS = 5
+FOLD_SIZE = 10
+"""Near-duplicate groups of each class wanted in a fold: with fewer there are fewer folds, and with too few for one, none."""
+
+_SAVED = "Save both classes alike, or set `resize.equalise: true`"
+
+# What a detector could learn instead of faces, and what to do about it
+_ADVICE = {
+    "container": f"which format and colour mode each class was saved in. {_SAVED}.",
+    "size": (
+        "how far each class was scaled, which resampling leaves in the pixels. Take both classes at one size; "
+        "`resize.equalise: true` saves them alike but cannot undo the scaling."
+    ),
+    "quantisation": f"the JPEG quality that each class was saved at. {_SAVED}.",
+    "bytes": f"how strongly each class was compressed. {_SAVED}, and see whether the sizes of equalised files still differ.",
+    "all": f"how the files were made. {_SAVED}.",
+    "bytes_equalised": (
+        "how much detail or noise the pictures hold, which saving them alike does not remove. Take both classes from like "
+        "originals, scaled alike."
+    ),
+}
+_SUBJECT = {
+    "container": "Format and colour mode",
+    "size": "Width and height",
+    "quantisation": "JPEG quantisation tables",
+    "bytes": "Sizes of the files",
+    "all": "The files' metadata taken together",
+    "bytes_equalised": "Sizes of files that were saved alike",
+}
+
+# What an image does that has this value (the first), or lies above this cut point (the second)
+_PREDICATE = {
+    "format": ("are {} files", ""),
+    "mode": ("have colour mode {}", ""),
+    "quantisation": ("have JPEG quantisation tables of mean {}", ""),
+    "width": ("are {:g} pixels wide", "are more than {:g} pixels wide"),
+    "height": ("are {:g} pixels high", "are more than {:g} pixels high"),
+    "aspect": ("have an aspect ratio of {:.4g}", "have an aspect ratio above {:.4g}"),
+    "bytes": ("have {:.0f} bytes", "have more than {:.0f} bytes"),
+    "bytes_per_pixel": ("have {:.4g} bytes a pixel", "have more than {:.4g} bytes a pixel"),
+    "bytes_equalised": ("have {:.0f} bytes once saved alike", "have more than {:.0f} bytes once saved alike"),
+}
+
+
+def measure(rows: pd.DataFrame, seed: int = 0, equalised_bytes: pd.Series | None = None) -> dict[str, Any]:
+    """Tell real from fake by metadata alone, on images held out.
+
+    Gradient-boosted trees, cross-validated in up to five folds stratified by class, near-duplicate groups kept whole. The ROC-AUC
+    is the mean of the folds', weighted by their pairs of images: scores of different folds come from different models, and
+    pooling them would push chance below 0.5. A little of that remains in any cross-validation (what one part has too much of, the rest
+    lacks), so figures slightly below 0.5 mean chance. Results do not depend on the rows' order.
+
+    Args:
+        rows: a row an image: path, label ("real" or "fake"), width, height, format, mode, quantisation, bytes as in the
+            manifest, and group, that of its near-duplicates.
+        equalised_bytes: bytes of each image after both classes were encoded alike, under the index of `rows`; adds the group
+            "bytes_equalised", which is not part of "all".
+
+    Returns:
+        images: the number of rows.
+        groups: {container, size, quantisation, bytes, all, perhaps bytes_equalised: {features, roc_auc, interval, leak}}, where
+            interval is [low, high] (95 %, bootstrap of held-out scores stratified by fold and class), and leak is low > 0.6. A
+            group of which nothing varies has 0.5 and [0.5, 0.5]. Where there are too few images, roc_auc and interval are
+            None and "note" says why.
+        offenders: at most five, of each column the value or cut point that differs most between the classes, where the
+            shares differ by more than 0.2 and by more than chance would have it (Kolmogorov-Smirnov, 1 % over all columns), the
+            largest first: {feature, value or above, real, fake, sentence}.
+        warnings: a sentence a leaking group, and one if nothing could be measured.
+
+    Raises:
+        ValueError: equalised_bytes is not of the same images.
+    """
+    if equalised_bytes is not None:
+        if not equalised_bytes.index.sort_values().equals(rows.index.sort_values()):
+            raise ValueError("equalised_bytes and rows have different indices")
+        rows = rows.assign(bytes_equalised=equalised_bytes)
+    rows = rows.sort_values("path", ignore_index=True)
+    labels = np.array([NAMES.index(label) for label in rows.label], np.int64)
+    tables = _tables(rows)
+    splits = _splits(labels, rows.group.to_numpy(), seed)
+
+    groups: dict[str, dict[str, Any]] = {}
+    scored: dict[str, _HeldOut] = {}
+    for name, table in tables.items():
+        groups[name] = {"features": list(table.columns), "roc_auc": None, "interval": None, "leak": False}
+        if (table.nunique(dropna=False) <= 1).all():
+            groups[name] |= {"roc_auc": 0.5, "interval": [0.5, 0.5]}
+        elif splits:
+            scored[name] = _held_out(table.to_numpy(float), labels, splits, seed)
+        else:
+            groups[name]["note"] = _too_few(labels)
+    for name, (area, interval) in _areas(labels, splits, scored, seed).items():
+        groups[name] |= {"roc_auc": area, "interval": interval, "leak": interval[0] > LEAK}
+
+    warnings = [_warning(name, group) for name, group in groups.items() if group["leak"]]
+    if any("note" in group for group in groups.values()):
+        warnings.append(f"Whether metadata tell the classes apart could not be measured: {_too_few(labels)}")
+    return {"images": len(rows), "groups": groups, "offenders": _offenders(rows, labels), "warnings": warnings}
+
+
+_Split = tuple[np.ndarray, np.ndarray]
+"""Row numbers to learn from, and those held out."""
+
+_HeldOut = list[np.ndarray]
+"""Scores of the held-out rows of each split."""
+
+
+def _tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The features of each group as numbers; NaN where an image has no such quantisation table."""
+    container = pd.DataFrame({name: _codes(rows[name]) for name in ("format", "mode")})
+    size = pd.DataFrame({"width": rows.width, "height": rows.height, "aspect": rows.width / rows.height})
+    means = [[float(mean) for mean in text.split()] for text in rows.quantisation.fillna("")]
+    quantisation = pd.DataFrame({"tables": [len(row) for row in means]})
+    for i in range(max(map(len, means), default=0)):
+        quantisation[f"table_{i + 1}"] = [row[i] if i < len(row) else np.nan for row in means]
+    saved = pd.DataFrame({"bytes": rows.bytes, "bytes_per_pixel": _bytes_per_pixel(rows)})
+    tables = {"container": container, "size": size, "quantisation": quantisation, "bytes": saved}
+    tables["all"] = pd.concat(tables.values(), axis=1)
+    if "bytes_equalised" in rows:
+        tables["bytes_equalised"] = rows[["bytes_equalised"]]
+    return tables
+
+
+def _codes(values: pd.Series) -> np.ndarray:
+    return pd.factorize(values.fillna(""), sort=True)[0]
+
+
+def _bytes_per_pixel(rows: pd.DataFrame) -> pd.Series:
+    return rows.bytes / (rows.width * rows.height)
+
+
+def _splits(labels: np.ndarray, groups: np.ndarray, seed: int) -> list[_Split]:
+    """Folds with both classes on either side; none where a class is too small."""
+    smallest = min(len(np.unique(groups[labels == label])) for label in (REAL, FAKE))
+    if smallest < FOLD_SIZE:
+        return []
+    folds = StratifiedGroupKFold(int(np.clip(smallest // FOLD_SIZE, 2, FOLDS)), shuffle=True, random_state=seed)
+    splits = folds.split(labels, labels, groups)
+    return [split for split in splits if all(len(np.unique(labels[side])) == 2 for side in split)]
+
+
+def _held_out(values: np.ndarray, labels: np.ndarray, splits: list[_Split], seed: int) -> _HeldOut:
+    """Scores (higher: more likely fake) of each split's held-out rows, by a model that has not seen them."""
+    scores = []
+    for learn, judge in splits:
+        model = HistGradientBoostingClassifier(
+            max_iter=50,
+            max_depth=3,
+            min_samples_leaf=min(20, max(2, len(learn) // 10)),
+            early_stopping=False,
+            random_state=seed,
+        )
+        scores.append(model.fit(values[learn], labels[learn]).predict_proba(values[judge])[:, FAKE])
+    return scores
+
+
+def _areas(
+    labels: np.ndarray, splits: list[_Split], scored: dict[str, _HeldOut], seed: int
+) -> dict[str, tuple[float, intervals.Interval]]:
+    """ROC-AUC of each group and its 95 % interval, all from the same draws."""
+    if not scored:
+        return {}
+    held = [labels[judge] for _, judge in splits]
+    truth, fold = np.concatenate(held), np.repeat(np.arange(len(held)), [len(part) for part in held])
+    pairs = [float(np.sum(part == REAL) * np.sum(part == FAKE)) for part in held]
+
+    def areas(weights: np.ndarray) -> dict[str, np.ndarray]:
+        parts = [weights[:, fold == i] for i in range(len(held))]
+        return {
+            name: np.average(
+                [metrics.ranking_weighted(*one)["roc_auc"] for one in zip(held, scores, parts, strict=True)],
+                axis=0,
+                weights=pairs,
+            )
+            for name, scores in scored.items()
+        }
+
+    drawn = intervals.bootstrap(2 * fold + truth, areas, seed=seed)
+    found = areas(np.ones((1, len(truth))))
+    return {name: (float(found[name][0]), drawn[name]) for name in scored}
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """Shares of each class that have `value` of `feature`, or, where `cut`, lie above it."""
+
+    feature: str
+    value: Any
+    cut: bool
+    real: float
+    fake: float
+
+    @property
+    def gap(self) -> float:
+        return abs(self.real - self.fake)
+
+    def __str__(self) -> str:
+        if self.feature == "quantisation" and not self.value:
+            what = "have no JPEG quantisation tables"
+        else:
+            shown = " and ".join(self.value.split()) if self.feature == "quantisation" else self.value
+            what = _PREDICATE[self.feature][self.cut].format(shown)
+        fakes, reals = f"{100 * self.fake:.3g} % of the fakes", f"{100 * self.real:.3g} % of the photographs"
+        first, second = (fakes, reals) if self.fake > self.real else (reals, fakes)
+        return f"{first} but {second} {what}."
+
+
+def _offenders(rows: pd.DataFrame, labels: np.ndarray) -> list[dict[str, Any]]:
+    columns = {name: rows[name].fillna("") for name in ("format", "mode", "quantisation")}
+    columns |= {name: rows[name] for name in ("width", "height", "bytes")}
+    columns |= {"aspect": rows.width / rows.height, "bytes_per_pixel": _bytes_per_pixel(rows)}
+    if "bytes_equalised" in rows:
+        columns["bytes_equalised"] = rows.bytes_equalised
+    reals, fakes = np.sum(labels == REAL), np.sum(labels == FAKE)
+    if not reals or not fakes:
+        return []
+    # Critical distance of two empirical distributions, 1 % for all columns together
+    chance = np.sqrt(-np.log(0.01 / (2 * len(columns))) / 2 * (1 / reals + 1 / fakes))
+    worst = [_worst(name, column.to_numpy(), labels) for name, column in columns.items()]
+    named = sorted((one for one in worst if one.gap > max(GAP, chance)), key=lambda one: -one.gap)
+    return [
+        {
+            "feature": one.feature,
+            "above" if one.cut else "value": one.value,
+            "real": one.real,
+            "fake": one.fake,
+            "sentence": str(one),
+        }
+        for one in named[:OFFENDERS]
+    ]
+
+
+def _worst(feature: str, column: np.ndarray, labels: np.ndarray) -> _Difference:
+    """The value, or for numbers the cut point, with the largest gap; of equals a value, and of those one that fakes have."""
+    values, number = np.unique(column, return_inverse=True)
+    counts = np.stack([np.bincount(number[labels == label], minlength=len(values)) for label in (REAL, FAKE)])
+    real, fake = counts / counts.sum(axis=1, keepdims=True)
+    best = max(range(len(values)), key=lambda i: (round(abs(real[i] - fake[i]), 12), fake[i]))
+    single = _Difference(feature, values[best : best + 1].tolist()[0], False, float(real[best]), float(fake[best]))
+    if len(values) < 2 or not np.issubdtype(values.dtype, np.number):
+        return single
+    real_above, fake_above = 1 - np.cumsum(counts, axis=1)[:, :-1] / counts.sum(axis=1, keepdims=True)
+    at = int(np.argmax(np.abs(real_above - fake_above)))
+    middle = float(values[at] + values[at + 1]) / 2
+    cut = _Difference(feature, middle, True, float(real_above[at]), float(fake_above[at]))
+    return cut if cut.gap > single.gap + 1e-12 else single
+
+
+def _warning(name: str, group: dict[str, Any]) -> str:
+    low, high = group["interval"]
+    return (
+        f"{_SUBJECT[name]} tell real from fake by themselves (ROC-AUC {group['roc_auc']:.2f}, 95 % interval {low:.2f} to {high:.2f}; "
+        f"chance is 0.5): a detector could learn {_ADVICE[name]}"
+    )
+
+
+def _too_few(labels: np.ndarray) -> str:
+    counts = np.bincount(labels, minlength=len(NAMES))
+    return f"{counts[REAL]} real and {counts[FAKE]} fake images are too few, or too much alike, to hold some out."

@@ -1,0 +1,154 @@
+"""How a detector holds when images are degraded as they are on their way through the web (Wang et al. 2020, CNNDetection).
+
+Both classes are degraded alike, and the threshold stays where validation images put it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from dfganext.evaluation import intervals, metrics
+from dfganext.images import resize
+from dfganext.labels import FAKE, REAL
+
+BLOCK = 64
+"""Images degraded and judged at a time."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One transform at one strength, in the transform's own unit; see `apply`."""
+
+    transform: str
+    strength: float
+
+
+CONDITIONS = (
+    Condition("none", 0),
+    *(Condition("jpeg", quality) for quality in (95, 90, 75, 50, 30)),
+    *(Condition("webp", quality) for quality in (90, 75, 50, 30)),
+    *(Condition("blur", sigma) for sigma in (0.5, 1, 2, 3)),
+    *(Condition("downscale", factor) for factor in (0.75, 0.5, 0.25)),
+    *(Condition("noise", deviation) for deviation in (2, 5, 10, 20)),
+    *(Condition("crop", share) for share in (0.9, 0.8, 0.7)),
+)
+
+
+def apply(condition: Condition, image: np.ndarray, seed: int) -> np.ndarray:
+    """Degrade one image.
+
+    "none" does nothing; "jpeg" and "webp" encode at a quality (JPEG with 4:2:0 chroma); "blur" is Gaussian, its sigma in pixels;
+    "downscale" brings the image to a share of its side and back, antialiased; "noise" adds Gaussian noise to each channel, its
+    standard deviation in grey levels; "crop" keeps the centred square of a share of the side, scaled back.
+
+    Args:
+        image: uint8, (S, S, 3).
+        seed: of the noise.
+
+    Returns:
+        uint8, (S, S, 3).
+
+    Raises:
+        ValueError: no such transform.
+    """
+    side, strength = len(image), condition.strength
+    match condition.transform:
+        case "none":
+            return image
+        case "jpeg":
+            return _encoded(image, "JPEG", quality=round(strength), subsampling="4:2:0")
+        case "webp":
+            return _encoded(image, "WEBP", quality=round(strength))
+        case "blur":
+            return np.asarray(cv2.GaussianBlur(image, (0, 0), strength))
+        case "downscale":
+            return resize(resize(image, max(1, round(side * strength))), side)
+        case "noise":
+            noise = np.random.default_rng(seed).normal(0, strength, image.shape)
+            return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
+        case "crop":
+            margin = min(round(side * (1 - strength) / 2), (side - 1) // 2)
+            return resize(image[margin : side - margin, margin : side - margin], side)
+    raise ValueError(f"no transform is called {condition.transform!r}")
+
+
+def measure(
+    predict: Callable[[np.ndarray], np.ndarray],
+    images: np.ndarray,
+    labels: np.ndarray,
+    threshold: float,
+    conditions: Sequence[Condition] = CONDITIONS,
+    seed: int = 0,
+    resamples: int = intervals.RESAMPLES,
+) -> pd.DataFrame:
+    """Judge the same images under every condition.
+
+    Noise depends on the seed and the image's row alone, and the bootstrap draws the same images for all conditions, so
+    rows of the table can be compared.
+
+    Args:
+        predict: from uint8 (n, S, S, 3), n at most 64, to p_fake (n,).
+        images: uint8, (N, S, S, 3), perhaps memory-mapped; one block of it is in memory at a time.
+        labels: (N,), both classes.
+        threshold: an image is called fake where p_fake > threshold.
+        resamples: of the bootstrap.
+
+    Returns:
+        A row a condition: transform, strength, images, accuracy with accuracy_low and accuracy_high (95 %, Wilson), roc_auc
+        with roc_auc_low and roc_auc_high (95 %, bootstrap), fake_recall and real_recall, the shares of the fakes called
+        fake and of the reals called real.
+    """
+    scores = [_scores(predict, images, condition, seed) for condition in conditions]
+
+    def areas(weights: np.ndarray) -> dict[str, np.ndarray]:
+        return {str(i): metrics.ranking_weighted(labels, score, weights)["roc_auc"] for i, score in enumerate(scores)}
+
+    edges = intervals.bootstrap(labels, areas, resamples, seed)
+    rows = []
+    for i, (condition, score) in enumerate(zip(conditions, scores, strict=True)):
+        right = (score > threshold) == (labels == FAKE)
+        accuracy_low, accuracy_high = intervals.wilson(int(right.sum()), len(labels))
+        roc_auc_low, roc_auc_high = edges[str(i)]
+        rows.append(
+            {
+                "transform": condition.transform,
+                "strength": float(condition.strength),
+                "images": len(labels),
+                "accuracy": right.mean(),
+                "accuracy_low": accuracy_low,
+                "accuracy_high": accuracy_high,
+                "roc_auc": metrics.ranking_weighted(labels, score, np.ones((1, len(labels))))["roc_auc"][0],
+                "roc_auc_low": roc_auc_low,
+                "roc_auc_high": roc_auc_high,
+                "fake_recall": right[labels == FAKE].mean(),
+                "real_recall": right[labels == REAL].mean(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _scores(
+    predict: Callable[[np.ndarray], np.ndarray], images: np.ndarray, condition: Condition, seed: int
+) -> np.ndarray:
+    parts = []
+    for start in range(0, len(images), BLOCK):
+        rows = range(start, min(start + BLOCK, len(images)))
+        parts.append(predict(np.stack([apply(condition, images[row], _seed_of(seed, row)) for row in rows])))
+    return np.concatenate(parts).astype(float)
+
+
+def _seed_of(seed: int, row: int) -> int:
+    return int(np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0])
+
+
+def _encoded(image: np.ndarray, kind: str, **settings: int | str) -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind, **settings)
+    return np.asarray(Image.open(buffer).convert("RGB"))

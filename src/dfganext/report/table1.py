@@ -1,0 +1,206 @@
+"""The paper's Table I from evaluations on record: which of them make up a row, which are missing, how they compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dfganext.evaluation import intervals, metrics
+from dfganext.evaluation.intervals import Interval
+from dfganext.labels import FAKE, NAMES
+from dfganext.settings import Settings, as_texts, flatten
+
+NETWORK, AUTOENCODER = "convnext", "autoencoder"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One evaluation on record.
+
+    params are all settings it ran with, as text; scores what metrics/evaluate.json held; predictions a row a test image.
+    """
+
+    run_id: str
+    params: dict[str, str]
+    scores: dict[str, Any]
+    predictions: pd.DataFrame
+
+    @property
+    def seed(self) -> int:
+        return int(self.params["seed"])
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of Table I: one model and one rule, measured with one seed or several.
+
+    records holds the latest evaluation of each seed, by seed; empty where none is on record.
+    """
+
+    key: str
+    model: str
+    variation: str
+    records: tuple[Record, ...]
+    right: tuple[np.ndarray, ...]
+    """For each record, whether each test image was judged rightly, in order of path."""
+
+    @property
+    def seeds(self) -> list[int]:
+        return [record.seed for record in self.records]
+
+    @property
+    def accuracies(self) -> np.ndarray:
+        return np.array([right.mean() for right in self.right])
+
+    @property
+    def mean(self) -> float:
+        return float(self.accuracies.mean())
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over seeds (n - 1), None with a single one."""
+        return float(self.accuracies.std(ddof=1)) if len(self.right) > 1 else None
+
+    @property
+    def images(self) -> int:
+        return len(self.right[0])
+
+    @property
+    def interval(self) -> Interval:
+        """95 % Wilson interval of the mean accuracy, for the test images drawn; seeds do not narrow it."""
+        return intervals.wilson(self.mean * self.images, self.images)
+
+    def auc(self, first_only: bool = False) -> float:
+        """ROC-AUC, mean over seeds."""
+        values = [record.scores[self.part]["roc_auc"] for record in self.records]
+        return float(np.mean(values[:1] if first_only else values))
+
+    @property
+    def part(self) -> str:
+        return AUTOENCODER if self.key.startswith(AUTOENCODER) else NETWORK
+
+    def of_seed(self, seed: int) -> tuple[Record, np.ndarray]:
+        place = self.seeds.index(seed)
+        return self.records[place], self.right[place]
+
+
+def variants(chosen: Settings) -> dict[str, dict[str, Any]]:
+    """The settings that tell the four trained rows apart."""
+    rows: dict[str, dict[str, Any]] = {f"{NETWORK}_{loss}": {"loss": loss} for loss in ("ce", "bce")}
+    for name in ("first", "second"):
+        row = getattr(chosen.table1, name)
+        rows[f"{AUTOENCODER}_{name}"] = {"autoencoder.size": row.size, "autoencoder.threshold": row.threshold}
+    return rows
+
+
+def matching(records: Sequence[Record], chosen: Settings, key: str) -> tuple[Record, ...]:
+    """Of each seed the first of those records that ran with a row's settings; other sections may differ."""
+    sections = ("resize.", f"{NETWORK}.", "loss") if key.startswith(NETWORK) else ("resize.", f"{AUTOENCODER}.")
+    expected = as_texts({**flatten(chosen), **variants(chosen)[key]})
+    expected = {name: text for name, text in expected.items() if name.startswith(sections)}
+    found: dict[int, Record] = {}
+    for record in records:
+        if all(record.params.get(name) == text for name, text in expected.items()):
+            found.setdefault(record.seed, record)
+    return tuple(found[seed] for seed in sorted(found))
+
+
+def collect(records: Sequence[Record], chosen: Settings) -> list[Row]:
+    """All rows of Table I, those without a record too.
+
+    Args:
+        records: evaluations on the same split, newest first.
+        chosen: the settings at hand; what a row does not vary must be as in these.
+    """
+    by_key = {key: matching(records, chosen, key) for key in variants(chosen)}
+    network = chosen.convnext.architecture
+    size = f"{chosen.convnext.size} px"
+    bce = by_key["convnext_bce"]
+    rows = [
+        _row("convnext_ce", network, f"{size}, cross entropy", by_key["convnext_ce"], _by_prediction),
+        _row("convnext_bce", network, f"{size}, binary cross entropy, fake where logit > 0", bce, _by_prediction),
+        _row(
+            "convnext_bce_argmax", network, f"{size}, binary cross entropy, argmax over its one logit", bce, _by_argmax
+        ),
+    ]
+    for name in ("first", "second"):
+        row = getattr(chosen.table1, name)
+        text = f"{row.size} px, fake where the error is above {row.threshold:g}"
+        key = f"{AUTOENCODER}_{name}"
+        rows.append(_row(key, AUTOENCODER, text, by_key[key], partial(_by_error, threshold=row.threshold)))
+    return rows
+
+
+def experiments(records: Sequence[Record], chosen: Settings, seeds: int) -> list[dict[str, Any]]:
+    """Settings to run so that every row has `seeds` seeds, counted from `seed`; two experiments a seed, on the same split.
+
+    One trains cross entropy and the first autoencoder, the other binary cross entropy and the second.
+    """
+    rows = variants(chosen)
+    pairs = [("convnext_ce", "autoencoder_first"), ("convnext_bce", "autoencoder_second")]
+    done = {key: {record.seed for record in matching(records, chosen, key)} for key in rows}
+    split_seed = chosen.seed if chosen.subsample.seed is None else chosen.subsample.seed
+    return [
+        {"seed": seed, "subsample.seed": split_seed, **rows[network], **rows[autoencoder]}
+        for seed in range(chosen.seed, chosen.seed + seeds)
+        for network, autoencoder in pairs
+        if not (seed in done[network] and seed in done[autoencoder])
+    ]
+
+
+def compare(first: Row, second: Row) -> dict[str, Any] | None:
+    """Two rows on the same test images, by the first seed that both have; None where there is none.
+
+    Returns:
+        seed; difference of accuracies (first - second), its paired bootstrap interval, and `intervals.mcnemar`.
+    """
+    common = [seed for seed in first.seeds if seed in second.seeds]
+    if not common:
+        return None
+    (record, ours), (_, theirs) = first.of_seed(common[0]), second.of_seed(common[0])
+    gap = intervals.accuracy_difference(_labels(_ordered(record)), ours, theirs)
+    return {"seed": common[0], **gap, **intervals.mcnemar(ours, theirs)}
+
+
+def auc_difference(first: Row, second: Row) -> tuple[float, Interval] | None:
+    """ROC-AUC of the first autoencoder less the second's, on the same images, with its paired interval."""
+    common = [seed for seed in first.seeds if seed in second.seeds]
+    if not common:
+        return None
+    tables = [_ordered(row.of_seed(common[0])[0]) for row in (first, second)]
+    labels = _labels(tables[0])
+    errors = [table.reconstruction_error.to_numpy() for table in tables]
+    aucs = [metrics.ranking(labels, one)["roc_auc"] for one in errors]
+    large, small = (partial(metrics.ranking_weighted, labels, one) for one in errors)
+    gap = intervals.difference(labels, large, small)
+    return aucs[0] - aucs[1], gap["roc_auc"]
+
+
+def _row(key: str, model: str, variation: str, records: tuple[Record, ...], rule: Any) -> Row:
+    return Row(key, model, variation, records, tuple(rule(_ordered(record)) for record in records))
+
+
+def _ordered(record: Record) -> pd.DataFrame:
+    return record.predictions.sort_values("path", ignore_index=True)
+
+
+def _labels(table: pd.DataFrame) -> np.ndarray:
+    return (table.label == NAMES[FAKE]).to_numpy().astype(int)
+
+
+def _by_prediction(table: pd.DataFrame) -> np.ndarray:
+    """Decided where a classifier decides without a validation set: at logit > 0."""
+    return ((table.logit > 0) == (table.label == NAMES[FAKE])).to_numpy()
+
+
+def _by_argmax(table: pd.DataFrame) -> np.ndarray:
+    return (table.argmax == table.label).to_numpy()
+
+
+def _by_error(table: pd.DataFrame, threshold: float) -> np.ndarray:
+    return ((table.reconstruction_error > threshold) == (table.label == NAMES[FAKE])).to_numpy()

@@ -1,0 +1,36 @@
+"""Before training: can the classes be told apart by how their files were saved? A detector would learn that instead."""
+
+import sys
+
+import pandas as pd
+
+from dfganext import files, images, paths, pipeline, settings, tracking
+from dfganext.data import audit, manifest, sampling
+
+
+def main() -> None:
+    chosen = settings.load()
+    with tracking.stage_run("audit", chosen, reads=[paths.SPLIT, paths.MANIFEST], makes=[paths.AUDIT_METRICS]) as run:
+        rows = manifest.read(paths.MANIFEST).merge(sampling.read(paths.SPLIT)[["path", "split", "group"]], on="path")
+        rows = rows[rows.split != sampling.TEST].reset_index(drop=True)
+        found = audit.measure(rows, chosen.seed, equalised_bytes(rows) if chosen.resize.equalise else None)
+
+        files.write_json(paths.AUDIT_METRICS, found)
+        run.log_metrics(
+            {f"{name}_roc_auc": group["roc_auc"] for name, group in found["groups"].items() if group["roc_auc"]}
+        )
+        run.set_tags(
+            {"audit.leaks": ", ".join(name for name, group in found["groups"].items() if group["leak"]) or "none"}
+        )
+        run.log_artifact(paths.AUDIT_METRICS, "audit")
+        for sentence in found["warnings"]:
+            print(f"WARNING: {sentence}", file=sys.stderr)
+
+
+def equalised_bytes(rows: pd.DataFrame) -> pd.Series:
+    """Size of each file once it is saved like all others."""
+    return rows.path.map(lambda path: len(images.reencode(images.decode((paths.RAW / path).read_bytes()))))
+
+
+if __name__ == "__main__":
+    pipeline.run(main)

@@ -1,0 +1,37 @@
+"""What a logistic regression on the images' spectra reaches on the same test images."""
+
+import pandas as pd
+
+from dfganext import files, paths, pipeline, settings, tracking
+from dfganext.data import arrays, sampling
+from dfganext.evaluation import evaluate, spectrum
+from dfganext.labels import NAMES
+
+
+def main() -> None:
+    chosen = settings.load()
+    folder = paths.images_of_size(chosen.convnext.size)
+    with tracking.stage_run("baseline", chosen, reads=[paths.SPLIT, folder], makes=[paths.BASELINE]) as run:
+        train, validation, test = (arrays.read(folder, split) for split in sampling.SPLITS)
+        model = spectrum.fit(
+            spectrum.features(train.pixels),
+            train.labels,
+            spectrum.features(validation.pixels),
+            validation.labels,
+            chosen.seed,
+        )
+        validation_p, p_fake = (model.probabilities(spectrum.features(images.pixels)) for images in (validation, test))
+        scores = evaluate.judge_probabilities(validation.labels, validation_p, test.labels, p_fake) | {"C": model.C}
+
+        labels = [NAMES[label] for label in test.labels]
+        table = pd.DataFrame({"path": test.paths, "label": labels, "p_fake": p_fake})
+        files.write_table(paths.BASELINE / "predictions.csv", table)
+        files.write_json(paths.BASELINE_METRICS, scores)
+        run.log_metrics({name: scores[name] for name in evaluate.HEADLINE})
+        for path in (paths.BASELINE, paths.BASELINE_METRICS):
+            run.log_artifact(path, "baseline")
+        print(f"spectrum: accuracy {scores['accuracy']:.4f}, ROC-AUC {scores['roc_auc']:.4f}")
+
+
+if __name__ == "__main__":
+    pipeline.run(main)

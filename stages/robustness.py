@@ -1,0 +1,33 @@
+"""How the detector does on test images that were compressed, blurred, shrunk, noised or cropped."""
+
+import numpy as np
+
+from dfganext import files, images, labels, paths, pipeline, settings, tracking
+from dfganext.data import arrays, sampling
+from dfganext.detector import Detector
+from dfganext.evaluation import robustness
+from dfganext.training import compute
+
+
+def main() -> None:
+    chosen = settings.load()
+    with tracking.stage_run("robustness", chosen, reads=[paths.SPLIT, paths.CONVNEXT], makes=[paths.ROBUSTNESS]) as run:
+        compute.make_repeatable()
+        detector = Detector.load(paths.CONVNEXT, paths.OPERATING_POINT, compute.device(chosen.machine.device))
+        test = arrays.read(paths.images_of_size(chosen.convnext.size), sampling.TEST)
+        rows = np.sort(np.concatenate([test.only(label)[: chosen.robustness.per_class] for label in labels.ALL]))
+
+        def judge(degraded: np.ndarray) -> np.ndarray:
+            """p_fake as the served model would give it: an image that was degraded goes through the same preparation."""
+            size, equalise = detector.config.size, detector.config.equalise
+            return detector.probabilities(np.stack([images.prepare(image, size, equalise) for image in degraded]))
+
+        table = robustness.measure(judge, test.pixels[rows], test.labels[rows], detector.threshold, seed=chosen.seed)
+        files.write_table(paths.ROBUSTNESS, table)
+        run.log_artifact(paths.ROBUSTNESS, "robustness")
+        names = "accuracy_" + table["transform"] + table.strength.map("_{:g}".format)
+        run.log_metrics(dict(zip(names, table.accuracy, strict=True)))
+
+
+if __name__ == "__main__":
+    pipeline.run(main)

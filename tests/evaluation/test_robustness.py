@@ -1,0 +1,177 @@
+"""Degraded images against slow references and closed forms, and a detector whose answers are known."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from sklearn import metrics as sk
+
+from dfganext.evaluation import robustness
+from dfganext.evaluation.robustness import CONDITIONS, Condition
+
+COLUMNS = [
+    "transform", "strength", "images", "accuracy", "accuracy_low", "accuracy_high",
+    "roc_auc", "roc_auc_low", "roc_auc_high", "fake_recall", "real_recall",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def image():
+    """Noise, smooth enough to survive an encoder."""
+    pixels = ndimage.gaussian_filter(np.random.default_rng(0).normal(128, 400, (64, 64, 3)), (2, 2, 0))
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+def distance(one, two):
+    return np.abs(one.astype(float) - two).mean()
+
+
+def brightness(images):
+    """A detector: the brighter, the faker."""
+    return images.mean(axis=(1, 2, 3)) / 255
+
+
+def labelled(count, side=16):
+    """Images whose class and brightness go together, though not always."""
+    rng = np.random.default_rng(1)
+    labels = rng.permutation(np.arange(count) % 2)
+    levels = np.clip(rng.normal(110 + 30 * labels, 25), 30, 220)
+    return np.clip(levels[:, None, None, None] + rng.normal(0, 5, (count, side, side, 3)), 0, 255).astype(
+        np.uint8
+    ), labels
+
+
+@pytest.mark.parametrize("condition", CONDITIONS, ids=str)
+@pytest.mark.parametrize("side", [16, 24, 64])
+def test_shape_type_and_repeatability(condition, side, image):
+    given = image[:side, :side].copy()
+    kept = given.copy()
+    found = robustness.apply(condition, given, seed=3)
+    assert found.shape == given.shape and found.dtype == np.uint8
+    assert np.array_equal(found, robustness.apply(condition, given, seed=3))
+    assert np.array_equal(given, kept)
+
+
+@pytest.mark.parametrize("condition", [one for one in CONDITIONS if one.transform != "noise"], ids=str)
+def test_a_blank_image_stays_blank(condition):
+    blank = np.full((32, 32, 3), 128, np.uint8)
+    assert np.abs(robustness.apply(condition, blank, 0).astype(int) - 128).max() <= 1
+
+
+@pytest.mark.parametrize("transform", ["jpeg", "webp", "blur", "downscale", "noise"])
+def test_conditions_come_in_rising_severity(transform, image):
+    lost = [distance(image, robustness.apply(one, image, 0)) for one in CONDITIONS if one.transform == transform]
+    assert lost[0] > 0 and lost == sorted(lost)
+
+
+def test_none_is_the_image_itself(image):
+    assert np.array_equal(robustness.apply(CONDITIONS[0], image, 0), image)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1, 2, 3])
+def test_blur_is_gaussian(sigma, image):
+    found = robustness.apply(Condition("blur", sigma), image, 0)
+    expected = ndimage.gaussian_filter(image.astype(float), (sigma, sigma, 0), mode="mirror", truncate=3)
+    assert np.abs(found - expected).max() <= 2
+
+
+def test_noise_has_its_standard_deviation():
+    grey = np.full((128, 128, 3), 128, np.uint8)
+    for deviation in (5, 20):
+        found = robustness.apply(Condition("noise", deviation), grey, 0).astype(float)
+        # rounding adds 1/12 to the variance
+        assert found.std() == pytest.approx(np.sqrt(deviation**2 + 1 / 12), rel=0.02)
+        assert found.mean() == pytest.approx(128, abs=0.5)
+    assert not np.array_equal(
+        robustness.apply(Condition("noise", 5), grey, 0), robustness.apply(Condition("noise", 5), grey, 1)
+    )
+
+
+def test_noise_does_not_wrap_around():
+    for level in (0, 255):
+        found = robustness.apply(Condition("noise", 20), np.full((32, 32, 3), level, np.uint8), 0)
+        assert np.abs(found.astype(int) - level).max() < 128
+
+
+@pytest.mark.parametrize("share", [0.9, 0.8, 0.7])
+def test_crop_keeps_the_centre_and_magnifies_it(share):
+    side = 100
+    ramp = np.broadcast_to((2 * np.arange(side, dtype=np.uint8) + 20)[:, None, None], (side, side, 3)).copy()
+    found = robustness.apply(Condition("crop", share), ramp, 0)[5:-5, :, 0].astype(float)
+    position = (np.arange(side) + 0.5 - side / 2) * share + side / 2 - 0.5  # of each pixel's centre in the original
+    assert np.abs(found - (2 * position[5:-5, None] + 20)).max() <= 1
+
+
+def test_downscaling_removes_what_the_smaller_image_cannot_hold():
+    columns = np.arange(64)
+    fine = np.broadcast_to((128 + 100 * (-1.0) ** columns)[None, :, None], (64, 64, 3)).astype(np.uint8)
+    coarse = np.broadcast_to((128 + 100 * np.sin(columns * np.pi / 16))[None, :, None], (64, 64, 3)).astype(np.uint8)
+    condition = Condition("downscale", 0.5)
+    assert robustness.apply(condition, fine, 0)[:, 4:-4].std() < 5  # no alias in its place
+    assert distance(robustness.apply(condition, coarse, 0), coarse) < 3
+
+
+def test_an_unknown_transform_is_refused(image):
+    with pytest.raises(ValueError, match="sharpen"):
+        robustness.apply(Condition("sharpen", 1), image, 0)
+
+
+def test_table_agrees_with_scikit_learn():
+    images, labels = labelled(150)
+    conditions = [Condition("none", 0), Condition("blur", 2)]
+    table = robustness.measure(brightness, images, labels, 0.5, conditions, resamples=200)
+    assert list(table.columns) == COLUMNS and list(table["transform"]) == ["none", "blur"]
+    for row, condition in zip(table.itertuples(), conditions, strict=True):
+        degraded = np.stack([robustness.apply(condition, one, 0) for one in images])
+        called = brightness(degraded) > 0.5
+        assert row.images == 150
+        assert row.accuracy == pytest.approx(sk.accuracy_score(labels, called))
+        assert row.fake_recall == pytest.approx(sk.recall_score(labels, called))
+        assert row.real_recall == pytest.approx(sk.recall_score(labels, called, pos_label=0))
+        assert row.roc_auc == pytest.approx(sk.roc_auc_score(labels, brightness(degraded)))
+        assert row.accuracy_low < row.accuracy < row.accuracy_high
+        assert row.roc_auc_low < row.roc_auc < row.roc_auc_high
+
+
+def test_blocks_are_bounded_and_change_nothing(tmp_path, monkeypatch):
+    images, labels = labelled(150)
+    np.save(tmp_path / "images.npy", images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    sizes = []
+
+    def predict(block):
+        sizes.append(len(block))
+        return block[:, 3, 4, 0] / 255  # one pixel: feels every grey level of noise
+
+    conditions = [Condition("noise", 5), Condition("noise", 20), Condition("jpeg", 50)]
+    table = robustness.measure(predict, mapped, labels, 0.5, conditions, seed=7, resamples=50)
+    assert sizes == [64, 64, 22] * 3
+    monkeypatch.setattr(robustness, "BLOCK", 7)
+    assert table.equals(robustness.measure(predict, images, labels, 0.5, conditions, seed=7, resamples=50))
+    other = robustness.measure(predict, images, labels, 0.5, conditions, seed=8, resamples=50)
+    assert table.roc_auc[2] == other.roc_auc[2] and table.roc_auc[1] != other.roc_auc[1]
+
+
+def test_noise_differs_from_row_to_row():
+    seen = []
+    grey = np.full((70, 16, 16, 3), 128, np.uint8)
+
+    def predict(block):
+        seen.extend(block)
+        return np.zeros(len(block))
+
+    robustness.measure(predict, grey, np.arange(70) % 2, 0.5, [Condition("noise", 10)], resamples=20)
+    assert len({one.tobytes() for one in seen}) == 70
+
+
+def test_two_images_are_enough():
+    images = np.stack([np.zeros((16, 16, 3), np.uint8), np.full((16, 16, 3), 255, np.uint8)])
+    row = robustness.measure(brightness, images, np.array([0, 1]), 0.5, resamples=20)
+    assert len(row) == len(CONDITIONS) and (row.accuracy == 1).all() and (row.roc_auc == 1).all()
+
+
+def test_a_score_on_the_threshold_is_called_real():
+    images = np.zeros((4, 16, 16, 3), np.uint8)
+    table = robustness.measure(
+        lambda block: np.full(len(block), 0.5), images, np.array([0, 1, 0, 1]), 0.5, CONDITIONS[:1], resamples=20
+    )
+    assert (table.real_recall[0], table.fake_recall[0], table.roc_auc[0]) == (1, 0, 0.5)

@@ -1,0 +1,119 @@
+"""The page: whole, self-contained, escaped, and without the paper where that is asked for."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from made_up import all_rows, evidence_of, map_statistics
+from PIL import Image
+
+from dfganext import paths
+from dfganext.density import kde
+from dfganext.report import evidence as evidence_module
+from dfganext.report import page
+
+
+class Outline(HTMLParser):
+    """Ids, links and sources of a page, and whether its tags close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids, self.targets, self.sources, self.open = set(), [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.ids.add(found.get("id"))
+        self.targets += [found["href"]] if "href" in found else []
+        self.sources += [found["src"]] if "src" in found else []
+        if tag not in ("meta", "img", "br", "link", "hr"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, tag
+
+
+@pytest.fixture
+def made(fine_tuned, tmp_path, monkeypatch):
+    """Evidence, and a function from it to the page's text."""
+    monkeypatch.chdir(tmp_path)
+    for path in (paths.EVALUATION_FIGURE, paths.GRADCAM_REAL_FIGURE, paths.GRADCAM_FAKE_FIGURE, paths.DENSITY_FIGURE):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    evidence = evidence_of(fine_tuned, all_rows(fine_tuned), map_statistics(1))
+    pictures = page.draw(evidence)
+    return evidence, lambda changed: page.render(changed, pictures)
+
+
+def test_the_page_needs_nothing_beside_it(made):
+    evidence, render = made
+    text = render(evidence)
+    outline = Outline(text)
+    assert not outline.open
+    assert len(outline.sources) == 12 and all(source.startswith("data:image/png;base64,") for source in outline.sources)
+    assert {target.removeprefix("#") for target in outline.targets} <= outline.ids
+    assert "http" not in re.sub(r"base64,[\w+/=]+", "", text)
+    assert "nan" not in re.sub(r"base64,[\w+/=]+", "", text).lower().replace("dominant", "")
+
+
+def test_pictures_are_of_print_quality(made):
+    for name in ("samples", "augmentation", "curves", "reliability", "robustness", "map_statistics", "faithfulness"):
+        picture = Image.open(paths.FIGURES / f"{name}.png")
+        assert picture.width >= 1500 and picture.info["dpi"] == pytest.approx((200, 200), abs=1)
+
+
+def test_what_was_measured_stands_beside_what_was_published(made):
+    evidence, render = made
+    text = render(evidence)
+    for published in ("99.50 %", "50.00 %", "55.20 %", "51.60 %", "11303.9314", "10160.6407"):
+        assert published in text
+    row = evidence.row("convnext_ce")
+    assert f"<b>{100 * row.mean:.2f} %</b>" in text
+    assert "11303.931489" in text, "the closed form of the paper's Table II"
+    assert text.count('class="verdict') == 7
+
+
+def test_text_from_data_is_escaped(made):
+    evidence, render = made
+    assert "All &lt;fakes&gt; are large." in render(evidence)
+
+
+def test_leaks_are_loud(made):
+    evidence, render = made
+    assert '<p class="warning"><b>Warning.</b> The bytes give the class away.' in render(evidence)
+
+
+def test_without_the_paper(made):
+    evidence, render = made
+    alone = replace(evidence.settings, report=replace(evidence.settings.report, paper=False, data="holiday pictures"))
+    text = render(replace(evidence, settings=alone))
+    for word in ("Pribadi", "Verdict", "99.50", "11303", "Table I", "Figure 1", "the paper's 50"):
+        assert word not in text, word
+    assert "holiday pictures" in text and not Outline(text).open
+
+
+def test_rows_that_are_missing_say_how_to_run_them(made, fine_tuned):
+    evidence, render = made
+    fewer = evidence_of(fine_tuned, all_rows(fine_tuned)[:1], map_statistics(0))
+    assert render(fewer).count("make table1") >= 3
+    assert evidence.row("convnext_bce").records
+
+
+def test_the_sample_is_named_as_drawn(made):
+    evidence, render = made
+    text = render(replace(evidence, sample=True))
+    assert "drawn, not photographed" in text and 'verdict not-tested">' in text and 'verdict refuted">' not in text
+
+
+def test_the_papers_figures_are_those_of_the_closed_form():
+    table = evidence_module.paper()["table2"]
+    value = page.lone_point(table["dimension"], table["bandwidth"], table["points"])
+    assert value == pytest.approx(table["real"]["mean"], abs=1e-4)
+    assert kde.log_density([[0.0] * 8], [[0.0] * 8], 0.2)[0] == pytest.approx(page.lone_point(8, 0.2, 1))
+
+
+def test_what_is_missing_is_named(fine_tuned, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(evidence_module.UserError, match=r"split\.csv is missing"):
+        evidence_module.load(fine_tuned, [])

@@ -1,0 +1,119 @@
+"""Table I: the right records in the right rows, and nothing measured on other terms."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from made_up import all_rows, predictions, record
+from scipy import stats
+
+from dfganext.report import table1
+
+
+def rows(records, chosen):
+    return {row.key: row for row in table1.collect(records, chosen)}
+
+
+def test_each_row_is_decided_by_its_own_rule(shipped):
+    records = all_rows(shipped, accuracy=0.9, bce=0.8)
+    found = rows(records, shipped)
+    assert list(found) == [
+        "convnext_ce",
+        "convnext_bce",
+        "convnext_bce_argmax",
+        "autoencoder_first",
+        "autoencoder_second",
+    ]
+    for key, one in (("convnext_ce", records[0]), ("convnext_bce", records[1])):
+        table = one.predictions
+        assert found[key].mean == np.mean((table.logit > 0) == (table.label == "fake"))
+    assert found["convnext_bce_argmax"].mean == 0.5
+    table = records[1].predictions
+    error_rule = (table.reconstruction_error > shipped.table1.second.threshold) == (table.label == "fake")
+    assert found["autoencoder_second"].mean == error_rule.mean()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"convnext__lr": 0.5}, {"convnext__augment.rotation": 3.0}, {"resize__equalise": True}, {"convnext__size": 64}],
+)
+def test_other_settings_are_other_rows(shipped, changes):
+    found = rows([record(shipped, **changes)], shipped)
+    assert not found["convnext_ce"].records
+
+
+def test_what_does_not_bear_on_a_row_may_differ(shipped):
+    first = shipped.table1.first
+    one = record(
+        shipped,
+        machine__workers=7,
+        gradcam__per_class=1,
+        autoencoder__size=first.size,
+        autoencoder__threshold=first.threshold,
+        convnext__lr=0.5,
+    )
+    found = rows([one], shipped)
+    assert found["autoencoder_first"].records and not found["convnext_ce"].records
+
+
+def test_of_one_seed_the_newest_counts_and_seeds_are_averaged(shipped):
+    newest, older, other = (
+        record(shipped, accuracy, run=run, seed=seed)
+        for accuracy, run, seed in ((0.9, "new", 20), (0.7, "old", 20), (0.8, "other", 21))
+    )
+    row = rows([newest, older, other], shipped)["convnext_ce"]
+    assert [one.run_id for one in row.records] == ["new", "other"] and row.seeds == [20, 21]
+    each = [np.mean((one.predictions.logit > 0) == (one.predictions.label == "fake")) for one in (newest, other)]
+    assert row.mean == pytest.approx(np.mean(each)) and row.deviation == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
+    exact = stats.binomtest(round(row.mean * 200), 200).proportion_ci(method="wilson")
+    assert row.interval == pytest.approx([exact.low, exact.high], abs=3e-3)
+
+
+def test_one_seed_has_no_deviation(shipped):
+    assert rows([record(shipped)], shipped)["convnext_ce"].deviation is None
+
+
+def test_experiments_are_those_that_lack(shipped):
+    everything = table1.experiments([], shipped, seeds=2)
+    assert [(one["seed"], one["loss"]) for one in everything] == [(20, "ce"), (20, "bce"), (21, "ce"), (21, "bce")]
+    assert {one["subsample.seed"] for one in everything} == {20}, "all seeds are trained on one split"
+    assert everything[0]["autoencoder.size"] == shipped.table1.first.size
+    assert everything[1]["autoencoder.threshold"] == shipped.table1.second.threshold
+    left = table1.experiments(all_rows(shipped), shipped, seeds=2)
+    assert [(one["seed"], one["loss"]) for one in left] == [(21, "ce"), (21, "bce")]
+    assert table1.experiments([*all_rows(shipped), *all_rows(shipped, seed=21)], shipped, seeds=2) == []
+
+
+def test_the_split_keeps_its_own_seed(shipped):
+    chosen = replace(shipped, subsample=replace(shipped.subsample, seed=5))
+    assert {one["subsample.seed"] for one in table1.experiments([], chosen, seeds=1)} == {5}
+
+
+def test_networks_are_compared_image_by_image(shipped):
+    found = rows(all_rows(shipped, accuracy=0.95, bce=0.7), shipped)
+    compared = table1.compare(found["convnext_ce"], found["convnext_bce"])
+    ours, theirs = (found[f"convnext_{loss}"].right[0] for loss in ("ce", "bce"))
+    assert compared["seed"] == 20 and compared["difference"] == pytest.approx(ours.mean() - theirs.mean())
+    assert compared["only_first"] - compared["only_second"] == ours.sum() - theirs.sum()
+    low, high = compared["interval"]
+    assert low < compared["difference"] < high and compared["p"] < 0.05
+
+
+def test_rows_without_a_common_seed_are_not_compared(shipped):
+    ce, bce = all_rows(shipped)[0], all_rows(shipped, seed=21)[1]
+    found = rows([ce, bce], shipped)
+    assert table1.compare(found["convnext_ce"], found["convnext_bce"]) is None
+
+
+def test_difference_of_the_autoencoders_aucs(shipped):
+    found = rows(all_rows(shipped, apart=2.0), shipped)
+    gap, (low, high) = table1.auc_difference(found["autoencoder_first"], found["autoencoder_second"])
+    assert gap == low == high == 0, "both were given the same errors"
+
+
+def test_the_order_of_rows_does_not_matter(shipped):
+    one = record(shipped)
+    shuffled = replace(one, predictions=one.predictions.sample(frac=1, random_state=1))
+    right = [rows([each], shipped)["convnext_ce"].right[0] for each in (one, shuffled)]
+    np.testing.assert_array_equal(*right)
+    assert len(predictions(0.5, 1)) == len(right[0])

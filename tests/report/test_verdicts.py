@@ -1,0 +1,92 @@
+"""Verdicts follow the effect that was planted, and none speaks where nothing can be said."""
+
+from dataclasses import replace
+
+import pytest
+from made_up import all_rows, evidence_of, map_statistics
+
+from dfganext.report import verdicts
+
+
+def judged(chosen, records=None, maps=None, sample=False, **options) -> dict[str, verdicts.Verdict]:
+    records = all_rows(chosen) if records is None else records
+    evidence = evidence_of(chosen, records, map_statistics(0.0) if maps is None else maps, **options)
+    return {one.letter: one for one in verdicts.all_claims(replace(evidence, sample=sample))}
+
+
+def test_every_claim_has_a_verdict_an_effect_and_a_rule(fine_tuned):
+    found = judged(fine_tuned)
+    assert list(found) == list("abcdefg")
+    for one in found.values():
+        assert one.verdict in ("supported", "refuted", "inconclusive", "not tested")
+        assert one.effect and one.because.endswith(".") and one.rule
+
+
+@pytest.mark.parametrize(("accuracy", "bce", "verdict"), [(0.995, 0.8, "supported"), (0.8, 0.995, "refuted")])
+def test_whether_cross_entropy_is_best(fine_tuned, accuracy, bce, verdict):
+    assert judged(fine_tuned, all_rows(fine_tuned, accuracy, bce))["a"].verdict == verdict
+
+
+def test_best_but_below_the_papers_figure_is_not_enough(fine_tuned):
+    found = judged(fine_tuned, all_rows(fine_tuned, 0.9, 0.6))["a"]
+    assert found.verdict == "inconclusive" and "99.50%" in found.because
+
+
+def test_random_weights_and_other_networks_cannot_test_the_papers_best(shipped, fine_tuned):
+    assert "random" in judged(shipped)["a"].because and judged(shipped)["a"].verdict == "not tested"
+    other = replace(fine_tuned, convnext=replace(fine_tuned.convnext, architecture="resnet18"))
+    assert judged(other)["a"].verdict == "not tested" and "resnet18" in judged(other)["a"].because
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "bce", "verdict"), [(0.97, 0.97, "refuted"), (0.97, 0.5, "supported"), (0.55, 0.97, "not tested")]
+)
+def test_whether_binary_cross_entropy_fails(fine_tuned, accuracy, bce, verdict):
+    assert judged(fine_tuned, all_rows(fine_tuned, accuracy, bce))["b"].verdict == verdict
+
+
+@pytest.mark.parametrize(("apart", "verdict"), [(-2.0, "refuted"), (2.0, "refuted"), (0.35, "inconclusive")])
+def test_whether_autoencoders_separate(fine_tuned, apart, verdict):
+    found = judged(fine_tuned, all_rows(fine_tuned, apart=apart))["c"]
+    assert found.verdict == verdict
+    assert ("the other way round" in found.because) == (apart < 0)
+
+
+def test_missing_rows_are_not_tested(fine_tuned):
+    found = judged(fine_tuned, all_rows(fine_tuned)[:1])
+    assert found["b"].verdict == found["d"].verdict == "not tested" and "make table1" in found["d"].because
+
+
+@pytest.mark.parametrize(
+    ("shift", "turn", "verdict"),
+    [(1, False, "supported"), (-1, False, "refuted"), (1, True, "refuted"), (0, False, "inconclusive")],
+)
+def test_whether_fake_images_have_wider_weaker_maps(fine_tuned, shift, turn, verdict):
+    found = judged(fine_tuned, maps=map_statistics(shift, turn))["f"]
+    assert found.verdict == verdict and ("target, not the image" in found.because) == turn
+
+
+@pytest.mark.parametrize(
+    ("shift", "on_face", "verdict"), [(1, 0.1, "supported"), (-1, -0.1, "refuted"), (0, 0.1, "inconclusive")]
+)
+def test_whether_real_images_maps_sit_on_the_face(fine_tuned, shift, on_face, verdict):
+    face = fine_tuned.gradcam.face
+    chance = 3.14159265 / 4 * face.width * face.height
+    maps = map_statistics(shift, on_face=on_face + chance - 0.42)
+    assert judged(fine_tuned, maps=maps)["e"].verdict == verdict
+
+
+@pytest.mark.parametrize(("slope", "verdict"), [(3, "supported"), (0, "refuted"), (0.35, "inconclusive")])
+def test_whether_density_explains_spread(fine_tuned, slope, verdict):
+    assert judged(fine_tuned, density_slope=slope)["g"].verdict == verdict
+
+
+def test_a_classifier_near_chance_has_no_maps_to_judge(fine_tuned):
+    found = judged(fine_tuned, all_rows(fine_tuned, accuracy=0.55), maps=map_statistics(1))
+    assert found["e"].verdict == found["f"].verdict == found["g"].verdict == "not tested"
+
+
+def test_the_sample_never_speaks_of_faces(fine_tuned):
+    found = judged(fine_tuned, maps=map_statistics(1), sample=True)
+    assert {one.verdict for one in found.values()} == {"not tested"}
+    assert "drawn" in found["b"].because and found["b"].effect
