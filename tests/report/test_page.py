@@ -34,16 +34,18 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag, tag
 
 
-@pytest.fixture
-def made(fine_tuned, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def made(fine_tuned, tmp_path_factory):
     """Evidence, and a function from it to the page's text."""
-    monkeypatch.chdir(tmp_path)
+    patch = pytest.MonkeyPatch()
+    patch.chdir(tmp_path_factory.mktemp("root"))
     for path in (paths.EVALUATION_FIGURE, paths.GRADCAM_REAL_FIGURE, paths.GRADCAM_FAKE_FIGURE, paths.DENSITY_FIGURE):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(path)
     evidence = evidence_of(fine_tuned, all_rows(fine_tuned), map_statistics(1))
     pictures = page.draw(evidence)
-    return evidence, lambda changed: page.render(changed, pictures)
+    yield evidence, lambda changed: page.render(changed, pictures)
+    patch.undo()
 
 
 def test_the_page_needs_nothing_beside_it(made):

@@ -75,6 +75,12 @@ def roc_auc(labels: np.ndarray, scores: np.ndarray, count: int = RESAMPLES, seed
     return ranked["roc_auc"]
 
 
+def mean(values: np.ndarray, count: int = RESAMPLES, seed: int = 0) -> Interval:
+    """95 % bootstrap interval of a mean."""
+    one_class = np.zeros(len(values), int)
+    return bootstrap(one_class, lambda weights: {"mean": weights @ values / len(values)}, count, seed)["mean"]
+
+
 def difference(
     labels: np.ndarray,
     first: Callable[[np.ndarray], Mapping[str, np.ndarray]],

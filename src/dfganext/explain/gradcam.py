@@ -7,7 +7,8 @@ gradient-weighted sum of the block's channels, negative values cut off, at the b
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
@@ -58,12 +59,27 @@ def raw_maps(
         float32, (N, h, w), zero or above, in units of logit gradient times activation.
     """
     device = next(model.parameters()).device
+    block = last_block(model)
     maps = []
-    with RawGradCAM(model=model, target_layers=[last_block(model)]) as cam:
+    with _gradients_from(model, block), RawGradCAM(model=model, target_layers=[block]) as cam:
         for part, batch in batches(images, batch_size, device):
             targets = [target_logit(int(label)) for label in labels[part]]
             maps.append(cam(input_tensor=preprocess(batch, config), targets=targets).astype(np.float32))
     return np.concatenate(maps)
+
+
+@contextmanager
+def _gradients_from(model: nn.Module, block: nn.Module) -> Iterator[None]:
+    """Have autograd stop at a block, whose output is all that a map needs the gradient of; a block without weights stops nothing."""
+    before = {weight: weight.requires_grad for weight in model.parameters()}
+    kept = set(block.parameters())
+    try:
+        for weight in before:
+            weight.requires_grad_(weight in kept or not kept)
+        yield
+    finally:
+        for weight, flag in before.items():
+            weight.requires_grad_(flag)
 
 
 def enlarge(raw: np.ndarray, size: int) -> np.ndarray:

@@ -196,7 +196,7 @@ def _real_maps(evidence: Evidence) -> Finding:
     )
     if not len(own):
         return NOT_TESTED, "", "No real image has a map that is not blank.", rule
-    span = _mean_interval(own - chance)
+    span = intervals.mean(own - chance)
     intensity = _deltas(evidence, "mean")
     effect = (
         f"mass in the face {own.mean():.3f}, {np.mean(own - chance):+.3f} {_plain(span)} over the ellipse's {chance:.3f}; "
@@ -316,12 +316,6 @@ def _mixed(span: Interval, intensity: list[Delta]) -> str:
     if min(signs) < 0 < max(signs):
         how = "the sign of the difference in intensity turns with the class that is mapped"
     return f"The maps lie {place}; {how}."
-
-
-def _mean_interval(values: np.ndarray) -> Interval:
-    """95 % bootstrap interval of a mean."""
-    one_class = np.zeros(len(values), int)
-    return intervals.bootstrap(one_class, lambda weights: {"mean": weights @ values / len(values)})["mean"]
 
 
 def _shown(deltas: list[Delta]) -> str:

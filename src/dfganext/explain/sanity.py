@@ -1,0 +1,39 @@
+"""Do maps depend on what was learnt? Weight randomisation (Adebayo et al. 2018)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import nn
+
+
+def randomise(model: nn.Module, seed: int, depth: Literal["head", "all"]) -> nn.Module:
+    """A copy of a timm classifier whose weights know nothing.
+
+    Entries of each weight are shuffled within their tensor: what was learnt is lost, while scale and spread stay, whatever
+    the architecture.
+
+    Args:
+        depth: "head" shuffles the last layer alone, "all" every weight.
+    """
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    part = other.get_classifier() if depth == "head" else other  # type: ignore[operator]
+    with torch.no_grad():
+        for weight in part.parameters():
+            order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
+            weight.copy_(weight.flatten()[order].view_as(weight))
+    return other
+
+
+def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Spearman's rho of the cells of each pair of maps: (N, h, w) twice -> (N,); NaN where a map is constant."""
+    result = np.full(len(first), np.nan)
+    for row, (one, other) in enumerate(zip(first, second, strict=True)):
+        if np.ptp(one) > 0 and np.ptp(other) > 0:
+            result[row] = stats.spearmanr(one.ravel(), other.ravel()).statistic
+    return result

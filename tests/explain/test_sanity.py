@@ -1,0 +1,50 @@
+"""Randomised weights keep their scale and lose what they knew; similarity is a rank correlation."""
+
+import numpy as np
+import pytest
+import torch
+
+from dfganext.explain import sanity
+from dfganext.models import classifier
+
+
+@pytest.fixture(scope="module")
+def model():
+    return classifier.build("test_convnext", "ce", 64, seed=1)[0]
+
+
+def test_all_weights_are_shuffled_and_the_model_is_left_alone(model):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    other = sanity.randomise(model, seed=0, depth="all")
+    for name, value in other.named_parameters():
+        torch.testing.assert_close(value.flatten().sort().values, before[name].flatten().sort().values)
+        if value.numel() > 50 and len(value.unique()) > 1:
+            assert not torch.equal(value, before[name]), name
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_head_alone(model):
+    other = sanity.randomise(model, seed=0, depth="head")
+    head = {id(weight) for weight in other.get_classifier().parameters()}
+    changed = [
+        id(new) in head
+        for new, old in zip(other.parameters(), model.parameters(), strict=True)
+        if not torch.equal(new, old)
+    ]
+    assert changed and all(changed)
+
+
+def test_the_seed_decides(model):
+    one, two, three = (sanity.randomise(model, seed, "all").state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], three[name]) for name in one)
+
+
+def test_similarity_of_ranks():
+    rng = np.random.default_rng(0)
+    maps = rng.random((4, 3, 3))
+    ranks = np.argsort(np.argsort(maps[2].ravel())), np.argsort(np.argsort(maps[3].ravel()))
+    other = np.stack([np.exp(maps[0]), -maps[1], maps[3], np.ones((3, 3))])
+    found = sanity.similarity(maps, other)
+    assert found[0] == pytest.approx(1) and found[1] == pytest.approx(-1) and np.isnan(found[3])
+    assert found[2] == pytest.approx(np.corrcoef(*ranks)[0, 1])

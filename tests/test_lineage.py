@@ -1,0 +1,59 @@
+"""Rows of other experiments: those on the same split, whole, newest first."""
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from helpers import enter_root
+
+from dfganext import lineage, paths, tracking
+from dfganext.errors import UserError
+from dfganext.settings import as_texts, flatten
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    return enter_root(tmp_path / "root", monkeypatch)
+
+
+def evaluate(
+    chosen, split: str = "a", columns=("path", "label", "logit", "argmax", "reconstruction_error"), fails=False
+):
+    """A run of the stage evaluate, as far as a later report reads it; returns its id."""
+    paths.SPLIT.parent.mkdir(parents=True, exist_ok=True)
+    paths.SPLIT.write_text(f"path,label,split,sha256,group\n{split}.png,real,test,0,0\n")
+    paths.EVALUATION.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame({column: ["1"] for column in columns}).to_csv(paths.PREDICTIONS, index=False)
+    paths.EVALUATE_METRICS.parent.mkdir(exist_ok=True)
+    paths.EVALUATE_METRICS.write_text(json.dumps({"convnext": {"accuracy": 0.5}}))
+    try:
+        with tracking.stage_run("evaluate", chosen, reads=[paths.SPLIT]) as run:
+            run.log_artifact(paths.EVALUATION, "evaluation")
+            run.log_artifact(paths.EVALUATE_METRICS, "evaluation")
+            if fails:
+                raise RuntimeError
+    except RuntimeError:
+        pass
+    return run.id
+
+
+def test_evaluations_of_this_split_and_no_other_newest_first(store, shipped):
+    other = evaluate(shipped, split="b")
+    first = evaluate(shipped)
+    bce = evaluate(replace(shipped, loss="bce", seed=21))
+    evaluate(shipped, fails=True)
+    found = lineage.evaluations(paths.SPLIT)
+    assert [one.run_id for one in found] == [bce, first] and other not in [one.run_id for one in found]
+    assert found[0].params == as_texts(flatten(replace(shipped, loss="bce", seed=21))) and found[0].seed == 21
+    assert found[1].scores == {"convnext": {"accuracy": 0.5}} and list(found[1].predictions.path) == ["1"]
+
+
+def test_what_an_earlier_version_wrote_is_left_out(store, shipped):
+    evaluate(shipped, columns=("path", "label", "p_fake"))
+    assert lineage.evaluations(paths.SPLIT) == []
+
+
+def test_without_a_split_it_says_what_to_run(store):
+    with pytest.raises(UserError, match="dvc repro subsample"):
+        lineage.evaluations(paths.SPLIT)
