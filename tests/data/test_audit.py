@@ -77,7 +77,7 @@ def test_fakes_saved_at_another_quality_are_named():
         for label, quality in (("real", 75), ("fake", 90)):
             buffer = io.BytesIO()
             pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-            # two of the photographs share the fakes' quality
+            # two of the real images share the fakes' quality
             Image.fromarray(pixels).save(buffer, "JPEG", quality=90 if number < 3 else quality)
             rows.append(described(buffer.getvalue(), label, number))
     rows = pd.DataFrame(rows)
@@ -87,7 +87,7 @@ def test_fakes_saved_at_another_quality_are_named():
     tables = rows.quantisation[rows.label == "fake"].iloc[0]
     worst = next(one for one in report["offenders"] if one["feature"] == "quantisation")
     assert (worst["value"], worst["real"], worst["fake"]) == (tables, 0.05, 1.0)
-    expected = f"100 % of the fakes but 5 % of the photographs have JPEG quantisation tables of mean {' and '.join(tables.split())}."
+    expected = f"100 % of the fakes but 5 % of the real images have JPEG quantisation tables of mean {' and '.join(tables.split())}."
     assert worst["sentence"] == expected
     warning = next(one for one in report["warnings"] if one.startswith("JPEG quantisation tables"))
     assert "quality" in warning and "resize.equalise: true" in warning
@@ -122,7 +122,7 @@ def test_a_cut_point_where_no_single_value_tells():
     assert worst["real"] - worst["fake"] == pytest.approx(max(gaps))
     assert worst["real"] == pytest.approx((real > worst["above"]).mean())
     assert worst["fake"] == pytest.approx((fake > worst["above"]).mean())
-    assert "of the photographs but" in worst["sentence"] and "have more than" in worst["sentence"]
+    assert "of the real images but" in worst["sentence"] and "have more than" in worst["sentence"]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -226,7 +226,7 @@ class _Difference:
         else:
             shown = " and ".join(self.value.split()) if self.feature == "quantisation" else self.value
             what = _PREDICATE[self.feature][self.cut].format(shown)
-        fakes, reals = f"{100 * self.fake:.3g} % of the fakes", f"{100 * self.real:.3g} % of the photographs"
+        fakes, reals = f"{100 * self.fake:.3g} % of the fakes", f"{100 * self.real:.3g} % of the real images"
         first, second = (fakes, reals) if self.fake > self.real else (reals, fakes)
         return f"{first} but {second} {what}."
 

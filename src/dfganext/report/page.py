@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup, escape
 
 from dfganext import figures, paths
 from dfganext.density.protocols import lone_point
-from dfganext.evaluation import metrics
+from dfganext.evaluation import intervals, metrics
 from dfganext.labels import FAKE, NAMES
 from dfganext.report import pictures, verdicts
 from dfganext.report.evidence import Evidence
@@ -83,7 +85,7 @@ def render(evidence: Evidence, pictures_by_name: dict[str, Path]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"number": number, "percent": percent, "span": span, "percents": percents}
+    environment.filters |= {"number": number, "percent": percent, "span": span, "percents": percents, "code": code}
     environment.globals["closed_form"] = lambda table: lone_point(
         table["dimension"], table["bandwidth"], table["points"]
     )
@@ -122,9 +124,20 @@ def percents(pair: list[float] | None, digits: int = 1) -> str:
     return "–" if pair is None else f"{number(100 * pair[0], digits)} … {percent(pair[1], digits)}"
 
 
+def code(text: str) -> Markup:
+    """Text whose `backticked` parts are code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 def _table1_row(row: Row, evidence: Evidence) -> dict[str, Any]:
     published = evidence.paper["table1"][row.key]
-    cells: dict[str, Any] = {"row": row, "paper": published["accuracy"], "paper_f1": published.get("f1")}
+    images = evidence.paper["images"]
+    cells: dict[str, Any] = {
+        "row": row,
+        "paper": published["accuracy"],
+        "paper_interval": intervals.wilson(published["accuracy"] * images, images),
+        "paper_f1": published.get("f1"),
+    }
     if row.records and row.part == "convnext" and not row.key.endswith("argmax"):
         table = row.records[0].predictions
         fake = (table.label == NAMES[FAKE]).to_numpy().astype(int)
