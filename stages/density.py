@@ -18,7 +18,7 @@ def main() -> None:
         images = paths.images_of_size(chosen.autoencoder.size)
         train, test = (arrays.read(images, split) for split in (sampling.TRAIN, sampling.TEST))
         train_real, heldout_real, heldout_fake = (
-            autoencoder.describe(model, part.pixels[part.only(label)], device=device)[0]
+            autoencoder.encode(model, part.pixels[part.only(label)], device=device)
             for part, label in ((train, labels.REAL), (test, labels.REAL), (test, labels.FAKE))
         )
         scores = protocols.score(train_real, heldout_real, heldout_fake, chosen.density.bandwidth)

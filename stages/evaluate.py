@@ -22,7 +22,8 @@ def main() -> None:
 
         model = autoencoder.load(paths.AUTOENCODER)
         validation_errors, errors = (
-            autoencoder.describe(model, images.pixels, device=device)[1] for images in splits(chosen.autoencoder.size)
+            autoencoder.reconstruction_errors(model, images.pixels, device=device)
+            for images in splits(chosen.autoencoder.size)
         )
         reconstruction = evaluate.judge_autoencoder(
             validation.labels, validation_errors, test.labels, errors, chosen.autoencoder.threshold

@@ -1,6 +1,7 @@
 """One page with every table, figure and verdict: from the results in the workspace, and from other experiments on record."""
 
 from dfganext import lineage, paths, pipeline, settings, tracking
+from dfganext.evaluation import evaluate
 from dfganext.report import evidence, page
 
 
@@ -12,6 +13,7 @@ def main() -> None:
         paths.PAGE.parent.mkdir(parents=True, exist_ok=True)
         paths.PAGE.write_text(page.render(found, pictures), encoding="utf-8")
         run.log_artifact(paths.PAGE, "report")
+        run.log_headline(evaluate.headline(found.evaluate))
         run.log_metrics({f"table1_{row.key}": row.mean for row in found.rows if row.records})
         print(f"{paths.PAGE} is up to date.")
 

@@ -319,6 +319,7 @@ def _registered(
         "loss": candidate.config.loss,
         "size": str(candidate.config.size),
         "threshold": f"{candidate.threshold:.6g}",
+        "temperature": f"{candidate.temperature:.6g}",
         "trained_by": run_id,
         **tags,
     }

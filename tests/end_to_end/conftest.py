@@ -16,6 +16,9 @@ SMALL = {
     "epochs": "2",
     "architectures": "[test_convnext]",
     "near_duplicate_bits": "8",
+    "first": "{size: 32, threshold: 0.0035}",
+    "second": "{size: 16, threshold: 0.0025}",
+    "faithfulness": "2",
 }
 
 

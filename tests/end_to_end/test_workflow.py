@@ -18,12 +18,16 @@ STAGES = [
     "check",
     "download",
     "subsample",
+    "audit",
     "resize",
     "train_convnext",
     "train_autoencoder",
     "evaluate",
+    "baseline",
+    "robustness",
     "gradcam",
     "density",
+    "report",
     "promote",
 ]
 
@@ -45,6 +49,7 @@ def test_a_fresh_clone_reproduces(reproduced):
         assert f"Running stage '{stage}'" in reproduced.output
     changed = reproduced.run("git", "status", "--porcelain").splitlines()
     assert {line[3:].split("/")[0] for line in changed} <= {"dvc.lock", "metrics", "plots"}, changed
+    assert reproduced.output.index("Running stage 'audit'") < reproduced.output.index("Running stage 'train_convnext'")
     scores = json.loads(reproduced.read("metrics/evaluate.json"))
     assert {"accuracy", "precision", "recall", "f1", "roc_auc", "average_precision", "eer"} <= set(scores["convnext"])
     assert {"accuracy", "roc_auc", "threshold"} <= set(scores["autoencoder"])
@@ -52,6 +57,9 @@ def test_a_fresh_clone_reproduces(reproduced):
     for protocol in ("paper", "heldout"):
         for label in ("real", "fake"):
             assert set(density[protocol][label]) == {"mean", "std"}
+    assert {"temperature", "threshold"} <= set(json.loads(reproduced.read(str(paths.OPERATING_POINT))))
+    page = reproduced.read(str(paths.PAGE))
+    assert "These images are drawn" in page and page.count("data:image/png;base64,") == 12
     for figure in (paths.GRADCAM_REAL_FIGURE, paths.GRADCAM_FAKE_FIGURE, paths.EVALUATION_FIGURE, paths.DENSITY_FIGURE):
         assert Image.open(reproduced.folder / figure).width > 500
 
@@ -153,6 +161,17 @@ def test_experiments_of_every_kind_land_in_one_store(reproduced):
     assert not list(reproduced.folder.glob(".dvc/tmp/exps/**/mlflow.db"))
 
 
+def test_table_1_is_run_and_collected(reproduced):
+    text = {"params.yaml": reproduced.read("params.yaml"), "dvc.lock": reproduced.read("dvc.lock")}
+    reproduced.run("python", "-m", "dfganext.experiments")
+    assert "has all rows with 1 seeds" in reproduced.run("python", "-m", "dfganext.experiments")
+    reproduced.run("dvc", "repro", "--single-item", "--force", "report")
+    page = reproduced.read(str(paths.PAGE))
+    table = page[page.index('id="table1"') : page.index('id="detector"')]
+    assert "make table1" not in table and table.count("<small>20</small>") == 5 and "McNemar p" in table
+    assert text == {name: reproduced.read(name) for name in text}, "the workspace is as it was"
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -197,7 +216,8 @@ def test_ones_own_images(origin, tmp_path):
         folder = project.folder / "data" / "photos" / label
         folder.mkdir(parents=True)
         for number in range(30):
-            Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+            picture = Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8))
+            picture.save(folder / f"{number}.jpg", quality={"real": 90, "fake": 50}[label])
     (project.folder / "data" / "notes.txt").write_text("not an image")
     project.run("dvc", "add", "data")
     refused = project.run("python", "-m", "stages.check", fails=True)
@@ -207,8 +227,11 @@ def test_ones_own_images(origin, tmp_path):
     params = project.read("params.yaml")
     output = project.run("dvc", "repro", "subsample", fails=True)
     assert "60 images of each class were asked for, but there are 30 real and 30 fake" in output
-    project.write("params.yaml", params.replace("per_class: 60", "per_class: 30"))
-    project.run("dvc", "repro", "subsample")
+    params = params.replace("per_class: 60", "per_class: 30").replace("equalise: false", "equalise: true")
+    project.write("params.yaml", params)
+    output = project.run("dvc", "repro", "audit")
+    assert "WARNING" in output and "quantisation" in output and "resize.equalise" in output
+    assert "bytes_equalised" in json.loads(project.read("metrics/audit.json"))["groups"]
     with (project.folder / paths.SPLIT).open() as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 60 and all(row["path"].split("/")[1] == "photos" for row in rows)

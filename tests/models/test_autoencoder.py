@@ -11,14 +11,16 @@ from dfganext.models import autoencoder
 @pytest.mark.parametrize(("size", "dimension"), [(256, 16384), (152, 5776), (96, 2304)])
 def test_latent_size(size, dimension):
     images = np.zeros((1, size, size, 3), np.uint8)
-    latents, errors = autoencoder.describe(autoencoder.build(0), images)
+    model = autoencoder.build(0)
+    latents, errors = autoencoder.encode(model, images), autoencoder.reconstruction_errors(model, images)
     assert latents.shape == (1, dimension) and errors.shape == (1,)
 
 
 def test_errors_are_mean_squares_on_the_unit_scale():
     model = autoencoder.build(1).eval()
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
-    latents, errors = autoencoder.describe(model, images, batch_size=2)
+    latents = autoencoder.encode(model, images, batch_size=2)
+    errors = autoencoder.reconstruction_errors(model, images, batch_size=2)
     with torch.no_grad():
         for image, latent, error in zip(images, latents, errors, strict=True):
             tensor = torch.from_numpy(image.transpose(2, 0, 1)[None] / 255).float()

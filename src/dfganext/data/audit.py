@@ -28,6 +28,7 @@ FOLDS = 5
 FOLD_SIZE = 10
 """Near-duplicate groups of each class wanted in a fold: with fewer there are fewer folds, and with too few for one, none."""
 
+_EQUALISED = "`resize.equalise` is on, which weakens it; better still, save both classes alike"
 _SAVED = "Save both classes alike, or set `resize.equalise: true`"
 
 # What a detector could learn instead of faces, and what to do about it
@@ -118,7 +119,8 @@ def measure(rows: pd.DataFrame, seed: int = 0, equalised_bytes: pd.Series | None
     for name, (area, interval) in _areas(labels, splits, scored, seed).items():
         groups[name] |= {"roc_auc": area, "interval": interval, "leak": interval[0] > LEAK}
 
-    warnings = [_warning(name, group) for name, group in groups.items() if group["leak"]]
+    equalised = equalised_bytes is not None
+    warnings = [_warning(name, group, equalised) for name, group in groups.items() if group["leak"]]
     if any("note" in group for group in groups.values()):
         warnings.append(f"Whether metadata tell the classes apart could not be measured: {_too_few(labels)}")
     return {"images": len(rows), "groups": groups, "offenders": _offenders(rows, labels), "warnings": warnings}
@@ -272,11 +274,12 @@ def _worst(feature: str, column: np.ndarray, labels: np.ndarray) -> _Difference:
     return cut if cut.gap > single.gap + 1e-12 else single
 
 
-def _warning(name: str, group: dict[str, Any]) -> str:
+def _warning(name: str, group: dict[str, Any], equalised: bool) -> str:
     low, high = group["interval"]
+    advice = _ADVICE[name].replace(_SAVED, _EQUALISED) if equalised else _ADVICE[name]
     return (
         f"{_SUBJECT[name]} tell real from fake by themselves (ROC-AUC {group['roc_auc']:.2f}, 95 % interval {low:.2f} to {high:.2f}; "
-        f"chance is 0.5): a detector could learn {_ADVICE[name]}"
+        f"chance is 0.5): a detector could learn {advice}"
     )
 
 

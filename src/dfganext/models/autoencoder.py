@@ -63,26 +63,27 @@ def preprocess(images: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def describe(
+def encode(
     model: Autoencoder, images: np.ndarray, batch_size: int = 32, device: torch.device | str = "cpu"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Latent vectors and reconstruction errors.
+) -> np.ndarray:
+    """Latent vectors: uint8 (N, S, S, 3) -> float32 (N, d), d = 16 (S / 8)^2, flattened from (16, S/8, S/8)."""
+    encoder = model.to(device).eval().encoder
+    return np.concatenate(
+        [encoder(preprocess(pixels)).flatten(1).cpu().numpy() for _, pixels in batches(images, batch_size, device)]
+    )
 
-    Args:
-        images: uint8, (N, S, S, 3).
 
-    Returns:
-        latents: float32 (N, d), d = 16 (S / 8)^2, flattened from (16, S/8, S/8).
-        errors: float64 (N,), mean squared error over pixels and channels, on the 0...1 scale.
-    """
+@torch.inference_mode()
+def reconstruction_errors(
+    model: Autoencoder, images: np.ndarray, batch_size: int = 32, device: torch.device | str = "cpu"
+) -> np.ndarray:
+    """Mean squared error over pixels and channels, on the 0...1 scale: uint8 (N, S, S, 3) -> float64 (N,)."""
     model = model.to(device).eval()
-    latents, errors = [], []
+    errors = []
     for _, pixels in batches(images, batch_size, device):
         batch = preprocess(pixels)
-        code = model.encoder(batch)
-        errors.append((model.decoder(code) - batch).double().square().mean(dim=(1, 2, 3)).cpu().numpy())
-        latents.append(code.flatten(1).cpu().numpy())
-    return np.concatenate(latents), np.concatenate(errors)
+        errors.append((model(batch) - batch).double().square().mean(dim=(1, 2, 3)).cpu().numpy())
+    return np.concatenate(errors)
 
 
 def save(folder: Path, state: Mapping[str, Tensor]) -> None:

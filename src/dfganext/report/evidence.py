@@ -17,6 +17,7 @@ from dfganext import paths
 from dfganext.data import arrays, sampling
 from dfganext.data.arrays import Images
 from dfganext.errors import UserError
+from dfganext.explain import comparison
 from dfganext.labels import NAMES
 from dfganext.report import table1
 from dfganext.report.table1 import Record, Row
@@ -113,12 +114,17 @@ def load(chosen: Settings, records: list[Record]) -> Evidence:
     )
 
 
-def spread_and_density(evidence: Evidence, label: str) -> pd.DataFrame:
-    """Of held-out images of one class: columns path, log_density, and the statistics of the map for their own class."""
+def density_and_spread(evidence: Evidence, label: str) -> dict[str, Any]:
+    """Correlation, within one class, of held-out log density and entropy of the map for that class.
+
+    Returns:
+        Those of `comparison.within_class_correlation`.
+    """
     heldout = evidence.densities
     heldout = heldout[(heldout.protocol == "heldout") & (heldout.label == label)][["path", "log_density"]]
     own = evidence.maps[(evidence.maps.label == label) & (evidence.maps.target == label)]
-    return heldout.merge(own, on="path")
+    both = heldout.merge(own, on="path")
+    return comparison.within_class_correlation(both.log_density, both.entropy)
 
 
 def _hashes(folder: Path) -> set[str]:

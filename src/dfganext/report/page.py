@@ -16,7 +16,7 @@ from dfganext.density.protocols import lone_point
 from dfganext.evaluation import intervals, metrics
 from dfganext.labels import FAKE, NAMES
 from dfganext.report import pictures, verdicts
-from dfganext.report.evidence import Evidence
+from dfganext.report.evidence import Evidence, density_and_spread
 from dfganext.report.table1 import Row, compare
 from dfganext.settings import flatten
 
@@ -104,6 +104,7 @@ def render(evidence: Evidence, pictures_by_name: dict[str, Path]) -> str:
         statistics=STATISTICS,
         faithfulness=evidence.faithfulness.to_dict(orient="records"),
         sanity=evidence.sanity.groupby("depth").similarity.agg(["mean", "count"]).to_dict(orient="index"),
+        correlations={label: density_and_spread(evidence, label) for label in reversed(NAMES)},
         picture={name: _embedded(path) for name, path in pictures_by_name.items()},
     )
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from dfganext.evaluation import intervals
 from dfganext.evaluation.intervals import Interval
-from dfganext.explain import comparison, statistics
+from dfganext.explain import statistics
 from dfganext.labels import FAKE, NAMES
-from dfganext.report.evidence import Evidence, spread_and_density
+from dfganext.report.evidence import Evidence, density_and_spread
 from dfganext.report.table1 import auc_difference, compare
 
 SUPPORTED, REFUTED, INCONCLUSIVE, NOT_TESTED = "supported", "refuted", "inconclusive", "not tested"
@@ -244,8 +244,7 @@ def _density(evidence: Evidence) -> Finding:
     )
     effects, spans = [], {}
     for name in ("fake", "real"):
-        table = spread_and_density(evidence, name)
-        found = comparison.within_class_correlation(table.log_density, table.entropy)
+        found = density_and_spread(evidence, name)
         if found["spearman"] is not None:
             spans[name] = [found["low"], found["high"]]
             effects.append(f"{name}: rho {found['spearman']:+.3f} {_plain(spans[name])}, {found['images']} images")

@@ -50,7 +50,9 @@ class AutoencoderTask:
         return {"loss": float(np.mean(losses))}
 
     def validate(self) -> Metrics:
-        _, errors = autoencoder.describe(self.model, self.validation_pixels, self.settings.batch_size, self.device)
+        errors = autoencoder.reconstruction_errors(
+            self.model, self.validation_pixels, self.settings.batch_size, self.device
+        )
         return {"loss": float(errors.mean())}
 
     def rank(self, metrics: Metrics) -> tuple[float, ...]:
