@@ -31,14 +31,14 @@ def curves(
 
     Deletion puts the image's mean colour in a pixel's place; insertion starts from the image blurred by a tenth of its
     size. Pixels are ranked by the map, enlarged bilinearly; by a random map of the same resolution; and by nearness to the
-    centre. Ties fall in random order, so that a blank map is no better than none.
+    centre. Ties fall as the random map has them, so that a blank map is exactly as good as a random one.
 
     Args:
         images: uint8, (N, size, size, 3).
         maps: (N, h, w), of the targets.
         targets: (N,), 0 real or 1 fake.
         steps: the pixels are moved in this many equal parts.
-        seed: of the random maps and of ties.
+        seed: of the random maps.
 
     Returns:
         A row an image, curve and ranking: auc, the area under the curve over the share of pixels, 0...1.
@@ -101,7 +101,7 @@ def _orders(raw: np.ndarray, size: int, rng: np.random.Generator) -> dict[str, n
     }
     orders = {}
     for name, values in ranked_by.items():
-        first = np.lexsort([rng.random(size * size), -values.ravel()])
+        first = np.lexsort([-ranked_by["random"].ravel(), -values.ravel()])
         place = np.empty(size * size, int)
         place[first] = np.arange(size * size)
         orders[name] = place.reshape(size, size)
