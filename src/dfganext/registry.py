@@ -43,6 +43,7 @@ REQUIREMENTS = (
     "opencv-python-headless",
     "pillow",
     "safetensors",
+    "scipy",
     "timm",
     "torch",
     "torchvision",

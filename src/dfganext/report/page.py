@@ -103,7 +103,7 @@ def render(evidence: Evidence, pictures_by_name: dict[str, Path]) -> str:
         comparison=_comparison(evidence),
         statistics=STATISTICS,
         faithfulness=evidence.faithfulness.to_dict(orient="records"),
-        sanity=evidence.sanity.groupby("depth").similarity.agg(["mean", "count"]).to_dict(orient="index"),
+        sanity=evidence.sanity.groupby("depth", sort=False).similarity.agg(["mean", "count"]).to_dict(orient="index"),
         correlations={label: density_and_spread(evidence, label) for label in reversed(NAMES)},
         picture={name: _embedded(path) for name, path in pictures_by_name.items()},
     )
