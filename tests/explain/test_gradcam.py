@@ -83,7 +83,7 @@ def test_statistics_of_known_maps():
     assert table.entropy[:2].tolist() == pytest.approx([1, 0]) and table.above_half[:2].tolist() == [1, 1 / 16]
     assert table.maximum.tolist() == [2, 5, 0] and table["mean"].tolist() == pytest.approx([2, 5 / 16, 0])
     assert np.isnan(table.entropy[2]) and np.isnan(table.above_half[2])
-    means = statistics.class_means(table.assign(label=["real", "real", "fake"]))
+    means = statistics.means(table.assign(label=["real", "real", "fake"], target="real"))["real"]
     assert means["real"]["entropy"] == pytest.approx(0.5) and means["fake"]["maximum"] == 0
     assert means["fake"]["entropy"] is None, "no map has one"
     assert np.isnan(statistics.describe(np.ones((1, 1, 1))).entropy[0]), "one cell cannot spread"

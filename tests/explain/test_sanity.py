@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfganext.explain import sanity
+from dfganext.explain import gradcam, sanity
 from dfganext.models import classifier
 
 
@@ -48,3 +48,16 @@ def test_similarity_of_ranks():
     found = sanity.similarity(maps, other)
     assert found[0] == pytest.approx(1) and found[1] == pytest.approx(-1) and np.isnan(found[3])
     assert found[2] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+
+
+def test_after_randomising_every_image_has_a_similarity_at_each_depth(model):
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    config = classifier.build("test_convnext", "ce", 64, seed=1)[1]
+    maps = gradcam.maps_of_both(model, config, pixels)
+    assert maps.shape[:2] == (2, 3) and not np.array_equal(maps[0], maps[1])
+    targets = np.array([1, 0, 1])
+    own = maps[targets, np.arange(3)]
+    table = sanity.after_randomising(model, config, pixels, own, targets, seed=0)
+    assert table.depth.tolist() == ["head"] * 3 + ["all"] * 3 and table.image.tolist() == [0, 1, 2] * 2
+    other = gradcam.raw_maps(sanity.randomise(model, 0, "all"), config, pixels, targets)
+    np.testing.assert_array_equal(table.similarity[3:], sanity.similarity(own, other))

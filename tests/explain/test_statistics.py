@@ -75,7 +75,8 @@ def test_the_share_of_each_cell_in_the_ellipse(rows, columns, face):
 
 def test_means_by_class_skip_blank_maps():
     maps = np.stack([np.zeros((2, 2)), np.eye(2), np.ones((2, 2))])
-    table = statistics.describe(maps).assign(label=["real", "fake", "fake"])
-    means = statistics.class_means(table)
+    table = statistics.describe(maps).assign(label=["real", "fake", "fake"], target="fake")
+    assert list(statistics.means(table)) == ["fake"]
+    means = statistics.means(table)["fake"]
     assert means["real"]["entropy"] is None and means["real"]["maximum"] == 0
     assert means["fake"]["entropy"] == pytest.approx((0.5 + 1) / 2)

@@ -16,7 +16,7 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import show_cam_on_image
 from torch import Tensor, nn
 
-from dfganext.labels import FAKE
+from dfganext.labels import ALL, FAKE
 from dfganext.models.batches import batches
 from dfganext.models.classifier import ClassifierConfig, last_block, preprocess
 
@@ -66,6 +66,11 @@ def raw_maps(
             targets = [target_logit(int(label)) for label in labels[part]]
             maps.append(cam(input_tensor=preprocess(batch, config), targets=targets).astype(np.float32))
     return np.concatenate(maps)
+
+
+def maps_of_both(model: nn.Module, config: ClassifierConfig, images: np.ndarray) -> np.ndarray:
+    """`raw_maps` of each image for either class: float32, (2, N, h, w), real first."""
+    return np.stack([raw_maps(model, config, images, [label] * len(images)) for label in ALL])
 
 
 @contextmanager

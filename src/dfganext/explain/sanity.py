@@ -6,12 +6,40 @@ import copy
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import stats
 from torch import nn
 
+from dfganext.explain.gradcam import raw_maps
+from dfganext.models.classifier import ClassifierConfig
 
-def randomise(model: nn.Module, seed: int, depth: Literal["head", "all"]) -> nn.Module:
+Depth = Literal["head", "all"]
+DEPTHS: tuple[Depth, ...] = ("head", "all")
+
+
+def after_randomising(
+    model: nn.Module, config: ClassifierConfig, images: np.ndarray, maps: np.ndarray, targets: np.ndarray, seed: int
+) -> pd.DataFrame:
+    """How like their former selves maps stay when weights are shuffled.
+
+    Args:
+        images: uint8, (N, size, size, 3).
+        maps: (N, h, w), of the model as it is.
+        targets: (N,), the classes mapped.
+
+    Returns:
+        A row a depth and image: depth, image, similarity.
+    """
+    parts = []
+    for depth in DEPTHS:
+        again = raw_maps(randomise(model, seed, depth), config, images, targets)
+        table = {"depth": depth, "image": range(len(maps)), "similarity": similarity(maps, again)}
+        parts.append(pd.DataFrame(table))
+    return pd.concat(parts, ignore_index=True)
+
+
+def randomise(model: nn.Module, seed: int, depth: Depth) -> nn.Module:
     """A copy of a timm classifier whose weights know nothing.
 
     Entries of each weight are shuffled within their tensor: what was learnt is lost, while scale and spread stay, whatever

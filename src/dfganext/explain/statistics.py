@@ -79,10 +79,16 @@ def face_weights(rows: int, columns: int, face: Ellipse) -> np.ndarray:
     return inside.reshape(rows, LINES, columns).mean(axis=1)
 
 
-def class_means(table: pd.DataFrame) -> dict[str, dict[str, float | None]]:
-    """Mean of each statistic by the column `label`, over the maps that have it; None where none has."""
-    means = table.groupby("label")[[name for name in NAMES if name in table]].mean()
-    return {
-        str(label): {str(name): None if np.isnan(value) else float(value) for name, value in row.items()}
-        for label, row in means.to_dict(orient="index").items()
-    }
+def means(table: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Mean of each statistic by the columns `target` and `label`, over the maps that have it; None where none has.
+
+    Returns:
+        {target: {label: {statistic: mean}}}.
+    """
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    names = [name for name in NAMES if name in table]
+    for (target, label), rows in table.groupby(["target", "label"]):
+        averages = rows[names].mean()
+        row = {name: None if np.isnan(averages[name]) else float(averages[name]) for name in names}
+        found.setdefault(str(target), {})[str(label)] = row
+    return found

@@ -75,10 +75,10 @@ class Row:
         """95 % Wilson interval of the mean accuracy, for the test images drawn; seeds do not narrow it."""
         return intervals.wilson(self.mean * self.images, self.images)
 
-    def auc(self, first_only: bool = False) -> float:
+    @property
+    def auc(self) -> float:
         """ROC-AUC, mean over seeds."""
-        values = [record.scores[self.part]["roc_auc"] for record in self.records]
-        return float(np.mean(values[:1] if first_only else values))
+        return float(np.mean([record.scores[self.part]["roc_auc"] for record in self.records]))
 
     @property
     def part(self) -> str:

@@ -1,0 +1,57 @@
+"""All that is measured of Grad-CAM maps, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from dfganext import labels
+from dfganext.data.arrays import Images
+from dfganext.explain import comparison, faithfulness, sanity, statistics
+from dfganext.models.classifier import ClassifierConfig
+from dfganext.settings import Gradcam
+
+
+def tables(
+    model: nn.Module,
+    config: ClassifierConfig,
+    images: Images,
+    maps: np.ndarray,
+    called: np.ndarray,
+    order: Sequence[np.ndarray],
+    settings: Gradcam,
+    seed: int,
+) -> dict[str, pd.DataFrame]:
+    """Measure the maps of all images; what takes many passes, of the first few of each class.
+
+    Args:
+        maps: (2, N, h, w), as `gradcam.maps_of_both` gives them.
+        called: (N,), the class each image was judged to be.
+        order: of each class the rows of its images; the first `settings.faithfulness` are taken.
+
+    Returns:
+        statistics (a row an image and target class), comparison, faithfulness, faithfulness_curves, sanity.
+    """
+    face = statistics.Ellipse(**asdict(settings.face))
+    names = np.array(labels.NAMES)
+    described = []
+    for target, raw in zip(labels.NAMES, maps, strict=True):
+        of_what = pd.DataFrame({"path": images.paths, "label": names[images.labels], "target": target})
+        described.append(pd.concat([of_what, statistics.describe(raw, face)], axis=1))
+    table = pd.concat(described, ignore_index=True)
+
+    rows = np.sort(np.concatenate([of_class[: settings.faithfulness] for of_class in order]))
+    targets = called[rows]
+    some = model, config, images.pixels[rows], maps[targets, rows], targets
+    areas, curves = faithfulness.curves(*some, seed=seed)
+    return {
+        "statistics": table,
+        "comparison": comparison.compare(table),
+        "faithfulness": faithfulness.against(areas),
+        "faithfulness_curves": curves,
+        "sanity": sanity.after_randomising(*some, seed=seed),
+    }

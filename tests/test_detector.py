@@ -1,0 +1,55 @@
+"""From bytes to verdict: calibrated, at the settled threshold, prepared as in training."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import detector, png
+
+from dfganext import images
+from dfganext.detector import Detector
+from dfganext.models import classifier
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return detector(tmp_path / "detector", good=True)
+
+
+def logits_of(folder, pixels):
+    return classifier.predict_logits(*classifier.load(folder), pixels)
+
+
+def test_p_fake_is_the_calibrated_one(folder):
+    data = [png(label, label) for label in (0, 1)]
+    pixels = np.stack([images.resize(images.decode(one), 32) for one in data])
+    logits = logits_of(folder, pixels)
+    for point, temperature in (({}, 1.0), ({"temperature": 0.25}, 0.25), ({"temperature": 3.0, "threshold": 0.4}, 3.0)):
+        (folder / "operating_point.json").write_text(json.dumps(point))
+        loaded = Detector.load(folder)
+        expected = 1 / (1 + np.exp(-logits / temperature))
+        verdicts = loaded.judge(data)
+        assert [one.p_fake for one in verdicts] == pytest.approx(expected, abs=1e-6)
+        assert {one.threshold for one in verdicts} == {point.get("threshold", 0.5)}
+        for verdict, p in zip(verdicts, expected, strict=True):
+            assert verdict.label == ("fake" if p > verdict.threshold else "real")
+
+
+def test_a_detector_trained_on_equalised_images_equalises_what_it_is_shown(folder):
+    model, config = classifier.load(folder)
+    classifier.save(folder, model.state_dict(), replace(config, equalise=True))
+    data = png(1, 5)
+    plain = images.prepare(images.decode(data), 32, equalise=False)
+    equalised = images.prepare(images.decode(data), 32, equalise=True)
+    assert not np.array_equal(plain, equalised)
+    (verdict,) = Detector.load(folder).judge([data])
+    expected = 1 / (1 + np.exp(-logits_of(folder, equalised[None])[0]))
+    assert verdict.p_fake == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_config_of_before_there_was_equalising_still_loads(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["equalise"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert Detector.load(folder).config.equalise is False
