@@ -29,7 +29,7 @@ def test_whether_cross_entropy_is_best(fine_tuned, accuracy, bce, verdict):
 
 def test_best_but_below_the_papers_figure_is_not_enough(fine_tuned):
     found = judged(fine_tuned, all_rows(fine_tuned, 0.9, 0.6))["a"]
-    assert found.verdict == "inconclusive" and "99.50%" in found.because
+    assert found.verdict == "inconclusive" and "99.50 %" in found.because
 
 
 def test_random_weights_and_other_networks_cannot_test_the_papers_best(shipped, fine_tuned):

@@ -18,6 +18,7 @@ from dfganext.labels import FAKE, NAMES
 from dfganext.report import pictures, verdicts
 from dfganext.report.evidence import Evidence, density_and_spread
 from dfganext.report.table1 import Row, compare
+from dfganext.report.text import number, percent, percents, span
 from dfganext.settings import flatten
 
 MEASURES = {
@@ -107,22 +108,6 @@ def render(evidence: Evidence, pictures_by_name: dict[str, Path]) -> str:
         correlations={label: density_and_spread(evidence, label) for label in reversed(NAMES)},
         picture={name: _embedded(path) for name, path in pictures_by_name.items()},
     )
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None or pd.isna(value) else f"{value:.{digits}f}".replace("-", "−")
-
-
-def percent(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None or pd.isna(value) else f"{100 * value:.{digits}f} %".replace("-", "−")
-
-
-def span(pair: list[float] | None, digits: int = 3) -> str:
-    return "–" if pair is None else f"{number(pair[0], digits)} … {number(pair[1], digits)}"
-
-
-def percents(pair: list[float] | None, digits: int = 1) -> str:
-    return "–" if pair is None else f"{number(100 * pair[0], digits)} … {percent(pair[1], digits)}"
 
 
 def code(text: str) -> Markup:

@@ -164,7 +164,7 @@ def map_statistics(table: pd.DataFrame) -> Figure:
     axis.set(yticks=np.arange(len(names)), yticklabels=[name.replace("_", " ") for name in names], xlim=(-1.05, 1.05))
     axis.set_xlabel("Cliff's delta: left, lower for fake images; right, higher (filled: Holm's p < 0.05)")
     axis.invert_yaxis()
-    axis.legend(fontsize=8, loc="best")
+    axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
     return figure
 
 

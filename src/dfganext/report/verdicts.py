@@ -15,6 +15,8 @@ from dfganext.explain import statistics
 from dfganext.labels import FAKE, NAMES
 from dfganext.report.evidence import Evidence, density_and_spread
 from dfganext.report.table1 import auc_difference, compare
+from dfganext.report.text import number, percent, percents
+from dfganext.report.text import span as shown
 
 SUPPORTED, REFUTED, INCONCLUSIVE, NOT_TESTED = "supported", "refuted", "inconclusive", "not tested"
 
@@ -84,7 +86,7 @@ def _best(evidence: Evidence) -> Finding:
     row = evidence.row("convnext_ce")
     if not row.records:
         return NOT_TESTED, "", "No ConvNeXt with cross entropy is on record: `make table1`.", rule
-    effect = f"accuracy {row.mean:.2%} {_percent(row.interval)}"
+    effect = f"accuracy {percent(row.mean)} ({percents(row.interval)})"
     others = {
         f"{other.model}, {other.variation}": compare(row, other)
         for other in evidence.rows
@@ -95,7 +97,8 @@ def _best(evidence: Evidence) -> Finding:
     if spectrum is not None:
         gaps["the spectrum baseline"] = spectrum
     effect += "".join(
-        f"; {found['difference']:+.2%} {_percent(found['interval'])} over {name}" for name, found in gaps.items()
+        f"; {percent(found['difference'], sign=True)} ({percents(found['interval'])}) over {name}"
+        for name, found in gaps.items()
     )
     chosen = evidence.settings.convnext
     if not chosen.architecture.startswith("convnext_tiny"):
@@ -107,8 +110,8 @@ def _best(evidence: Evidence) -> Finding:
     if any(found["interval"][1] < 0 for found in gaps.values()):
         return REFUTED, effect, "Another row is better.", rule
     if all(found["interval"][0] > 0 for found in gaps.values()) and gaps and reached:
-        return SUPPORTED, effect, f"Better than all others at hand, and {level:.2%} is within reach.", rule
-    level_text = "" if reached else f" {level:.2%} lies above the interval."
+        return SUPPORTED, effect, f"Better than all others at hand, and {percent(level)} is within reach.", rule
+    level_text = "" if reached else f" {percent(level)} lies above the interval."
     ties = [name for name, found in gaps.items() if found["interval"][0] <= 0]
     tie_text = f" No difference is certain from: {', '.join(ties)}." if ties else ""
     return INCONCLUSIVE, effect, f"Not every part holds.{level_text}{tie_text}", rule
@@ -122,15 +125,15 @@ def _bce(evidence: Evidence) -> Finding:
     ce, bce, argmax = (evidence.row(f"convnext_{name}") for name in ("ce", "bce", "bce_argmax"))
     if not bce.records or not ce.records:
         return NOT_TESTED, "", "Both losses are needed on the same data: `make table1`.", rule
-    effect = f"BCE {bce.mean:.2%} {_percent(bce.interval)}, by argmax {argmax.mean:.2%}; cross entropy {ce.mean:.2%}"
+    effect = f"BCE {percent(bce.mean)} ({percents(bce.interval)}), by argmax {percent(argmax.mean)}; cross entropy {percent(ce.mean)}"
     found = compare(ce, bce)
     if found is not None:
-        effect += f"; difference {found['difference']:+.2%} {_percent(found['interval'])}, McNemar p = {found['p']:.2g}"
+        effect += f"; difference {percent(found['difference'], sign=True)} ({percents(found['interval'])}), McNemar p = {found['p']:.2g}"
     if ce.interval[0] < LEARNT:
         return NOT_TESTED, effect, "With cross entropy too the network learnt too little here to tell.", rule
     if bce.interval[0] > 0.5:
         because = (
-            f"Decided rightly, BCE works; argmax over its one logit always says real and scores {argmax.mean:.2%}."
+            f"Decided rightly, BCE works; argmax over its one logit always says real and scores {percent(argmax.mean)}."
         )
         return REFUTED, effect, because, rule
     return SUPPORTED, effect, "BCE is at chance although decided rightly.", rule
@@ -145,7 +148,7 @@ def _autoencoder(evidence: Evidence) -> Finding:
     figures = [row.records[0].scores["autoencoder"] for row in rows] or [evidence.evaluate["autoencoder"]]
     spans = [figure["intervals"]["roc_auc"] for figure in figures]
     effect = "; ".join(
-        f"ROC-AUC {figure['roc_auc']:.3f} {_plain(span)}, reversed {figure['reversed']['roc_auc']:.3f}"
+        f"ROC-AUC {number(figure['roc_auc'])} ({shown(span)}), reversed {number(figure['reversed']['roc_auc'])}"
         for figure, span in zip(figures, spans, strict=True)
     )
     low, high = 0.5 - NO_SEPARATION, 0.5 + NO_SEPARATION
@@ -171,12 +174,12 @@ def _size(evidence: Evidence) -> Finding:
     if chosen.first.size <= chosen.second.size:
         return NOT_TESTED, "", "table1.first is to be the larger of the two.", rule
     effect = (
-        f"{chosen.first.size} px {large.mean:.2%}, {chosen.second.size} px {small.mean:.2%}: "
-        f"{found['difference']:+.2%} {_percent(found['interval'])}"
+        f"{chosen.first.size} px {percent(large.mean)}, {chosen.second.size} px {percent(small.mean)}: "
+        f"{percent(found['difference'], sign=True)} ({percents(found['interval'])})"
     )
     gap = auc_difference(large, small)
     if gap is not None:
-        effect += f"; ROC-AUC {gap[0]:+.3f} {_plain(gap[1])}"
+        effect += f"; ROC-AUC {number(gap[0], sign=True)} ({shown(gap[1])})"
     if found["interval"][0] > 0:
         return SUPPORTED, effect, "The larger size is more accurate.", rule
     if found["interval"][1] < 0:
@@ -199,8 +202,9 @@ def _real_maps(evidence: Evidence) -> Finding:
     span = intervals.mean(own - chance)
     intensity = _deltas(evidence, "mean")
     effect = (
-        f"mass in the face {own.mean():.3f}, {np.mean(own - chance):+.3f} {_plain(span)} over the ellipse's {chance:.3f}; "
-        f"intensity, fake against real: {_shown(intensity)}"
+        f"mass in the face {number(own.mean())}, {number(float(np.mean(own - chance)), sign=True)} ({shown(span)}) over the "
+        f"ellipse's {number(chance)}; "
+        f"intensity, fake against real: {_listed(intensity)}"
     )
     if not _competent(evidence):
         return NOT_TESTED, effect, _incompetent(evidence), rule
@@ -219,7 +223,7 @@ def _fake_maps(evidence: Evidence) -> Finding:
     )
     spread = {name: _deltas(evidence, name) for name in SPREAD}
     intensity = _deltas(evidence, "mean")
-    effect = f"entropy: {_shown(spread['entropy'])}; intensity: {_shown(intensity)}"
+    effect = f"entropy: {_listed(spread['entropy'])}; intensity: {_listed(intensity)}"
     if not _competent(evidence):
         return NOT_TESTED, effect, _incompetent(evidence), rule
     signs = {name: _signs(rows) for name, rows in {**spread, "mean": intensity}.items()}
@@ -247,7 +251,9 @@ def _density(evidence: Evidence) -> Finding:
         found = density_and_spread(evidence, name)
         if found["spearman"] is not None:
             spans[name] = [found["low"], found["high"]]
-            effects.append(f"{name}: rho {found['spearman']:+.3f} {_plain(spans[name])}, {found['images']} images")
+            effects.append(
+                f"{name}: rho {number(found['spearman'], sign=True)} ({shown(spans[name])}), {found['images']} images"
+            )
     effect = "; ".join(effects)
     if "fake" not in spans:
         return NOT_TESTED, effect, "Too few fakes have maps that differ.", rule
@@ -279,7 +285,7 @@ def _competent(evidence: Evidence) -> bool:
 
 def _incompetent(evidence: Evidence) -> str:
     low = evidence.evaluate["convnext"]["intervals"]["roc_auc"][0]
-    return f"The classifier's ROC-AUC may be as low as {low:.3f}: where it found nothing, a map shows nothing."
+    return f"The classifier's ROC-AUC may be as low as {number(low)}: where it found nothing, a map shows nothing."
 
 
 def _deltas(evidence: Evidence, statistic: str) -> list[Delta]:
@@ -317,13 +323,5 @@ def _mixed(span: Interval, intensity: list[Delta]) -> str:
     return f"The maps lie {place}; {how}."
 
 
-def _shown(deltas: list[Delta]) -> str:
-    return ", ".join(f"{one.target} {one.delta:+.2f} {_plain(one.interval, 2)}" for one in deltas)
-
-
-def _percent(span: Interval) -> str:
-    return f"[{span[0]:.2%}, {span[1]:.2%}]"
-
-
-def _plain(span: Interval, digits: int = 3) -> str:
-    return f"[{span[0]:.{digits}f}, {span[1]:.{digits}f}]"
+def _listed(deltas: list[Delta]) -> str:
+    return ", ".join(f"{one.target} {number(one.delta, 2, sign=True)} ({shown(one.interval, 2)})" for one in deltas)

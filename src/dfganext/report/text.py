@@ -1,0 +1,33 @@
+"""Numbers as the page shows them: a true minus sign, a space before %, a dash for what there is none of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+NONE = "–"
+
+
+def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
+    """0.500; with `sign`, +0.500."""
+    if value is None or pd.isna(value):
+        return NONE
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def percent(value: float | None, digits: int = 2, sign: bool = False) -> str:
+    """A share, 0...1, as 50.00 %."""
+    return NONE if value is None or pd.isna(value) else f"{number(100 * value, digits, sign)} %"
+
+
+def span(pair: Sequence[float | None] | None, digits: int = 3) -> str:
+    """An interval as 0.400 … 0.600."""
+    if pair is None or any(value is None or pd.isna(value) for value in pair):
+        return NONE
+    return f"{number(pair[0], digits)} … {number(pair[1], digits)}"
+
+
+def percents(pair: Sequence[float] | None, digits: int = 1) -> str:
+    """An interval of shares, 0...1, as 40.0 … 60.0 %."""
+    return NONE if pair is None else f"{span([100 * value for value in pair], digits)} %"
