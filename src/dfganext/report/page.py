@@ -98,6 +98,7 @@ def render(evidence: Evidence, pictures_by_name: dict[str, Path]) -> str:
         counts=pd.crosstab(evidence.split.split, evidence.split.label).reindex(["train", "validation", "test"]),
         verdicts=verdicts.all_claims(evidence) if paper else [],
         table1=[_table1_row(row, evidence) for row in evidence.rows],
+        spectrum_interval=_of_images(evidence.baseline["accuracy_at_half"], evidence.baseline["images"]),
         mcnemar=compare(evidence.row("convnext_ce"), evidence.row("convnext_bce")),
         measures=_measures(evidence),
         robustness=evidence.robustness.to_dict(orient="records"),
@@ -117,11 +118,10 @@ def code(text: str) -> Markup:
 
 def _table1_row(row: Row, evidence: Evidence) -> dict[str, Any]:
     published = evidence.paper["table1"][row.key]
-    images = evidence.paper["images"]
     cells: dict[str, Any] = {
         "row": row,
         "paper": published["accuracy"],
-        "paper_interval": intervals.wilson(published["accuracy"] * images, images),
+        "paper_interval": _of_images(published["accuracy"], evidence.paper["images"]),
         "paper_f1": published.get("f1"),
     }
     if row.records and row.part == "convnext" and not row.key.endswith("argmax"):
@@ -131,6 +131,10 @@ def _table1_row(row: Row, evidence: Evidence) -> dict[str, Any]:
     if row.records and row.part == "autoencoder":
         cells["settled"] = row.records[0].scores["autoencoder"]
     return cells
+
+
+def _of_images(accuracy: float, images: int) -> intervals.Interval:
+    return intervals.wilson(accuracy * images, images)
 
 
 def _measures(evidence: Evidence) -> list[dict[str, Any]]:
