@@ -2,7 +2,7 @@
 
 import json
 
-from dfganext import paths, pipeline, registry, settings, tracking
+from dfganext import files, paths, pipeline, registry, settings, tracking
 from dfganext.evaluation import evaluate
 
 MODEL = paths.CONVNEXT
@@ -27,6 +27,15 @@ def main() -> None:
         )
         run.set_tags(
             {"promotion": promotion.outcome, "promotion.reason": promotion.reason, "version": promotion.version}
+        )
+        files.write_json(
+            paths.CANDIDATE,
+            {
+                "model": tracking.sha256_of(MODEL),
+                "operating_point": tracking.sha256_of(paths.OPERATING_POINT),
+                "metric": promotion.metric,
+                "score": promotion.score,
+            },
         )
         run.log_metrics({f"validation_{promotion.metric}": promotion.score})
         run.log_headline(evaluate.headline(scores))

@@ -18,6 +18,7 @@ CONVNEXT = MODELS / "convnext"
 AUTOENCODER = MODELS / "autoencoder"
 EVALUATION = ARTIFACTS / "evaluation"
 PREDICTIONS = EVALUATION / "predictions.csv"
+CANDIDATE = ARTIFACTS / "candidate.json"
 OPERATING_POINT = EVALUATION / "operating_point.json"
 RELIABILITY = EVALUATION / "reliability.csv"
 BASELINE = ARTIFACTS / "baseline"
@@ -48,6 +49,7 @@ EVALUATION_FIGURE = FIGURES / "evaluation.png"
 GRADCAM_REAL_FIGURE = FIGURES / "gradcam_real.png"
 GRADCAM_FAKE_FIGURE = FIGURES / "gradcam_fake.png"
 DENSITY_FIGURE = FIGURES / "density.png"
+PAGE_FIGURES = FIGURES / "page"
 
 
 def images_of_size(size: int) -> Path:

@@ -12,7 +12,7 @@ from dfganext.data import sampling
 from dfganext.errors import UserError
 from dfganext.settings import Subsample
 
-SETTINGS = Subsample(per_class=None, train_to_test=5, validation=0.1, near_duplicate_bits=10)
+SETTINGS = Subsample(seed=None, per_class=None, train_to_test=5, validation=0.1, near_duplicate_bits=10)
 
 
 def a_manifest(real: int = 60, fake: int = 60, seed: int = 0) -> pd.DataFrame:

@@ -209,6 +209,17 @@ def test_with_a_remote_a_clone_pulls_and_has_nothing_to_do(reproduced, tmp_path)
     assert other.run("git", "status", "--porcelain") == ""
 
 
+def test_a_clone_with_committed_results_gets_a_champion_and_a_page_too(reproduced, tmp_path):
+    """Without DVC's cache everything is made again, and what acts outside DVC is not taken for done."""
+    reproduced.run("git", "reset", "--quiet", "--hard")
+    other = reproduced.clone(tmp_path / "other")
+    other.run("dvc", "repro")
+    assert other.run("git", "status", "--porcelain") == "", "the same bytes as committed"
+    assert (other.folder / paths.PAGE).is_file()
+    image = next((other.folder / "samples" / "fake").iterdir())
+    assert "fake" in other.run("dfganext", "predict", str(image))
+
+
 def test_ones_own_images(origin, tmp_path):
     project = origin.clone(tmp_path / "own")
     rng = np.random.default_rng(0)

@@ -61,7 +61,7 @@ def test_the_page_needs_nothing_beside_it(made):
 
 def test_pictures_are_of_print_quality(made):
     for name in ("samples", "augmentation", "curves", "reliability", "robustness", "map_statistics", "faithfulness"):
-        picture = Image.open(paths.FIGURES / f"{name}.png")
+        picture = Image.open(paths.PAGE_FIGURES / f"{name}.png")
         assert picture.width >= 1500 and picture.info["dpi"] == pytest.approx((200, 200), abs=1)
 
 

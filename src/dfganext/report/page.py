@@ -68,7 +68,7 @@ def draw(evidence: Evidence) -> dict[str, Path]:
         "density": paths.DENSITY_FIGURE,
     }
     for name, figure in drawn.items():
-        found[name] = paths.FIGURES / f"{name}.png"
+        found[name] = paths.PAGE_FIGURES / f"{name}.png"
         figures.save(figure, found[name])
     return found
 
