@@ -139,7 +139,7 @@ def test_experiments_of_every_kind_land_in_one_store(reproduced):
     # queued with one version of the code, started with another in the workspace
     source = "src/dfganext/evaluation/evaluate.py"
     code = reproduced.read(source)
-    reproduced.write(source, code.replace('"images": len(test_labels),', '"images": len(test_labels), "queued": 1,', 1))
+    reproduced.write(source, code.replace('"temperature": temperature,', '"temperature": temperature, "queued": 1,', 1))
     reproduced.run("dvc", "exp", "run", "--queue", "--name", "queued", "-S", "loss=bce", "-S", "seed=4")
     reproduced.write(source, code)
     reproduced.run("dvc", "queue", "start")
