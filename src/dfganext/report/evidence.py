@@ -74,6 +74,20 @@ class Evidence:
     def paper(self) -> dict[str, Any]:
         return paper()
 
+    @cached_property
+    def density_and_spread(self) -> dict[str, dict[str, Any]]:
+        """By class, fake first: how held-out log density goes with the entropy of the map for that class.
+
+        Each as `comparison.within_class_correlation` gives it.
+        """
+        heldout = self.densities[self.densities.protocol == "heldout"][["path", "log_density"]]
+        found = {}
+        for label in reversed(NAMES):
+            own = self.maps[(self.maps.label == label) & (self.maps.target == label)]
+            both = heldout.merge(own, on="path")
+            found[label] = comparison.within_class_correlation(both.log_density, both.entropy)
+        return found
+
     def row(self, key: str) -> Row:
         return next(row for row in self.rows if row.key == key)
 
@@ -112,19 +126,6 @@ def load(chosen: Settings, records: list[Record]) -> Evidence:
         faithfulness_curves=_table(paths.GRADCAM / "faithfulness_curves.csv"),
         sanity=_table(paths.GRADCAM / "sanity.csv"),
     )
-
-
-def density_and_spread(evidence: Evidence, label: str) -> dict[str, Any]:
-    """Correlation, within one class, of held-out log density and entropy of the map for that class.
-
-    Returns:
-        Those of `comparison.within_class_correlation`.
-    """
-    heldout = evidence.densities
-    heldout = heldout[(heldout.protocol == "heldout") & (heldout.label == label)][["path", "log_density"]]
-    own = evidence.maps[(evidence.maps.label == label) & (evidence.maps.target == label)]
-    both = heldout.merge(own, on="path")
-    return comparison.within_class_correlation(both.log_density, both.entropy)
 
 
 def _hashes(folder: Path) -> set[str]:

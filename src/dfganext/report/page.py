@@ -13,10 +13,9 @@ from markupsafe import Markup, escape
 
 from dfganext import figures, paths
 from dfganext.density.protocols import lone_point
-from dfganext.evaluation import intervals, metrics
-from dfganext.labels import FAKE, NAMES
+from dfganext.evaluation import intervals
 from dfganext.report import pictures, verdicts
-from dfganext.report.evidence import Evidence, density_and_spread
+from dfganext.report.evidence import Evidence
 from dfganext.report.table1 import Row, compare
 from dfganext.report.text import number, percent, percents, span
 from dfganext.settings import flatten
@@ -103,10 +102,9 @@ def render(evidence: Evidence, pictures_by_name: dict[str, Path]) -> str:
         measures=_measures(evidence),
         robustness=evidence.robustness.to_dict(orient="records"),
         comparison=_comparison(evidence),
-        statistics=STATISTICS,
         faithfulness=evidence.faithfulness.to_dict(orient="records"),
         sanity=evidence.sanity.groupby("depth", sort=False).similarity.agg(["mean", "count"]).to_dict(orient="index"),
-        correlations={label: density_and_spread(evidence, label) for label in reversed(NAMES)},
+        correlations=evidence.density_and_spread,
         picture={name: _embedded(path) for name, path in pictures_by_name.items()},
     )
 
@@ -125,9 +123,7 @@ def _table1_row(row: Row, evidence: Evidence) -> dict[str, Any]:
         "paper_f1": published.get("f1"),
     }
     if row.records and row.part == "convnext" and not row.key.endswith("argmax"):
-        table = row.records[0].predictions
-        fake = (table.label == NAMES[FAKE]).to_numpy().astype(int)
-        cells["f1"] = metrics.at_threshold(fake, table.logit.to_numpy(), 0.0)["f1"]
+        cells["f1"] = row.f1
     if row.records and row.part == "autoencoder":
         cells["settled"] = row.records[0].scores["autoencoder"]
     return cells

@@ -84,6 +84,12 @@ class Row:
     def part(self) -> str:
         return AUTOENCODER if self.key.startswith(AUTOENCODER) else NETWORK
 
+    @property
+    def f1(self) -> float:
+        """Of a network at logit > 0, with the first seed."""
+        table = self.records[0].predictions
+        return metrics.at_threshold(is_fake(table).astype(int), table.logit.to_numpy(), 0.0)["f1"]
+
     def of_seed(self, seed: int) -> tuple[Record, np.ndarray]:
         place = self.seeds.index(seed)
         return self.records[place], self.right[place]
@@ -159,26 +165,31 @@ def compare(first: Row, second: Row) -> dict[str, Any] | None:
     Returns:
         seed; difference of accuracies (first - second), its paired bootstrap interval, and `intervals.mcnemar`.
     """
-    common = [seed for seed in first.seeds if seed in second.seeds]
-    if not common:
+    seed = _common_seed(first, second)
+    if seed is None:
         return None
-    (record, ours), (_, theirs) = first.of_seed(common[0]), second.of_seed(common[0])
-    gap = intervals.accuracy_difference(_labels(_ordered(record)), ours, theirs)
-    return {"seed": common[0], **gap, **intervals.mcnemar(ours, theirs)}
+    (record, ours), (_, theirs) = first.of_seed(seed), second.of_seed(seed)
+    gap = intervals.accuracy_difference(is_fake(_ordered(record)).astype(int), ours, theirs)
+    return {"seed": seed, **gap, **intervals.mcnemar(ours, theirs)}
 
 
 def auc_difference(first: Row, second: Row) -> tuple[float, Interval] | None:
     """ROC-AUC of the first autoencoder less the second's, on the same images, with its paired interval."""
-    common = [seed for seed in first.seeds if seed in second.seeds]
-    if not common:
+    seed = _common_seed(first, second)
+    if seed is None:
         return None
-    tables = [_ordered(row.of_seed(common[0])[0]) for row in (first, second)]
-    labels = _labels(tables[0])
+    tables = [_ordered(row.of_seed(seed)[0]) for row in (first, second)]
+    labels = is_fake(tables[0]).astype(int)
     errors = [table.reconstruction_error.to_numpy() for table in tables]
     aucs = [metrics.ranking(labels, one)["roc_auc"] for one in errors]
     large, small = (partial(metrics.ranking_weighted, labels, one) for one in errors)
     gap = intervals.difference(labels, large, small)
     return aucs[0] - aucs[1], gap["roc_auc"]
+
+
+def is_fake(table: pd.DataFrame) -> np.ndarray:
+    """Whether each row's image is fake, by its column label: bool, (n,)."""
+    return (table.label == NAMES[FAKE]).to_numpy()
 
 
 def _row(key: str, model: str, variation: str, records: tuple[Record, ...], rule: Any) -> Row:
@@ -189,13 +200,13 @@ def _ordered(record: Record) -> pd.DataFrame:
     return record.predictions.sort_values("path", ignore_index=True)
 
 
-def _labels(table: pd.DataFrame) -> np.ndarray:
-    return (table.label == NAMES[FAKE]).to_numpy().astype(int)
+def _common_seed(first: Row, second: Row) -> int | None:
+    return next((seed for seed in first.seeds if seed in second.seeds), None)
 
 
 def _by_prediction(table: pd.DataFrame) -> np.ndarray:
     """Decided where a classifier decides without a validation set: at logit > 0."""
-    return ((table.logit > 0) == (table.label == NAMES[FAKE])).to_numpy()
+    return (table.logit > 0).to_numpy() == is_fake(table)
 
 
 def _by_argmax(table: pd.DataFrame) -> np.ndarray:
@@ -203,4 +214,4 @@ def _by_argmax(table: pd.DataFrame) -> np.ndarray:
 
 
 def _by_error(table: pd.DataFrame, threshold: float) -> np.ndarray:
-    return ((table.reconstruction_error > threshold) == (table.label == NAMES[FAKE])).to_numpy()
+    return (table.reconstruction_error > threshold).to_numpy() == is_fake(table)

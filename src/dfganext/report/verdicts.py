@@ -12,9 +12,8 @@ import numpy as np
 from dfganext.evaluation import intervals
 from dfganext.evaluation.intervals import Interval
 from dfganext.explain import statistics
-from dfganext.labels import FAKE, NAMES
-from dfganext.report.evidence import Evidence, density_and_spread
-from dfganext.report.table1 import auc_difference, compare
+from dfganext.report.evidence import Evidence
+from dfganext.report.table1 import auc_difference, compare, is_fake
 from dfganext.report.text import number, percent, percents
 from dfganext.report.text import span as shown
 
@@ -247,8 +246,7 @@ def _density(evidence: Evidence) -> Finding:
         f"{EXPLAINS}; refuted if surely below."
     )
     effects, spans = [], {}
-    for name in ("fake", "real"):
-        found = density_and_spread(evidence, name)
+    for name, found in evidence.density_and_spread.items():
         if found["spearman"] is not None:
             spans[name] = [found["low"], found["high"]]
             effects.append(
@@ -274,7 +272,7 @@ def _against_spectrum(evidence: Evidence) -> dict | None:
     table = evidence.predictions.merge(
         evidence.baseline_predictions[["path", "p_fake"]], on="path", suffixes=("", "_b")
     )
-    fake = (table.label == NAMES[FAKE]).to_numpy()
+    fake = is_fake(table)
     ours, theirs = (table.logit > 0).to_numpy() == fake, (table.p_fake_b > 0.5).to_numpy() == fake
     return intervals.accuracy_difference(fake.astype(int), ours, theirs)
 
