@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import subprocess
+import tempfile
 import time
 import uuid
 
@@ -81,10 +82,14 @@ def _status() -> dict[str, str]:
 
 
 def _dvc(*words: str, check: bool = True) -> str:
-    done = subprocess.run(["dvc", *words], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if check and done.returncode:
-        raise UserError(f"`dvc {' '.join(words)}` failed: {done.stdout.strip()}")
-    return done.stdout
+    # a file, not a pipe: the queue's workers inherit what `dvc` writes to, and reading a pipe would wait for their end
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
+        code = subprocess.run(["dvc", *words], stdout=output, stderr=subprocess.STDOUT).returncode
+        output.seek(0)
+        text = output.read()
+    if check and code:
+        raise UserError(f"`dvc {' '.join(words)}` failed: {text.strip()}")
+    return text
 
 
 if __name__ == "__main__":

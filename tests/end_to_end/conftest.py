@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -33,11 +34,14 @@ class Project:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_TR"))}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # most users' Python leaves __pycache__ in the sources
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-        done = subprocess.run(
-            command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        assert (done.returncode != 0) == fails, f"{command} ended with {done.returncode}:\n{done.stdout}"
-        return done.stdout
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as output:  # no pipe: DVC's workers would keep it open
+            code = subprocess.run(
+                command, cwd=self.folder, env=environment, stdout=output, stderr=subprocess.STDOUT
+            ).returncode
+            output.seek(0)
+            text = output.read()
+        assert (code != 0) == fails, f"{command} ended with {code}:\n{text}"
+        return text
 
     def read(self, path: str) -> str:
         return (self.folder / path).read_text(encoding="utf-8")
