@@ -9,7 +9,6 @@ import argparse
 import csv
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 import dfganext
 from dfganext.data.trees import printable
 from dfganext.errors import UserError
+from dfganext.inputs import find_images, read
 from dfganext.pipeline import INTERRUPTED
 
 if TYPE_CHECKING:  # torch takes seconds to import; a mistyped path is reported before that
@@ -28,16 +28,6 @@ COLUMNS = ("path", "label", "p_fake", "threshold", "error")
 
 BATCH_FILES, BATCH_BYTES = 32, 64 * 2**20
 """A batch ends at either, so that memory stays flat."""
-
-MAX_FILE_BYTES = 2**29
-
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2", ".ppm", ".pgm", ".pbm")
-"""In a folder, files so named are images even where their content is damaged; others are if their content begins like one."""
-
-_BEGINNINGS = re.compile(
-    rb"\xff\xd8\xff|\x89PNG|RIFF....WEBP|GIF8[79]a|II\*\0|MM\0\*|BM.{4}\0{4}|\0{3}\x0cjP  |\xffO\xffQ|P[1-6]\s+(#.*\n\s*)?\d+\s+\d+\s",
-    re.DOTALL,
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,27 +59,6 @@ def predict(options: argparse.Namespace) -> int:
             for writer in writers:
                 writer.write(row)
     return 1 if unread else 0
-
-
-def find_images(paths: Iterable[str]) -> list[Path]:
-    """The files among `paths` and the images in the folders among them, however deep, each once, in the order of their paths.
-
-    Raises:
-        UserError: a path does not exist, or there is no image at all.
-    """
-    found: set[Path] = set()
-    for path in map(Path, paths):
-        if path.is_dir():
-            found.update(_images_below(path))
-        elif path.exists():
-            found.add(path)
-        else:
-            raise UserError(f"{path} does not exist: give files or folders that do.")
-    if not found:
-        raise UserError(
-            f"There is no image in {', '.join(map(str, paths))}: give files, or folders with images in them."
-        )
-    return sorted(found, key=str)
 
 
 def judge_files(detector: Detector, files: Iterable[Path], heatmaps: dict[Path, Path]) -> Iterator[dict[str, Any]]:
@@ -225,27 +194,12 @@ def _load(uri: str | None, stack: ExitStack) -> Detector:
     return Detector.load(stack.enter_context(registry.resolve(uri or registry.CHAMPION_URI)))
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
-    for where, _, names in os.walk(folder):
-        for path in (Path(where, name) for name in names):
-            if path.is_file() and (path.suffix.lower() in SUFFIXES or _begins_like_image(path)):
-                yield path
-
-
-def _begins_like_image(path: Path) -> bool:
-    try:
-        with path.open("rb") as stream:
-            return _BEGINNINGS.match(stream.read(256)) is not None
-    except OSError:
-        return False
-
-
 def _batches(files: Iterable[Path]) -> Iterator[list[tuple[Path, bytes | str]]]:
     """Paths with their files' bytes, or with a text that says why they could not be read."""
     batch: list[tuple[Path, bytes | str]] = []
     held = 0
     for path in files:
-        data = _read(path)
+        data = read(path)
         batch.append((path, data))
         held += len(data)
         if len(batch) == BATCH_FILES or held > BATCH_BYTES:
@@ -253,17 +207,6 @@ def _batches(files: Iterable[Path]) -> Iterator[list[tuple[Path, bytes | str]]]:
             batch, held = [], 0
     if batch:
         yield batch
-
-
-def _read(path: Path) -> bytes | str:
-    try:
-        if not path.is_file():
-            return "not a regular file"
-        if path.stat().st_size > MAX_FILE_BYTES:
-            return f"more than {MAX_FILE_BYTES // 2**20} MiB"
-        return path.read_bytes()
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
 
 
 def _make_folder(folder: Path, option: str) -> None:

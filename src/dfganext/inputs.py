@@ -1,0 +1,126 @@
+"""Which local files are images, in one order on every machine, and their bytes."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from dfganext.errors import UserError
+
+MAX_FILE_BYTES = 2**29
+TOO_LARGE = f"more than {MAX_FILE_BYTES // 2**20} MiB"
+
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2", ".ppm", ".pgm", ".pbm")
+"""In a folder, files so named are images even where their content is damaged; others are if their content begins like one."""
+
+BEGINNING_BYTES = 256
+
+_BEGINNINGS = re.compile(
+    rb"\xff\xd8\xff|\x89PNG|RIFF....WEBP|GIF8[79]a|II\*\0|MM\0\*|BM.{4}\0{4}|\0{3}\x0cjP  |\xffO\xffQ|P[1-6]\s+(#.*\n\s*)?\d+\s+\d+\s",
+    re.DOTALL,
+)
+
+
+class Found(NamedTuple):
+    """An image file: where it is, and its size in bytes."""
+
+    path: str
+    size: int
+
+
+def find_images(paths: Iterable[str]) -> list[Path]:
+    """The files among `paths` and the images in the folders among them, however deep, each once, in the order of their paths.
+
+    Raises:
+        UserError: a path does not exist, or there is no image at all.
+    """
+    found: set[Path] = set()
+    for path in map(Path, paths):
+        if path.is_dir():
+            found.update(Path(image.path) for image in images_below(path))
+        elif path.exists():
+            found.add(path)
+        else:
+            raise UserError(f"{path} does not exist: give files or folders that do.")
+    if not found:
+        raise UserError(
+            f"There is no image in {', '.join(map(str, paths))}: give files, or folders with images in them."
+        )
+    return sorted(found, key=str)
+
+
+def images_below(folder: Path) -> Iterator[Found]:
+    """Every image below a folder, however deep, in the order of their paths.
+
+    A folder that cannot be listed comes in the place of its images, for `read` to say so: they are not passed over.
+    """
+    return in_order(f"{str(folder).rstrip('/')}/", _entries)
+
+
+def in_order(root: str, entries: Callable[[str], Iterable[Found]]) -> Iterator[Found]:
+    """Every file below a folder in the order of their whole paths, with one folder's entries in memory at a time.
+
+    Args:
+        root: the folder, with a slash at its end.
+        entries: what is in a folder; paths of folders end in a slash, which is what puts a/b between a-b and a0b.
+    """
+    pending = [Found(root, 0)]  # the last one is next
+    while pending:
+        here = pending.pop()
+        if not here.path.endswith("/"):
+            yield here
+            continue
+        try:
+            pending += sorted(entries(here.path), reverse=True)
+        except OSError:
+            yield Found(here.path.rstrip("/"), 0)
+
+
+def named_like_image(path: str) -> bool:
+    """Whether a file's name says that it is an image."""
+    return path.lower().endswith(SUFFIXES)
+
+
+def begins_like_image(beginning: bytes) -> bool:
+    """Whether a file whose first bytes (at least 32, or all) these are is one of an image format."""
+    return _BEGINNINGS.match(beginning) is not None
+
+
+def read(path: str | Path) -> bytes | str:
+    """A file's bytes, or a text that says why they could not be read."""
+    path = Path(path)
+    try:
+        found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
+            next(path.iterdir(), None)  # says why a folder is here in the place of its images
+        if not stat.S_ISREG(found.st_mode):
+            return "not a regular file"
+        return path.read_bytes() if found.st_size <= MAX_FILE_BYTES else TOO_LARGE
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _entries(folder: str) -> Iterator[Found]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield Found(f"{entry.path}/", 0)
+            else:
+                try:
+                    found = entry.stat()
+                except OSError:  # a link that leads nowhere
+                    continue
+                if stat.S_ISREG(found.st_mode) and (named_like_image(entry.name) or _begins_like_image(entry.path)):
+                    yield Found(entry.path, found.st_size)
+
+
+def _begins_like_image(path: str) -> bool:
+    try:
+        with Path(path).open("rb") as stream:
+            return begins_like_image(stream.read(BEGINNING_BYTES))
+    except OSError:
+        return False
