@@ -1,0 +1,138 @@
+import os
+import pickle
+import time
+from pathlib import Path
+
+import pytest
+from helpers import png
+
+from dfganext import stores
+from dfganext.errors import UserError
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """Files of several kinds, in the working directory; pyarrow reaches them under local:// as it does an object store."""
+    for name in ("a/1.png", "a/2.png", "a/deep/3.png", "b [1]/4.png", "a-b/5.png", "b [1]/unnamed"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(png(0, 1))
+    (tmp_path / "in" / "a" / "notes.txt").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "in"
+
+
+def names(listing, root):
+    return [os.path.relpath(image.path.removeprefix("local://"), root) for image in listing.images]
+
+
+ALL = ["a-b/5.png", "a/1.png", "a/2.png", "a/deep/3.png", "b [1]/4.png", "b [1]/unnamed"]
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        (["in"], ALL),
+        (["in/a", "in", "in/a/1.png"], ALL),
+        (["file://{root}"], ALL),
+        (["file://{root}/b%20%5B1%5D"], ALL[4:]),
+        (["in/b [1]"], ALL[4:]),
+        (["in/*/[12].png"], ["a/1.png", "a/2.png"]),
+        (["in/a/*"], ["a/1.png", "a/2.png", "a/deep/3.png", "a/notes.txt"]),
+        (["in/**/*.png"], ALL[:5]),
+        (["in/a/notes.txt", "in/a/2.png"], ["a/2.png", "a/notes.txt"]),
+        (["local://{root}"], ALL),
+        (["local://{root}/"], ALL),
+        (["local://{root}/b%20%5B1%5D"], ALL[4:]),
+        (["local://{root}/b [1]/unnamed"], ["b [1]/unnamed"]),
+        (["local://{root}/*/[12].png"], ["a/1.png", "a/2.png"]),
+        (["local://{root}/*/[!2].png"], ["a-b/5.png", "a/1.png", "b [1]/4.png"]),
+        (["local://{root}/a/*"], ["a/1.png", "a/2.png", "a/deep/3.png", "a/notes.txt"]),
+        (["local://{root}/a*"], ["a-b/5.png", "a/1.png", "a/2.png", "a/deep/3.png"]),
+        (["local://{root}/**/*.png"], ALL[:5]),
+    ],
+)
+def test_places_stand_for_images(tree, places, expected):
+    listing = stores.images_at([place.format(root=tree) for place in places])
+    assert names(listing, tree) == expected
+    assert listing.remote == places[0].startswith("local")
+
+
+@pytest.mark.parametrize(
+    ("places", "sentence"),
+    [
+        (["in", "none"], "none does not exist"),
+        (["in/*.bmp"], "in/*.bmp matches nothing"),
+        (["file://elsewhere/in"], "file://elsewhere/in names a machine"),
+        (["in", "s3://bucket/in"], "give one address a run"),
+        (["local:///none"], "local:///none does not exist"),
+        (["local:///none/*.png"], "local:///none does not exist"),
+        (["gopher://host/in"], "gopher://host/in cannot be used"),
+        (["s3:///in"], "s3:///in cannot be used"),
+    ],
+)
+def test_places_that_are_none_are_named(tree, places, sentence):
+    with pytest.raises(UserError) as error:
+        stores.images_at(places)
+    assert sentence in str(error.value)
+    assert "give" in str(error.value) or "exist" in str(error.value)
+
+
+@pytest.mark.parametrize("address", ["{root}/a/1.png", "local://{root}/a/1.png"])
+def test_what_reads_images_can_be_sent_elsewhere(tree, address):
+    listing = stores.images_at([address.format(root=tree)])
+    read = pickle.loads(pickle.dumps(listing.read))
+    (image,) = listing.images
+    assert read(image.path) == png(0, 1)
+    (tree / "a" / "1.png").unlink()
+    assert read(image.path).startswith("cannot be read (")
+
+
+def test_names_that_are_no_text(tree):
+    odd = Path(os.fsdecode(bytes(tree / "caf") + b"\xe9.png"))
+    odd.write_bytes(png(0, 1))
+    listing = stores.images_at(["in"])
+    assert str(odd) in {image.path for image in listing.images}
+    assert listing.read(str(odd)) == png(0, 1)
+
+
+def test_an_address_is_shown_without_credentials_and_options():
+    place = stores.Stored.at("s3://key:secret@bucket/my%20set/?region=eu-west-1")
+    assert (place.address, place.path) == ("s3://bucket/my set", "bucket/my set")
+    assert place.inside("s3://bucket/my set/a/1.png") == "bucket/my set/a/1.png"
+    place = stores.Stored.at("abfs://container@account.dfs.core.windows.net/set")
+    assert (place.address, place.path) == ("abfs://container@account.dfs.core.windows.net/set", "container/set")
+
+
+@pytest.mark.parametrize("address", ["{root}/out", "local://{root}/out"])
+def test_folders_hold_whole_files(tmp_path, address):
+    folder = pickle.loads(pickle.dumps(stores.folder_at(address.format(root=tmp_path))))
+    assert folder.names() == set()
+    folder.write("part", b"first")
+    folder.write("part", b"second")
+    assert folder.names() == {"part"}
+    assert folder.read("part") == b"second"
+    with pytest.raises(FileNotFoundError):
+        folder.read("other")
+    with pytest.raises(UserError, match="is a file: name a folder"):
+        stores.folder_at(address.format(root=tmp_path) + "/part").names()
+
+
+def test_what_a_killed_writer_left_is_removed_in_time(tmp_path):
+    for name, age in (
+        (".part.1.tmp", 2 * stores.STALE_SECONDS),
+        (".part.2.tmp", 0),
+        ("part", 2 * stores.STALE_SECONDS),
+    ):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    assert stores.folder_at(str(tmp_path)).names() == {".part.2.tmp", "part"}
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        stores.folder_at(str(tmp_path)).write("part", b"rows")
+    assert list(tmp_path.iterdir()) == []
