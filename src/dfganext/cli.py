@@ -1,4 +1,4 @@
-"""The command `dfganext`: verdicts on image files and folders.
+"""The command `dfganext`: verdicts on image files and folders, and on very many of them.
 
 Exit codes: 0, every image was judged; 1, some could not be read; 2, wrong usage or no model.
 """
@@ -59,6 +59,29 @@ def predict(options: argparse.Namespace) -> int:
             for writer in writers:
                 writer.write(row)
     return 1 if unread else 0
+
+
+def score(options: argparse.Namespace) -> int:
+    """Judge very many images on Ray; the rows go to Parquet files."""
+    from dfganext import scoring
+
+    done = scoring.score(
+        options.places,
+        options.out,
+        options.model,
+        options.workers,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(
+        f"{done.judged:,} of {done.total:,} images judged now, {done.before:,} before; {done.unread:,} could not be read (see "
+        f"column error). Rows: {printable(done.where)}"
+    )
+    for first, last in done.lost:
+        print(
+            f"dfganext: No rows from {first} to {last}: {scoring.ATTEMPTS} workers died of them; free memory and start again.",
+            file=sys.stderr,
+        )
+    return 1 if done.unread or done.lost else 0
 
 
 def judge_files(detector: Detector, files: Iterable[Path], heatmaps: dict[Path, Path]) -> Iterator[dict[str, Any]]:
@@ -178,13 +201,37 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows, with the threshold, to FILE")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     command.add_argument("--heatmaps", type=Path, metavar="DIR", help="write a PNG an image: where the evidence lies")
+    _add_model(command)
+    command.set_defaults(run=predict)
+    command = commands.add_parser(
+        "score",
+        help="judge very many images, on Ray, to Parquet files",
+        description="Write Parquet files with a row an image: path, label, p_fake, error, model_version. Started again, it goes "
+        "on where it stopped, and judges what has come since. RAY_ADDRESS names a Ray cluster to run on; default: this machine.",
+        epilog="Exit code 0: all judged; 1: some could not be read; 2: wrong usage or no model.",
+    )
+    command.add_argument(
+        "places", nargs="+", metavar="IN", help="folders, files, globs, or one address such as s3://BUCKET/FOLDER"
+    )
+    command.add_argument("out", metavar="OUT", help="a folder for the rows, or an address")
+    command.add_argument("--workers", type=_count, metavar="N", help="processes that judge; default: one a core")
+    _add_model(command)
+    command.set_defaults(run=score)
+    return parser
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model",
         metavar="URI",
         help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/PATH or a local folder; default: the champion",
     )
-    command.set_defaults(run=predict)
-    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes: give 1 or more")
+    return int(text)
 
 
 def _load(uri: str | None, stack: ExitStack) -> Detector:

@@ -201,6 +201,18 @@ def resolve(uri: str) -> Iterator[Path]:
         yield _detector_folder(folder, uri)
 
 
+def pinned(uri: str) -> str:
+    """models:/<name>@<alias> with the version that the alias stands for now; any other address, and one of no model, as it is."""
+    match = re.fullmatch(r"models:/([^/@]+)@([^/@]+)", uri)
+    if not match or not tracking.exists():
+        return uri
+    try:
+        version = tracking.connect()[0].get_model_version_by_alias(*match.groups())
+    except NotFoundError:
+        return uri
+    return f"models:/{match[1]}/{version.version}"
+
+
 def validation_images(split: Path, raw: Path) -> list[tuple[Path, int]]:
     """Path and label (0 real, 1 fake) of every validation image of a split table. UserError unless both classes occur."""
     from dfganext.data import sampling
