@@ -347,10 +347,12 @@ def judge_images(
 ) -> Iterator[Row]:
     """A row an image, in order; the next batch is read, `threads` files at a time, while one is judged."""
     with ThreadPoolExecutor(threads) as pool:
-        ahead: list[tuple[Found, Any]] = []
-        for batch in chain(_batches(images), [[]]):
-            now, ahead = ahead, [(image, pool.submit(read, image.path)) for image in batch]
+        coming = ([(image, pool.submit(read, image.path)) for image in batch] for batch in _batches(images))
+        now = next(coming, None)
+        while now:
+            ahead = next(coming, None)
             yield from _judge(detector, [(image, future.result()) for image, future in now])
+            now = ahead
 
 
 def digests_of(paths: Sequence[str]) -> np.ndarray:
@@ -557,9 +559,8 @@ def _set_environment(own: bool) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # or it warns of what Ray Data does on purpose
     if own:
         # Ray turns 127.0.0.1 into an address that others can reach, and executes what they send: this is what keeps it
-        # from that, on any system. The token keeps other users of this machine out; without one, Ray saves its own in ~/.ray.
+        # from that, on any system. Against other users of this machine it asks for a token, which it would keep in ~/.ray.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
