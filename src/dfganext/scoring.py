@@ -16,11 +16,12 @@ import os
 import re
 import secrets
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -518,7 +519,8 @@ def _ray(workers: int | None) -> Iterator[Cluster]:
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        yield _cluster(ray.cluster_resources(), workers, shared=bool(address))
+        with redirect_stdout(sys.stderr):  # where Ray's word that a worker died belongs
+            yield _cluster(ray.cluster_resources(), workers, shared=bool(address))
     finally:
         ray.shutdown()
 
