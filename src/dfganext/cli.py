@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import dfganext
+from dfganext import process
 from dfganext.data.trees import printable
 from dfganext.errors import UserError
 from dfganext.inputs import find_images, read
@@ -33,6 +34,7 @@ BATCH_FILES, BATCH_BYTES = 32, 64 * 2**20
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
+    process.prepare()
     try:
         return options.run(options)
     except UserError as error:

@@ -12,7 +12,11 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
-from dfganext.detector import Detector, Verdict
+from dfganext import process
+
+process.prepare()
+
+from dfganext.detector import Detector, Verdict  # noqa: E402 - imports PyTorch
 
 BATCH = 32
 """Images decoded at a time, however many a request holds."""
