@@ -9,9 +9,7 @@ def main() -> None:
     with tracking.stage_run("resize", chosen, reads=[paths.SPLIT], makes=[paths.IMAGES]) as run:
         split = sampling.read(paths.SPLIT)
         for size in sorted({chosen.convnext.size, chosen.autoencoder.size}):
-            arrays.write(
-                split, paths.RAW, paths.images_of_size(size), size, chosen.resize.equalise, chosen.machine.workers
-            )
+            arrays.write(split, paths.RAW, paths.images_of_size(size), size, chosen.resize, chosen.machine.workers)
         run.log_metrics({"images": len(split)})
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dfganext import files, images, labels, paths, pipeline, settings, tracking
+from dfganext import files, labels, paths, pipeline, settings, tracking
 from dfganext.data import arrays, sampling
 from dfganext.detector import Detector
 from dfganext.evaluation import robustness
@@ -19,8 +19,7 @@ def main() -> None:
 
         def judge(degraded: np.ndarray) -> np.ndarray:
             """p_fake as the served model would give it: an image that was degraded goes through the same preparation."""
-            size, equalise = detector.config.size, detector.config.equalise
-            return detector.probabilities(np.stack([images.prepare(image, size, equalise) for image in degraded]))
+            return detector.probabilities(np.stack([detector.config.prepare(image) for image in degraded]))
 
         table = robustness.measure(judge, test.pixels[rows], test.labels[rows], detector.threshold, seed=chosen.seed)
         files.write_table(paths.ROBUSTNESS, table)

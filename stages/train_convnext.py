@@ -28,7 +28,7 @@ def main() -> None:
         history, config = training.train(
             train, validation, chosen.convnext, chosen.loss, chosen.seed, chosen.machine, checkpoint, curves
         )
-        classifier.save(paths.CONVNEXT, history.best_state, replace(config, equalise=chosen.resize.equalise))
+        classifier.save(paths.CONVNEXT, history.best_state, replace(config, **asdict(chosen.resize)))
         curves.write(history, paths.CONVNEXT_CURVES, paths.CONVNEXT_SPEED)
         run.log_metrics({"best_epoch": history.best_epoch})
         run.log_artifact(paths.CONVNEXT_CURVES, "curves")

@@ -48,8 +48,19 @@ def test_a_detector_trained_on_equalised_images_equalises_what_it_is_shown(folde
     assert verdict.p_fake == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_config_of_before_there_was_equalising_still_loads(folder):
+def test_a_detector_shrinks_what_it_is_shown_as_its_training_images_were(folder):
+    model, config = classifier.load(folder)
+    classifier.save(folder, model.state_dict(), replace(config, interpolation="bilinear"))
+    data = png(1, 64)
+    prepared = images.prepare(images.decode(data), 32, "bilinear")
+    assert not np.array_equal(prepared, images.prepare(images.decode(data), 32))
+    (verdict,) = Detector.load(folder).judge([data])
+    assert verdict.p_fake == pytest.approx(1 / (1 + np.exp(-logits_of(folder, prepared[None])[0])), abs=1e-6)
+
+
+def test_a_config_of_before_there_was_a_choice_still_loads(folder):
     config = json.loads((folder / "config.json").read_text())
-    del config["equalise"]
+    del config["equalise"], config["interpolation"]
     (folder / "config.json").write_text(json.dumps(config))
-    assert Detector.load(folder).config.equalise is False
+    loaded = Detector.load(folder).config
+    assert (loaded.equalise, loaded.interpolation) == (False, "lanczos")

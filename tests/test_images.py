@@ -274,6 +274,17 @@ def test_a_square_of_the_right_size_is_not_touched():
     np.testing.assert_array_equal(images.resize(wide, 48), wide[:, 6:54])
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("shape", "size"), [((1024, 1024, 3), 256), ((97, 260, 3), 64), ((40, 33, 3), 80)])
+def test_other_interpolations_are_pillows_to_a_level(interpolation, shape, size):
+    image = np.random.default_rng(9).integers(0, 256, shape, dtype=np.uint8)
+    side = min(shape[:2])
+    left, top = (shape[1] - side) // 2, (shape[0] - side) // 2
+    cut = Image.fromarray(image).crop((left, top, left + side, top + side))
+    expected = np.asarray(cut.resize((size, size), Image.Resampling[interpolation.upper()])).astype(int)
+    assert np.abs(images.resize(image, size, interpolation).astype(int) - expected).max() <= 1
+
+
 def test_resize_keeps_a_flat_colour_and_the_mean_and_does_not_alias():
     flat = np.full((200, 200, 3), (10, 130, 250), dtype=np.uint8)
     np.testing.assert_array_equal(images.resize(flat, 31), np.broadcast_to(flat[0, 0], (31, 31, 3)))

@@ -73,7 +73,7 @@ class Detector:
         pixels, places = [], []
         for place, data in enumerate(encoded):
             try:
-                pixels.append(images.prepare(images.decode(data), self.config.size, self.config.equalise))
+                pixels.append(self.config.prepare(images.decode(data)))
                 places.append(place)
             except images.ImageError as error:
                 verdicts[place] = Verdict(None, None, self.threshold, error=str(error))

@@ -78,6 +78,7 @@ class Subsample:
 
 @dataclass(frozen=True)
 class Resize:
+    interpolation: Literal["lanczos", "bicubic", "bilinear"]
     equalise: bool
 
 

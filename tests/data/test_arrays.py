@@ -1,6 +1,7 @@
 """Arrays of resized images: the right pixels in the right rows, the same bytes for any number of workers."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -25,9 +26,9 @@ def raw(tmp_path):
     return tmp_path, pd.DataFrame(rows, columns=["path", "label", "split"])
 
 
-def test_rows_hold_the_pixels_that_pillow_gives(raw, tmp_path):
+def test_rows_hold_the_pixels_that_pillow_gives(raw, tmp_path, shipped):
     folder, split = raw
-    arrays.write(split, folder, tmp_path / "out", 32, False, workers=2)
+    arrays.write(split, folder, tmp_path / "out", 32, shipped.resize, workers=2)
     for name in ("train", "validation", "test"):
         images = arrays.read(tmp_path / "out", name)
         assert images.paths == list(split[split.split == name].path) and images.pixels.dtype == np.uint8
@@ -39,27 +40,29 @@ def test_rows_hold_the_pixels_that_pillow_gives(raw, tmp_path):
             np.testing.assert_array_equal(pixels, np.asarray(expected))
 
 
-def test_bytes_do_not_depend_on_the_workers(raw, tmp_path):
+@pytest.mark.parametrize("interpolation", ["lanczos", "bicubic"])
+def test_bytes_do_not_depend_on_the_workers(raw, tmp_path, shipped, interpolation):
     folder, split = raw
+    resize = replace(shipped.resize, interpolation=interpolation)
     for workers in (0, 1, 4):
-        arrays.write(split, folder, tmp_path / f"out{workers}", 32, False, workers)
+        arrays.write(split, folder, tmp_path / f"out{workers}", 32, resize, workers)
     for file in (tmp_path / "out0").iterdir():
         assert file.read_bytes() == (tmp_path / "out1" / file.name).read_bytes()
         assert file.read_bytes() == (tmp_path / "out4" / file.name).read_bytes()
 
 
-def test_only_picks_a_class(raw, tmp_path):
+def test_only_picks_a_class(raw, tmp_path, shipped):
     folder, split = raw
-    arrays.write(split, folder, tmp_path / "out", 40, False, workers=1)
+    arrays.write(split, folder, tmp_path / "out", 40, shipped.resize, workers=1)
     train = arrays.read(tmp_path / "out", "train")
     assert all(train.paths[row].startswith("real/") for row in train.only(0))
     assert len(train.only(0)) + len(train.only(1)) == len(train.labels)
 
 
-def test_what_is_missing_is_named(raw, tmp_path):
+def test_what_is_missing_is_named(raw, tmp_path, shipped):
     folder, split = raw
     with pytest.raises(UserError, match="dvc repro resize"):
         arrays.read(tmp_path / "nothing", "train")
     (folder / split.path[7]).unlink()
     with pytest.raises(UserError, match=split.path[7]):
-        arrays.write(split, folder, tmp_path / "out", 32, False, workers=2)
+        arrays.write(split, folder, tmp_path / "out", 32, shipped.resize, workers=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +17,12 @@ from dfganext import files, images
 from dfganext.data.sampling import SPLITS
 from dfganext.errors import UserError
 from dfganext.labels import index_of
+from dfganext.settings import Resize
 
 INDEX_FILE = "index.csv"
+
+IN_FLIGHT = 64
+"""Images that are decoded or wait for it: enough that no thread is idle while the first one is written."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Images:
         return np.flatnonzero(self.labels == label)
 
 
-def write(split: pd.DataFrame, raw: Path, folder: Path, size: int, equalise: bool, workers: int) -> None:
+def write(split: pd.DataFrame, raw: Path, folder: Path, size: int, resize: Resize, workers: int) -> None:
     """Decode and prepare every image of a split table into `folder`: train.npy, validation.npy, test.npy, index.csv.
 
     Bytes do not depend on `workers`; memory holds a few images at a time.
@@ -42,7 +47,7 @@ def write(split: pd.DataFrame, raw: Path, folder: Path, size: int, equalise: boo
         split: columns path, label, split.
         raw: the folder the paths are relative to.
         size: pixels a side.
-        equalise: as `images.prepare` has it.
+        resize: as `images.prepare` has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     index = []
@@ -52,7 +57,7 @@ def write(split: pd.DataFrame, raw: Path, folder: Path, size: int, equalise: boo
             array = np.lib.format.open_memmap(
                 folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=(len(rows), size, size, 3)
             )
-            jobs = ((raw / path, size, equalise) for path in rows.path)
+            jobs = ((raw / path, size, resize) for path in rows.path)
             for row, pixels in enumerate(tqdm(_ordered(pool, jobs), f"{name} at {size} px", len(rows), disable=None)):
                 array[row] = pixels
             array.flush()
@@ -71,15 +76,17 @@ def read(folder: Path, split: str) -> Images:
     return Images(pixels, np.array([index_of(label) for label in rows.label], np.int64), list(rows.path))
 
 
-def _ordered(pool: ThreadPoolExecutor, jobs: Iterator[tuple[Path, int, bool]]) -> Iterator[np.ndarray]:
+def _ordered(pool: ThreadPoolExecutor, jobs: Iterator[tuple[Path, int, Resize]]) -> Iterator[np.ndarray]:
     """Results in the order of the jobs, a bounded number in flight."""
-    while chunk := list(islice(jobs, 64)):
-        yield from pool.map(lambda job: _pixels(*job), chunk)
+    waiting = deque(pool.submit(_pixels, *job) for job in islice(jobs, IN_FLIGHT))
+    while waiting:
+        yield waiting.popleft().result()
+        waiting.extend(pool.submit(_pixels, *job) for job in islice(jobs, 1))
 
 
-def _pixels(path: Path, size: int, equalise: bool) -> np.ndarray:
+def _pixels(path: Path, size: int, resize: Resize) -> np.ndarray:
     try:
         decoded = images.decode(path.read_bytes(), max_megapixels=float("inf"), min_side=1)
-        return images.prepare(decoded, size, equalise)
+        return images.prepare(decoded, size, resize.interpolation, resize.equalise)
     except (OSError, images.ImageError) as error:
         raise UserError(f"{path} can no longer be read ({error}); run `dvc repro download` again.") from error

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dfganext.errors import UserError
+from dfganext.images import prepare
 from dfganext.labels import FAKE, REAL
 from dfganext.models.batches import batches
 
@@ -39,7 +40,12 @@ class ClassifierConfig:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    interpolation: str = "lanczos"
     equalise: bool = False
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """A decoded image as stage `resize` would store it: uint8 (height, width, 3) -> (size, size, 3)."""
+        return prepare(image, self.size, self.interpolation, self.equalise)
 
 
 def outputs_of(loss: str) -> int:
