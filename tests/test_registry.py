@@ -3,18 +3,21 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import detector, enter_root, faces
 
 from dfganext import registry, tracking
 from dfganext.detector import Detector
 from dfganext.errors import UserError
 from dfganext.settings import Promote
+from dfganext.training import compute
 
-SETTINGS = Promote("roc_auc", ("test_convnext.with_weights",))
+SETTINGS = Promote("roc_auc", ("test_convnext.with_weights",), "float32")
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +84,30 @@ def test_the_better_becomes_champion_and_the_worse_is_told_why(here, run_id):
     assert (equal.outcome, equal.version, equal.champion) == ("refused", "3", "2")
 
 
+def test_a_faster_precision_is_part_of_the_version_and_gives_the_same_answers(here, run_id):
+    fast = replace(SETTINGS, precision="bfloat16")
+    first, second = promote("good", run_id), promote("good", run_id, fast)
+    assert (first.version, second.version) == ("1", "2")
+    images = registry.validation_images(here / "split.csv", here / "raw")
+    p_fake = {}
+    for version in ("1", "2"):
+        with registry.resolve(f"models:/{registry.MODEL}/{version}") as folder:
+            loaded = Detector.load(folder)
+            p_fake[loaded.precision] = registry.probabilities_of(loaded, images)
+    np.testing.assert_allclose(p_fake["bfloat16"], p_fake["float32"], rtol=0, atol=1e-3)
+    native = compute.precision("auto", torch.device("cpu")) == torch.bfloat16
+    assert np.array_equal(p_fake["bfloat16"], p_fake["float32"]) is not native
+
+
+def test_a_precision_that_changes_the_answers_is_refused(here, run_id, monkeypatch):
+    monkeypatch.setattr(registry, "SAME_ANSWER", -1.0)
+    with pytest.raises(UserError, match=r"promote\.precision: bfloat16 moves p_fake by up to .* set it to float32"):
+        promote("good", run_id, replace(SETTINGS, precision="bfloat16"))
+    assert registry.champion() is None
+
+
 def test_other_architectures_are_registered_but_never_champion(here, run_id):
-    result = promote("good", run_id, Promote("roc_auc", ("convnext_tiny",)))
+    result = promote("good", run_id, Promote("roc_auc", ("convnext_tiny",), "float32"))
     assert (result.outcome, result.champion) == ("refused", None)
     assert "promote.architectures" in tags_of("1")["promotion.reason"]
     assert registry.champion() is None
@@ -130,14 +155,15 @@ def test_scores_against_a_slow_reference(made, monkeypatch):
     p = np.array([one.judge([path.read_bytes()])[0].p_fake for path, _ in images])
     fake = np.array([label for _, label in images]) == 1
     ranked = np.mean([(a > b) + 0.5 * (a == b) for a in p[fake] for b in p[~fake]])
-    assert registry.score_of(one, images, "roc_auc") == pytest.approx(ranked)
-    assert registry.score_of(one, images, "accuracy") == pytest.approx(np.mean((p > 0.5) == fake))
-    assert registry.score_of(one, images, "log_loss") == pytest.approx(-np.mean(np.log(np.where(fake, p, 1 - p))))
+    np.testing.assert_allclose(registry.probabilities_of(one, images), p, rtol=0, atol=1e-6)
+    assert registry.score_of(one, images, p, "roc_auc") == pytest.approx(ranked)
+    assert registry.score_of(one, images, p, "accuracy") == pytest.approx(np.mean((p > 0.5) == fake))
+    assert registry.score_of(one, images, p, "log_loss") == pytest.approx(-np.mean(np.log(np.where(fake, p, 1 - p))))
 
 
 def test_what_cannot_be_scored_is_named(made, tmp_path):
     with pytest.raises(UserError, match=r"real/0\.png is missing"):
-        registry.score_of(Detector.load(made / "good"), [(tmp_path / "real/0.png", 0)], "roc_auc")
+        registry.probabilities_of(Detector.load(made / "good"), [(tmp_path / "real/0.png", 0)])
     table = [row for row in (made / "split.csv").read_text().splitlines() if ",fake," not in row]
     (tmp_path / "split.csv").write_text("\n".join(table) + "\n")
     with pytest.raises(UserError, match="no validation images of both classes"):
@@ -149,9 +175,10 @@ import sys
 from pathlib import Path
 from dfganext import registry
 from dfganext.settings import Promote
+from dfganext.training import compute
 folder = Path(sys.argv[1])
 print(registry.promote(folder, folder / "operating_point.json", Path("split.csv"), Path("raw"),
-                       Promote("roc_auc", ("test_convnext",)), sys.argv[2]))
+                       Promote("roc_auc", ("test_convnext",), "float32"), sys.argv[2]))
 """
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from dfganext import images, labels
 from dfganext.evaluation import calibration
 from dfganext.models import classifier
 from dfganext.models.classifier import ClassifierConfig
+from dfganext.training import compute
 
 OPERATING_POINT_FILE = "operating_point.json"
 
@@ -38,18 +39,23 @@ class Detector:
     """A trained classifier with its operating point: the temperature of its probabilities, and the threshold on them."""
 
     def __init__(
-        self, model: nn.Module, config: ClassifierConfig, threshold: float = 0.5, temperature: float = 1.0
+        self,
+        model: nn.Module,
+        config: ClassifierConfig,
+        threshold: float = 0.5,
+        temperature: float = 1.0,
+        precision: str = "float32",
     ) -> None:
-        self.model, self.config = model.eval(), config
-        self.threshold, self.temperature = threshold, temperature
+        self.model, self.config = model.eval().to(memory_format=torch.channels_last), config
+        self.threshold, self.temperature, self.precision = threshold, temperature, precision
 
     @classmethod
     def load(cls, folder: Path, operating_point: Path | None = None, device: torch.device | None = None) -> Detector:
         """Read a classifier from its folder.
 
         Args:
-            operating_point: file with threshold and temperature; by default the one in the folder, and 0.5 and 1 where
-                there is none.
+            operating_point: file with threshold, temperature and perhaps precision; by default the one in the folder, and
+                0.5, 1 and float32 where there is none.
             device: by default a GPU where there is one.
 
         Raises:
@@ -59,16 +65,30 @@ class Detector:
         point = operating_point or folder / OPERATING_POINT_FILE
         chosen = json.loads(point.read_text(encoding="utf-8")) if point.is_file() else {}
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, config, chosen.get("threshold", 0.5), chosen.get("temperature", 1.0))
+        defaults = {"threshold": 0.5, "temperature": 1.0, "precision": "float32"}
+        return cls(model, config, **{name: chosen.get(name, value) for name, value in defaults.items()})
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
-        """Calibrated p_fake of images at the model's own size: uint8 (N, size, size, 3) -> float64 (N,)."""
+        """Calibrated p_fake of images at the model's own size: uint8 (N, size, size, 3) -> float64 (N,).
+
+        With the precision bfloat16 it is computed so where the processor has it, in float32 elsewhere.
+        """
         device = next(self.model.parameters()).device
-        logits = classifier.predict_logits(self.model, self.config, pixels, device=device)
+        fast = self.precision == "bfloat16" and compute.precision("auto", device) == torch.bfloat16
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+            logits = classifier.predict_logits(self.model, self.config, pixels, device=device)
         return calibration.apply(logits, self.temperature)
 
-    def judge(self, encoded: Sequence[bytes], explain: bool = False) -> list[Verdict]:
-        """One verdict an encoded image, in order; an image that cannot be decoded gets an error and harms no other."""
+    def judge(
+        self,
+        encoded: Sequence[bytes],
+        explain: bool = False,
+        probabilities: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> list[Verdict]:
+        """One verdict an encoded image, in order; an image that cannot be decoded gets an error and harms no other.
+
+        probabilities stands in for the method of this name where its calls are to be answered elsewhere, such as together.
+        """
         verdicts: list[Verdict | None] = [None] * len(encoded)
         pixels, places = [], []
         for place, data in enumerate(encoded):
@@ -80,7 +100,9 @@ class Detector:
         if pixels:
             stack = np.stack(pixels)
             heatmaps = self._heatmaps(stack) if explain else [None] * len(stack)
-            for place, p_fake, heatmap in zip(places, self.probabilities(stack), heatmaps, strict=True):
+            for place, p_fake, heatmap in zip(
+                places, (probabilities or self.probabilities)(stack), heatmaps, strict=True
+            ):
                 label = labels.NAMES[int(p_fake > self.threshold)]
                 verdicts[place] = Verdict(label, float(p_fake), self.threshold, heatmap=heatmap)
         return [verdict for verdict in verdicts if verdict is not None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import shutil
 import tempfile
@@ -25,7 +26,7 @@ import pandas as pd
 from PIL import Image
 
 import dfganext
-from dfganext import labels, tracking
+from dfganext import files, labels, tracking
 from dfganext.detector import OPERATING_POINT_FILE, Detector
 from dfganext.errors import UserError
 from dfganext.models.classifier import CONFIG_FILE, WEIGHTS_FILE
@@ -51,6 +52,9 @@ REQUIREMENTS = (
 """What the served model imports."""
 
 BATCH = 64
+
+SAME_ANSWER = 1e-3
+"""How far a faster precision may move p_fake."""
 
 
 @dataclass(frozen=True)
@@ -97,19 +101,23 @@ def promote(
         tags: more for the version, such as the data's hash.
 
     Raises:
-        UserError: the store cannot be used, or an image or a model file is missing.
+        UserError: the store cannot be used, an image or a model file is missing, or the precision changes the answers.
     """
     client, _ = tracking.connect()
-    candidate = Detector.load(folder, operating_point)
     images = validation_images(split, raw)
-    score = score_of(candidate, images, settings.metric)
-    with tracking.store_lock("promotion"):
-        version = _registered(client, folder, operating_point, candidate, run_id, tags or {})
-        result = _decide(client, version, candidate, score, images, settings)
-        described = {"promotion": result.outcome, "promotion.reason": result.reason}
-        described |= {"promotion.metric": result.metric, "promotion.score": f"{result.score:.6f}"}
-        for tag, text in described.items():
-            client.set_model_version_tag(MODEL, version, tag, text)
+    with _with_precision(operating_point, settings.precision) as served:
+        candidate = Detector.load(folder, served)
+        p_fake = probabilities_of(candidate, images)
+        if settings.precision != "float32":
+            _same_answers(p_fake, probabilities_of(Detector.load(folder, operating_point), images), settings.precision)
+        score = score_of(candidate, images, p_fake, settings.metric)
+        with tracking.store_lock("promotion"):
+            version = _registered(client, folder, served, candidate, run_id, tags or {})
+            result = _decide(client, version, candidate, score, images, settings)
+            described = {"promotion": result.outcome, "promotion.reason": result.reason}
+            described |= {"promotion.metric": result.metric, "promotion.score": f"{result.score:.6f}"}
+            for tag, text in described.items():
+                client.set_model_version_tag(MODEL, version, tag, text)
     return result
 
 
@@ -225,10 +233,8 @@ def validation_images(split: Path, raw: Path) -> list[tuple[Path, int]]:
     return images
 
 
-def score_of(detector: Detector, images: list[tuple[Path, int]], metric: str) -> float:
-    """A detector's roc_auc, accuracy (at its own threshold) or log_loss on image files; a batch in memory at a time."""
-    from dfganext.evaluation import metrics
-
+def probabilities_of(detector: Detector, images: list[tuple[Path, int]]) -> np.ndarray:
+    """A detector's p_fake of image files, float64 (N,); a batch in memory at a time. UserError if one cannot be judged."""
     p_fake: list[float] = []
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
@@ -236,10 +242,17 @@ def score_of(detector: Detector, images: list[tuple[Path, int]], metric: str) ->
             if verdict.p_fake is None:
                 raise UserError(f"{path} cannot be judged: {verdict.error}; run `dvc repro download`.")
             p_fake.append(verdict.p_fake)
-    truth, judged = np.array([label for _, label in images]), np.array(p_fake)
+    return np.array(p_fake)
+
+
+def score_of(detector: Detector, images: list[tuple[Path, int]], p_fake: np.ndarray, metric: str) -> float:
+    """roc_auc, accuracy (at the detector's threshold) or log_loss of its p_fake (N,) of N image files."""
+    from dfganext.evaluation import metrics
+
+    truth = np.array([label for _, label in images])
     if metric == "accuracy":
-        return metrics.at_threshold(truth, judged, detector.threshold)["accuracy"]
-    return metrics.log_loss(truth, judged) if metric == "log_loss" else metrics.ranking(truth, judged)["roc_auc"]
+        return metrics.at_threshold(truth, p_fake, detector.threshold)["accuracy"]
+    return metrics.log_loss(truth, p_fake) if metric == "log_loss" else metrics.ranking(truth, p_fake)["roc_auc"]
 
 
 def better(score: float, than: float, metric: str) -> bool:
@@ -378,7 +391,28 @@ def _score_of_version(client: Client, version: Any, images: list[tuple[Path, int
         except Exception as error:
             warnings.warn(f"{uri} cannot be loaded and loses its title: {error}", stacklevel=2)
             return None
-        return score_of(detector, images, metric)
+        return score_of(detector, images, probabilities_of(detector, images), metric)
+
+
+@contextmanager
+def _with_precision(operating_point: Path, precision: str) -> Iterator[Path]:
+    """The operating point of the served model: the file as it is for float32, else one that names the precision too."""
+    if precision == "float32":
+        yield operating_point
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        target = Path(temporary) / OPERATING_POINT_FILE
+        files.write_json(target, json.loads(operating_point.read_text(encoding="utf-8")) | {"precision": precision})
+        yield target
+
+
+def _same_answers(p_fake: np.ndarray, exact: np.ndarray, precision: str) -> None:
+    moved = float(np.max(np.abs(p_fake - exact)))
+    if moved > SAME_ANSWER:
+        raise UserError(
+            f"promote.precision: {precision} moves p_fake by up to {moved:.2g} on the validation images, more than {SAME_ANSWER:g}: "
+            "set it to float32."
+        )
 
 
 def _download(client: Client, uri: str, target: Path) -> Path:

@@ -145,6 +145,7 @@ class Density:
 class Promote:
     metric: Literal["roc_auc", "accuracy", "log_loss"]
     architectures: tuple[str, ...]
+    precision: Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def server(tmp_path_factory):
         client, experiment = tracking.connect()
         run_id = client.create_run(experiment).info.run_id
         point = folder / "operating_point.json"
-        registry.promote(folder, point, split, raw, Promote("roc_auc", ("test_convnext",)), run_id)
+        registry.promote(folder, point, split, raw, Promote("roc_auc", ("test_convnext",), "float32"), run_id)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -112,7 +112,7 @@ def predict_outputs(
     model = model.to(device).eval()
     outputs = np.empty((len(images), outputs_of(config.loss)), np.float32)
     for part, batch in batches(images, batch_size, device):
-        outputs[part] = model(preprocess(batch, config)).cpu().numpy()
+        outputs[part] = model(preprocess(batch, config)).float().cpu().numpy()
     return outputs
 
 

@@ -1,0 +1,163 @@
+"""Timing in turns, and the tables that come of it."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import os
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+COLUMNS = (
+    "case",
+    "measure",
+    "unit",
+    "ours",
+    "ours_low",
+    "ours_high",
+    "rival",
+    "rival_low",
+    "rival_high",
+    "ratio",
+    "limit",
+    "share_of_limit",
+    "goal",
+    "reached",
+)
+"""ours, rival: medians, with the least and the greatest value. ratio: how many times better ours is. limit: what this hardware
+gives, measured in the same run, in the same unit."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a row is to reach: `of` it no less than `least`, or no more than `most`."""
+
+    of: Literal["ratio", "share_of_limit", "ours"]
+    least: float | None = None
+    most: float | None = None
+
+    def __str__(self) -> str:
+        sign, bound = (">=", self.least) if self.least is not None else ("<=", self.most)
+        return f"{self.of} {sign} {bound:g}"
+
+    def reached(self, value: float) -> bool:
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+
+@dataclass
+class Table:
+    """Rows about one subject."""
+
+    subject: str
+    rows: list[dict[str, str]] = field(default_factory=list)
+
+    def add(
+        self,
+        case: str,
+        measure: str,
+        unit: str,
+        ours: Sequence[float],
+        rival: Sequence[float] = (),
+        limit: float | None = None,
+        goal: Goal | None = None,
+        better: Literal["lower", "higher"] = "lower",
+    ) -> None:
+        """Add a row and print it. ours, rival: values of all rounds, in `unit`, as is the limit."""
+        numbers: dict[str, float | None] = dict.fromkeys(COLUMNS[3:-2])
+        for name, values in (("ours", ours), ("rival", rival)):
+            if values:
+                numbers |= {name: statistics.median(values), f"{name}_low": min(values), f"{name}_high": max(values)}
+        mine, other = numbers["ours"], numbers["rival"]
+        if mine and other:
+            numbers["ratio"] = other / mine if better == "lower" else mine / other
+        if mine and limit:
+            numbers |= {"limit": limit, "share_of_limit": limit / mine if better == "lower" else mine / limit}
+        row = {name: "" if value is None else f"{value:.4g}" for name, value in numbers.items()}
+        reached = "" if goal is None else ("yes" if goal.reached(numbers[goal.of] or 0.0) else "no")
+        self.rows.append(
+            {"case": case, "measure": measure, "unit": unit} | row | {"goal": str(goal or ""), "reached": reached}
+        )
+        print(self._line(self.rows[-1]), flush=True)
+
+    def write(self, *packages: str) -> None:
+        """Write the rows to a file named by the hardware and the versions of Python, PyTorch and `packages`."""
+        RESULTS.mkdir(exist_ok=True)
+        versions = [
+            f"python{platform.python_version()}",
+            *(f"{name}{metadata.version(name)}" for name in ("torch", *packages)),
+        ]
+        target = RESULTS / f"{'-'.join([self.subject, hardware(), *versions])}.csv"
+        with target.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        print(f"{target.relative_to(Path.cwd()) if target.is_relative_to(Path.cwd()) else target}\n", flush=True)
+
+    def _line(self, row: Mapping[str, str]) -> str:
+        parts = [f"{self.subject}: {row['case']}, {row['measure']}: {row['ours']} {row['unit']}"]
+        parts[0] += f" ({row['ours_low']}…{row['ours_high']})" if row["ours_low"] != row["ours_high"] else ""
+        if row["rival"]:
+            parts.append(f"rival {row['rival']} ({row['rival_low']}…{row['rival_high']}), ratio {row['ratio']}")
+        if row["limit"]:
+            parts.append(f"limit {row['limit']}, share {row['share_of_limit']}")
+        if row["goal"]:
+            parts.append(f"{row['goal']}: {row['reached']}")
+        return "; ".join(parts)
+
+
+def alternate(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Seconds of each round of each contender; they take turns, so that a change of the machine's pace meets all."""
+    if warm_up:
+        for contender in contenders.values():
+            contender()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            gc.collect()
+            start = time.perf_counter()
+            contender()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def in_child(code: str, *arguments: object) -> str:
+    """Standard output of Python code that runs in a process of its own, with this package at hand; its peak memory is its own."""
+    root = Path(__file__).resolve().parent.parent
+    words = [sys.executable, "-c", f"import benchmarks\n{code}", *map(str, arguments)]
+    return subprocess.run(words, cwd=root, check=True, text=True, stdout=subprocess.PIPE).stdout
+
+
+def peak_mib() -> float:
+    """Peak resident size of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def hardware() -> str:
+    """The processor's name and the number of cores, and the GPU's name where there is one, fit for a file's name."""
+    import torch
+
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else None
+    parts = [named[1] if named else platform.processor() or platform.machine(), f"{cores()} cores"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return "-".join(re.sub(r"[^A-Za-z0-9]+", "_", part).strip("_") for part in parts)
