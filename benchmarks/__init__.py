@@ -4,6 +4,7 @@ Each script times this code and its rival in turns, in one run, measures the har
 table and writes it to benchmarks/results/, in a file named by hardware and versions.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,4 +12,5 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from dfganext import process
 
-process.prepare()
+if "BENCHMARKS_PLAIN" not in os.environ:  # a rival in a process of its own has what Python and PyTorch give everybody
+    process.prepare()

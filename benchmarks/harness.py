@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import json
 import os
 import platform
 import re
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -134,11 +135,49 @@ def alternate(
     return seconds
 
 
-def in_child(code: str, *arguments: object) -> str:
-    """Standard output of Python code that runs in a process of its own, with this package at hand; its peak memory is its own."""
-    root = Path(__file__).resolve().parent.parent
-    words = [sys.executable, "-c", f"import benchmarks\n{code}", *map(str, arguments)]
-    return subprocess.run(words, cwd=root, check=True, text=True, stdout=subprocess.PIPE).stdout
+def plain_environment() -> dict[str, str]:
+    """The environment of a process that is to run as a user's would: without what `process.prepare` has set in this one."""
+    return {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE")}
+
+
+class Child:
+    """Python code in a process of its own, which has its own memory: an expression or a call a time, answered in JSON.
+
+    Args:
+        module: what it imports, benchmarks.NAME.
+        plain: without `process.prepare`, as a rival runs.
+    """
+
+    def __init__(self, module: str, plain: bool = False) -> None:
+        loop = f"import json, sys, {module} as module\nfor line in sys.stdin:\n"
+        loop += "    name, arguments = json.loads(line)\n"
+        loop += "    print('answer', json.dumps(getattr(module, name)(*arguments)), flush=True)"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", loop],
+            cwd=RESULTS.parent.parent,
+            env=plain_environment() | ({"BENCHMARKS_PLAIN": "1"} if plain else {}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def call(self, function: str, *arguments: object) -> Any:
+        """What the module's function returns."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps([function, arguments]) + "\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith("answer "):
+                return json.loads(line.removeprefix("answer "))
+        raise RuntimeError(f"{function} failed in its process")
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
 
 def peak_mib() -> float:
