@@ -213,6 +213,26 @@ def test_where_no_lock_reaches_the_better_of_two_rivals_wins(here, run_id, monke
     )
 
 
+def test_a_rival_that_comes_after_the_last_look_is_not_overruled(here, run_id, monkeypatch):
+    """Another machine promotes the better one after this one has looked for rivals and before it does anything else."""
+    monkeypatch.setattr(tracking, "store_lock", lambda purpose="setup": nullcontext())
+    versions = registry._versions
+    looks = []
+
+    def looks_too_soon(client, tags):
+        found = versions(client, tags)
+        if "promotion" in tags and not looks:
+            looks.append(1)
+            promote("good", run_id)
+        return found
+
+    monkeypatch.setattr(registry, "_versions", looks_too_soon)
+    promote("bad", run_id)
+    assert looks and tags_of(registry.champion().version)["weights.sha256"] == tracking.sha256_of(
+        "good/model.safetensors"
+    )
+
+
 def test_resolve_finds_detectors_wherever_they_are(here, run_id):
     with (
         pytest.raises(UserError, match=r"no model models:/df-ganext@champion .*make repro"),

@@ -292,23 +292,31 @@ def _decide(
         reason = f"{metric} {score:.4f} on {len(images)} validation images does not beat the {present_score:.4f} of version {name}."
         return refused(reason, name, present_score)
 
-    # Another machine may decide at the same time, where no lock reaches. Each announces itself before it takes the alias
-    # and looks for others after; whoever looks last sees all that met the same champion, and the best of them has it.
+    # Another machine may decide at the same time, where no lock reaches. Each announces itself before it takes the alias and
+    # looks for others after, and again after each time it hands the alias on: whoever acts last has seen all that met the
+    # same champion, and leaves it with the best of them, of equals the first.
     client.set_model_version_tag(MODEL, version, "promotion", "promoted")
     client.set_model_version_tag(MODEL, version, "promotion.over", reign)
     client.set_registered_model_alias(MODEL, CHAMPION, version)
-    rivals = [
-        one
-        for one in _versions(client, {"promotion": "promoted", "promotion.over": reign})
-        if str(one.version) != version
-    ]
-    for rival in sorted(rivals, key=lambda one: int(one.version)):
-        rival_score = _score_of_version(client, rival, images, metric)
-        if rival_score is not None and not better(score, rival_score, metric):
-            client.set_registered_model_alias(MODEL, CHAMPION, str(rival.version))
-            reason = f"{metric} {score:.4f} does not beat the {rival_score:.4f} of version {rival.version}, promoted at the same time."
-            return refused(reason, str(rival.version), rival_score)
-    client.set_registered_model_alias(MODEL, CHAMPION, version)
+    best, scores = version, {version: score}
+    unknown = _rivals(client, reign, {version})
+    judged = {version}
+    while unknown:
+        for rival in unknown:
+            judged.add(str(rival.version))
+            rival_score = _score_of_version(client, rival, images, metric)
+            if rival_score is not None:
+                scores[str(rival.version)] = rival_score
+        for name in sorted(scores, key=int, reverse=True):
+            if not better(scores[best], scores[name], metric):
+                best = name
+        client.set_registered_model_alias(MODEL, CHAMPION, best)
+        unknown = _rivals(client, reign, judged)
+    if best != version:
+        reason = (
+            f"{metric} {score:.4f} does not beat the {scores[best]:.4f} of version {best}, promoted at the same time."
+        )
+        return refused(reason, best, scores[best])
     client.set_registered_model_tag(MODEL, "reign", uuid.uuid4().hex)
     if present is None:
         reason = f"{metric} {score:.4f} on {len(images)} validation images; there was no champion."
@@ -365,6 +373,13 @@ def _versions(client: Client, tags: Mapping[str, str]) -> list[Any]:
         token = page.token
         if not token:
             return found
+
+
+def _rivals(client: Client, reign: str, judged: set[str]) -> list[Any]:
+    """Versions that met the same champion, or have become it since, but those that were judged already."""
+    met = [*_versions(client, {"promotion": "promoted", "promotion.over": reign}), _champion(client)]
+    named = {str(one.version): one for one in met if one is not None}
+    return [one for name, one in named.items() if name not in judged]
 
 
 def _champion(client: Client) -> Any | None:
