@@ -164,7 +164,8 @@ def store_lock(purpose: str = "setup") -> FileLock:
 
 def connect() -> tuple[Client, str]:
     """A client of the store and the id of the experiment in it, both made where they are missing."""
-    with store_lock():  # MLflow's own creation of a database fails when two processes attempt it
+    # MLflow's own creation of a database fails when two processes attempt it; a server has made its own
+    with nullcontext() if _is_server(tracking_uri()) else store_lock():
         client = Client(tracking_uri())
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
@@ -184,7 +185,7 @@ def connect() -> tuple[Client, str]:
 
 
 class Client:
-    """MlflowClient whose failures are UserErrors that name the store, and that waits where SQLite is busy."""
+    """MlflowClient whose failures are UserErrors that name the store, and that tries again where others were faster."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -233,7 +234,7 @@ def guarded(uri: str, call: Callable[[], Any]) -> Any:
             missing_alias = re.search(r"alias \S+ not found", str(error))  # MLflow's code for it says otherwise
             if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST" or missing_alias:
                 raise NotFoundError(f"{shown(uri)} has no such thing: {_one_line(error)}") from error
-            if "database is locked" in str(error) and attempt < _TRIES:
+            if attempt < _TRIES and _may_pass(error):
                 time.sleep(attempt)
                 continue
             raise StoreError(
@@ -402,6 +403,12 @@ def _database_file() -> Path | None:
 
 def _is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://", "databricks"))
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether another attempt may succeed: SQLite is busy, or two processes made the same row at once."""
+    clash = "IntegrityError" in str(error) or "UniqueViolation" in str(error)
+    return "database is locked" in str(error) or (clash and getattr(error, "error_code", "") == "BAD_REQUEST")
 
 
 def _one_line(error: BaseException) -> str:
