@@ -1,0 +1,499 @@
+"""A shared MLflow server over HTTP, on SQLite and on PostgreSQL, and a shared DVC remote: two machines, played by two folders."""
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from helpers import detector, enter_root, faces
+from test_lineage import evaluate
+
+from dfganext import cli, lineage, paths, registry, settings, tracking
+from dfganext.detector import Detector
+from dfganext.errors import UserError
+from dfganext.settings import Promote
+
+PATIENCE = 60
+"""Seconds until a server that has not answered has failed."""
+
+SQL = """
+CREATE USER mlflow PASSWORD 'secret';
+CREATE DATABASE mlflow OWNER mlflow;
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def postgresql_programs() -> Path | None:
+    """The folder of initdb and pg_ctl, which Debian keeps off the PATH."""
+    found = shutil.which("initdb")
+    folders = [Path(found).resolve().parent] if found else []
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: float(folder.parent.name))
+    return next((folder for folder in reversed(folders) if (folder / "initdb").is_file()), None)
+
+
+@contextmanager
+def postgresql() -> Iterator[str]:
+    """The address of a database in a new PostgreSQL on a port of its own, which ends with the context."""
+    programs = postgresql_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed")
+    if importlib.util.find_spec("psycopg2") is None:
+        pytest.skip("psycopg2 is not installed: pip install 'df-ganext[server]'")
+    # root is refused
+    as_other = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if os.geteuid() == 0 else []
+    # not in tmp_path, which other users may not enter
+    with tempfile.TemporaryDirectory(prefix="postgresql-") as temporary:
+        folder, port = Path(temporary), free_port()
+        (folder / "password").write_text("postgres")
+        if as_other:
+            for path in (folder, folder / "password"):
+                shutil.chown(path, "nobody", "nogroup")
+
+        def call(*command: str | Path, **options) -> None:
+            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=PATIENCE, **options)
+
+        data, server = folder / "data", f"127.0.0.1:{port}"
+        sign_in = ["--username=postgres", "--auth=scram-sha-256", f"--pwfile={folder / 'password'}"]
+        call(*as_other, programs / "initdb", data, *sign_in, "--encoding=UTF8", "--locale=C", "--no-sync")
+        address = [
+            f"--port={port}",
+            "--listen-addresses=127.0.0.1",
+            f"--unix_socket_directories={folder}",
+            "--fsync=off",
+        ]
+        with running(*as_other, programs / "postgres", "-D", data, *address, folder=folder):
+            awaited(folder, lambda: is_ready(programs, port))
+            psql = [
+                "--no-psqlrc",
+                "--set=ON_ERROR_STOP=1",
+                f"--dbname=postgresql://postgres:postgres@{server}/postgres",
+            ]
+            call(programs / "psql", *psql, input=SQL.encode())
+            yield f"postgresql+psycopg2://mlflow:secret@{server}/mlflow"
+
+
+@contextmanager
+def mlflow_server(folder: Path, database: str, port: int) -> Iterator[str]:
+    """The address of `mlflow server` on this database, its artifacts in `folder`; it ends with the context."""
+    command = ["-m", "mlflow", "server", "--backend-store-uri", database, "--port", str(port), "--workers", "1"]
+    artifacts = ["--artifacts-destination", str(folder / "artifacts")]
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with running(sys.executable, *command, *artifacts, folder=folder, env=os.environ | quiet):
+        uri = f"http://127.0.0.1:{port}"
+        awaited(folder, lambda: answers(f"{uri}/health"))
+        yield uri
+
+
+GUARD = """
+import os, signal, subprocess, sys
+running = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.stdin.read()
+os.killpg(0, signal.SIGINT)
+try:
+    running.wait(20)
+finally:
+    os.killpg(0, signal.SIGKILL)
+"""
+"""Runs a command until stdin closes, as it does when the tests end in whatever way; then ends it and all it has started."""
+
+
+@contextmanager
+def running(*command: str | Path, folder: Path, **options) -> Iterator[None]:
+    """A server that ends with the context, and the workers it has started too."""
+    with (folder / "server.log").open("w") as log:
+        guard = [sys.executable, "-c", GUARD, *command]
+        process = subprocess.Popen(
+            guard, cwd=folder, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, **options
+        )
+    try:
+        yield
+    finally:
+        process.stdin.close()
+        process.wait()
+
+
+def awaited(folder: Path, ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not ready():
+        assert time.monotonic() < deadline, (folder / "server.log").read_text()
+        time.sleep(0.1)
+
+
+def is_ready(programs: Path, port: int) -> bool:
+    question = [programs / "pg_isready", "--quiet", "--host=127.0.0.1", f"--port={port}"]
+    return subprocess.run(question).returncode == 0
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def server(request, tmp_path_factory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    if request.param == "sqlite":
+        with mlflow_server(folder, f"sqlite:///{folder}/server.db", free_port()) as uri:
+            yield uri
+    else:
+        with postgresql() as database, mlflow_server(folder, database, free_port()) as uri:
+            yield uri
+
+
+@pytest.fixture
+def remote(server, monkeypatch) -> str:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    return server
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory) -> Path:
+    """Images, and a good and a bad detector."""
+    folder = tmp_path_factory.mktemp("material")
+    faces(folder)
+    detector(folder / "good", good=True)
+    detector(folder / "bad", good=False)
+    return folder
+
+
+def machine(folder: Path, material: Path | None = None) -> Path:
+    """The root of a clone on a machine of its own."""
+    if material is not None:
+        shutil.copytree(material, folder)
+    folder.mkdir(exist_ok=True)
+    (folder / "dvc.yaml").touch()
+    return folder
+
+
+def side_by_side(script: str, *calls: tuple[Path, list[str], dict[str, str]]) -> list[str]:
+    """What processes print that all have imported what they need before one of them begins: (folder, arguments, environment)."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *arguments],
+            cwd=folder,
+            env=os.environ | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for folder, arguments, environment in calls
+    ]
+    try:
+        for process in processes:
+            process.stdout.readline()
+        for process in processes:
+            process.stdin.write("begin\n")
+            process.stdin.flush()
+        ends = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * len(processes), ends
+    return [output for output, _ in ends]
+
+
+EXECUTION = """
+import sys
+from dfganext import paths, settings, tracking
+chosen = settings.load(sys.argv[1])
+tracking.import_mlflow()
+print("ready", flush=True)
+sys.stdin.readline()
+with tracking.stage_run("train_convnext", chosen, reads=[paths.SPLIT], makes=["weights"]) as run:
+    open("weights", "w").write(sys.argv[2])
+    for step in range(20):
+        run.log_metrics({"loss": float(sys.argv[2]) / (step + 1)}, step)
+    run.log_artifact("weights", "models")
+with tracking.stage_run("gradcam", chosen, reads=["weights"]) as later:
+    later.log_headline({"accuracy": float(sys.argv[2])})
+    later.set_tags({"made": later.makers["weights"] == run.id})
+"""
+
+
+@pytest.mark.slow
+def test_executions_of_two_machines_land_on_one_server(remote, root, tmp_path, monkeypatch):
+    """Two at once; a third machine reads the runs, their metrics over steps and their files."""
+    calls = []
+    for number, name in enumerate(("quick-fox", "Quick-Fox"), start=2):
+        folder = machine(tmp_path / name)
+        (folder / paths.SPLIT.parent).mkdir()
+        (folder / paths.SPLIT).write_text("path,label,split\na,real,train\nb,fake,test\n")
+        environment = {"DVC_STAGE": "any", "DVC_ROOT": str(folder), "DVC_EXP_NAME": name}
+        calls.append((folder, [str(root / "params.yaml"), str(number)], environment))
+    side_by_side(EXECUTION, *calls)
+    for folder, *_ in calls:
+        assert {path.name for path in folder.iterdir()} == {"dvc.yaml", "artifacts", "weights"}, (
+            "nothing else is kept here"
+        )
+
+    enter_root(tmp_path / "third", monkeypatch)
+    client, experiment = tracking.connect()
+    for number, name in enumerate(("quick-fox", "Quick-Fox"), start=2):
+        (parent,) = client.search_runs([experiment], f"tags.`dvc.experiment` = '{name}' and tags.execution != ''")
+        below = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+        trained, explained = client.search_runs([experiment], below, order_by=["attributes.start_time ASC"])
+        assert parent.data.params == settings.as_texts(settings.flatten(settings.load(root / "params.yaml")))
+        assert parent.data.metrics == {"accuracy": number}
+        assert (trained.data.tags["stage"], explained.data.tags["stage"]) == ("train_convnext", "gradcam")
+        assert explained.data.tags["made"] == "True"
+        assert {run.info.status for run in (parent, trained, explained)} == {"FINISHED"}
+        history = client.get_metric_history(trained.info.run_id, "loss")
+        assert [(one.step, one.value) for one in history] == [(step, number / (step + 1)) for step in range(20)]
+        (data,) = trained.inputs.dataset_inputs
+        assert data.dataset.name == "split.csv"
+        copy = client.download_artifacts(trained.info.run_id, "models", str(tmp_path))
+        assert Path(copy, "weights").read_text() == str(number)
+        assert tracking.find_run("weights", trained.data.tags["made.weights"]) == trained.info.run_id
+
+
+@pytest.mark.slow
+def test_evaluations_of_another_machine_are_found_by_their_split(remote, shipped, tmp_path, monkeypatch):
+    enter_root(tmp_path / "one", monkeypatch)
+    other, first = evaluate(shipped, split="b"), evaluate(shipped)
+    enter_root(tmp_path / "two", monkeypatch)
+    second = evaluate(shipped)
+    assert [one.run_id for one in lineage.evaluations(paths.SPLIT)] == [second, first]
+    evaluate(shipped, split="b")
+    assert lineage.evaluations(paths.SPLIT)[1].run_id == other
+    assert lineage.evaluations(paths.SPLIT)[1].scores == {"convnext": {"accuracy": 0.5}}
+
+
+PROMOTE = """
+import sys
+from pathlib import Path
+from dfganext import registry, tracking
+from dfganext.settings import Promote
+tracking.import_mlflow().pyfunc
+client, experiment = tracking.connect()
+run = client.create_run(experiment, run_name="promote").info.run_id
+print("ready", flush=True)
+sys.stdin.readline()
+folder = Path(sys.argv[1])
+chosen = Promote("roc_auc", ("test_convnext",))
+print(registry.promote(folder, folder / "operating_point.json", Path("split.csv"), Path("raw"), chosen, run).outcome)
+"""
+
+
+@pytest.mark.slow
+def test_two_machines_promote_at_once_and_a_third_judges_with_the_better(
+    remote, material, tmp_path, monkeypatch, capsys
+):
+    machines = [machine(tmp_path / name, material) for name in ("one", "two")]
+    outcomes = side_by_side(PROMOTE, *zip(machines, (["good"], ["bad"]), ({}, {}), strict=True))
+    assert outcomes[0].strip() == "promoted"
+    monkeypatch.chdir(machines[0])
+    client, experiment = tracking.connect()
+    again = registry.promote(
+        Path("bad"),
+        Path("bad/operating_point.json"),
+        Path("split.csv"),
+        Path("raw"),
+        Promote("roc_auc", ("test_convnext",)),
+        client.create_run(experiment).info.run_id,
+    )
+    assert (again.outcome, again.champion) == ("refused", str(registry.champion().version))
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    images = [material / "raw" / "real" / "0.png", material / "raw" / "fake" / "0.png"]
+    with registry.resolve(registry.CHAMPION_URI) as folder:
+        judged = Detector.load(folder).judge([image.read_bytes() for image in images])
+    assert judged == Detector.load(material / "good").judge([image.read_bytes() for image in images])
+    assert cli.main(["predict", "--json", *map(str, images)]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert sorted(row["p_fake"] for row in rows) == pytest.approx(sorted(one.p_fake for one in judged))
+    with (
+        pytest.raises(UserError, match=r"no model models:/df-ganext/9 in http://127"),
+        registry.resolve("models:/df-ganext/9"),
+    ):
+        pass
+    assert list(elsewhere.iterdir()) == [], "who only reads a server leaves nothing behind"
+
+
+@pytest.mark.slow
+def test_whoever_makes_the_same_row_at_once_is_not_refused(remote, tmp_path, monkeypatch):
+    """MLflow looks whether there is an alias or a tag before it inserts it; the database refuses all inserts but the first."""
+    enter_root(tmp_path, monkeypatch)
+    client, experiment = tracking.connect()
+    run = client.create_run(experiment).info.run_id
+    barrier = threading.Barrier(6)
+    with ThreadPoolExecutor(barrier.parties) as pool:
+        for model in ("first", "second", "third"):
+            client.create_registered_model(model)
+            client.create_model_version(model, f"runs:/{run}/model", run_id=run)
+
+            def claim(_, model=model):
+                barrier.wait()
+                client.set_registered_model_alias(model, "champion", "1")
+                barrier.wait()
+                client.set_model_version_tag(model, "1", "promotion", "promoted")
+
+            list(pool.map(claim, range(barrier.parties)))
+            version = client.get_model_version_by_alias(model, "champion")
+            assert (str(version.version), version.tags) == ("1", {"promotion": "promoted"})
+
+
+STAGE = """
+import sys
+from pathlib import Path
+from dfganext import settings, tracking
+name, source, target = sys.argv[1:]
+chosen = settings.load()
+with tracking.stage_run(name, chosen, reads=[source], makes=[target]) as run:
+    Path(target).write_text(f"{Path(source).read_text()}, {name} with {chosen.seed}")
+    run.log_headline({"seed": chosen.seed})
+"""
+
+PIPELINE = """
+stages:
+  one:
+    cmd: python stage.py one start.txt one.txt
+    params: [seed]
+    deps: [start.txt, stage.py]
+    outs: [one.txt]
+  two:
+    cmd: python stage.py two one.txt two.txt
+    params: [seed]
+    deps: [one.txt]
+    outs: [two.txt]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["sqlite"], indirect=True)
+def test_two_clones_share_files_and_runs(remote, root, tmp_path, monkeypatch):
+    """Real DVC: one clone pulls what the other made, goes on from it, and hands an experiment back."""
+    identity = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    environment = os.environ | identity | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def call(folder: Path, line: str) -> str:
+        ended = subprocess.run(line.split(), cwd=folder, env=environment, capture_output=True, text=True)
+        assert ended.returncode == 0, f"{line}:\n{ended.stdout}\n{ended.stderr}"
+        return ended.stdout
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    call(tmp_path, "git init --quiet --bare origin")
+    call(tmp_path, "git clone --quiet origin here")
+    for name, text in (("stage.py", STAGE), ("dvc.yaml", PIPELINE), ("start.txt", "start")):
+        (here / name).write_text(text)
+    shutil.copyfile(root / "params.yaml", here / "params.yaml")
+    call(here, "dvc init --quiet")
+    call(here, f"dvc remote add --default storage {tmp_path / 'storage'}")
+    call(here, "dvc repro")
+    call(here, "git add --all")
+    call(here, "git commit --quiet --message first")
+    call(here, "dvc push")
+    call(here, "git push --quiet origin HEAD")
+
+    call(tmp_path, "git clone --quiet origin there")
+    call(there, "dvc pull")
+    assert (there / "two.txt").read_text() == (here / "two.txt").read_text() == "start, one with 20, two with 20"
+    assert "up to date" in call(there, "dvc repro")
+    call(there, "dvc repro --force --single-item two")
+    call(there, "dvc exp run --name seed-1 --set-param seed=1")
+    call(there, "dvc exp push origin seed-1")
+    call(here, "dvc exp pull origin seed-1")
+    call(here, "dvc exp apply seed-1")
+    assert (here / "two.txt").read_text() == "start, one with 1, two with 1"
+
+    for folder in (here, there):
+        assert not list(folder.glob("ml*")), "runs, files and locks are the server's"
+    enter_root(tmp_path / "third", monkeypatch)
+    client, experiment = tracking.connect()
+    commit = call(here, "git rev-parse HEAD").strip()
+    ours = f"tags.stage = 'one' and tags.`read.start.txt` = '{tracking.sha256_of(here / 'start.txt')}'"
+    later, first = client.search_runs([experiment], ours, order_by=["attributes.start_time DESC"])
+    parent = client.get_run(later.data.tags["mlflow.parentRunId"])
+    assert (parent.info.run_name, parent.data.params["seed"], parent.data.metrics) == ("seed-1", "1", {"seed": 1})
+    assert parent.data.tags["dvc.baseline"] == commit
+    from_there = f"tags.`made_by.one.txt` = '{first.info.run_id}' and tags.`mlflow.source.git.commit` = '{commit}'"
+    (again,) = client.search_runs([experiment], from_there)
+    assert again.data.tags["stage"] == "two", "the clone's stage knows the run of the other that made what it pulled"
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_during_a_stage_is_named_and_the_work_is_kept(tmp_path, shipped, monkeypatch):
+    folder, port = tmp_path / "server", free_port()
+    folder.mkdir()
+    enter_root(tmp_path / "root", monkeypatch)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    database = f"sqlite:///{folder}/server.db"
+    with ExitStack() as running, pytest.raises(UserError, match=rf"http://127\.0\.0\.1:{port} cannot be used") as error:
+        running.enter_context(mlflow_server(folder, database, port))
+        with tracking.stage_run("one", shipped, makes=["made.txt"]) as run:
+            running.close()
+            Path("made.txt").write_text("kept")
+    assert "\n" not in str(error.value)
+    assert Path("made.txt").read_text() == "kept"
+    with mlflow_server(folder, database, port):
+        assert tracking.connect()[0].get_run(run.id).info.run_name == "one"
+
+
+class Stranger(BaseHTTPRequestHandler):
+    """A web server that is no MLflow server."""
+
+    status = 200
+
+    def do_GET(self):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(self.status)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<html>\n<h1>Welcome</h1>\n" + b"<p>nothing\n" * 1000 + b"</html>")
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("status", [200, 403, 404])
+def test_an_address_of_something_else_is_named(tmp_path, shipped, monkeypatch, status):
+    enter_root(tmp_path, monkeypatch)
+    monkeypatch.setattr(Stranger, "status", status)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        try:
+            address = f"http://127.0.0.1:{web.server_port}"
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+            for attempt in (lambda: tracking.stage_run("one", shipped).__enter__(), lambda: registry.champion()):
+                with pytest.raises(UserError, match=f"{address} cannot be used .*MLFLOW_TRACKING_URI") as error:
+                    attempt()
+                assert "\n" not in str(error.value) and len(str(error.value)) < 600
+        finally:
+            web.shutdown()
+
+
+@pytest.mark.parametrize("address", ["localhost:5000", "htp://localhost:5000"])
+def test_an_address_that_is_none_is_named(tmp_path, shipped, monkeypatch, address):
+    enter_root(tmp_path, monkeypatch)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(UserError, match=f"{address} cannot be used .*MLFLOW_TRACKING_URI") as error:
+        tracking.stage_run("one", shipped).__enter__()
+    assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir() if "lock" not in path.name] == ["dvc.yaml"]
