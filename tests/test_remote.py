@@ -243,7 +243,7 @@ def test_executions_of_two_machines_land_on_one_server(remote, root, tmp_path, m
         (folder / paths.SPLIT).write_text("path,label,split\na,real,train\nb,fake,test\n")
         environment = {"DVC_STAGE": "any", "DVC_ROOT": str(folder), "DVC_EXP_NAME": name}
         calls.append((folder, [str(root / "params.yaml"), str(number)], environment))
-    side_by_side(EXECUTION, *calls)
+    assert side_by_side(EXECUTION, *calls) == ["", ""], "what a stage prints is its own"
     for folder, *_ in calls:
         assert {path.name for path in folder.iterdir()} == {"dvc.yaml", "artifacts", "weights"}, (
             "nothing else is kept here"
