@@ -1,33 +1,49 @@
-"""Train the classifier and keep its best epoch."""
+"""Train the classifier, in one process or several, and keep its best epoch."""
 
+import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from dfganext import paths, pipeline, settings, tracking
 from dfganext.data import arrays, sampling
 from dfganext.models import classifier
-from dfganext.training import checkpoints
+from dfganext.settings import Settings
+from dfganext.training import checkpoints, distributed
 from dfganext.training import classifier as training
 from dfganext.training.curves import Curves
 
 
 def main() -> None:
     chosen = settings.load()
+    command = [sys.executable, "-m", "stages.train_convnext"]
+    distributed.run(partial(train, chosen), chosen.convnext.processes, chosen.machine.device, command)
+
+
+def train(chosen: Settings, group: distributed.Group) -> None:
+    """Train as one of a group, whose first process alone writes and logs."""
     images = paths.images_of_size(chosen.convnext.size)
     weights = [path for path in [Path(chosen.convnext.weights)] if path.is_file()]
     inputs = {str(path): tracking.sha256_of(path) for path in (images, *weights)}
-    decisive = {"convnext": asdict(chosen.convnext), "loss": chosen.loss, "seed": chosen.seed, "files": inputs}
+    convnext = asdict(replace(chosen.convnext, processes=1))  # training may go on with more or fewer
+    decisive = {"convnext": convnext, "loss": chosen.loss, "seed": chosen.seed, "files": inputs}
+    group.check_same(decisive)
+    shown, validation = (arrays.read(images, split) for split in (sampling.TRAIN, sampling.VALIDATION))
+    fit = partial(
+        training.train, shown, validation, chosen.convnext, chosen.loss, chosen.seed, chosen.machine, group=group
+    )
+    if not group.first:
+        fit()
+        return
     with (
         checkpoints.resumable(paths.work(), "convnext", **decisive) as checkpoint,
         tracking.stage_run(
             "train_convnext", chosen, reads=[paths.SPLIT, images, *weights], makes=[paths.CONVNEXT]
         ) as run,
     ):
+        run.set_tags({"processes": group.size})
         curves = Curves(run.log_metrics)
-        train, validation = (arrays.read(images, split) for split in (sampling.TRAIN, sampling.VALIDATION))
-        history, config = training.train(
-            train, validation, chosen.convnext, chosen.loss, chosen.seed, chosen.machine, checkpoint, curves
-        )
+        history, config = fit(checkpoint, curves)
         classifier.save(paths.CONVNEXT, history.best_state, replace(config, **asdict(chosen.resize)))
         curves.write(history, paths.CONVNEXT_CURVES, paths.CONVNEXT_SPEED)
         run.log_metrics({"best_epoch": history.best_epoch})

@@ -98,12 +98,20 @@ class Convnext:
     size: Annotated[int, Within(low=32, multiple=8)]
     epochs: Count
     batch_size: Count
+    processes: Count
     lr: Positive
     lr_step: Count
     lr_gamma: Annotated[float, Within(above=0, high=1)]
     weight_decay: Annotated[float, Within(low=0)]
     precision: Literal["auto", "float32", "bfloat16"]
     augment: Augment
+
+    def __post_init__(self) -> None:
+        if self.processes > self.batch_size:
+            raise UserError(
+                f"convnext.processes: {self.processes} processes cannot share batches of {self.batch_size} images; lower it, "
+                "or raise convnext.batch_size."
+            )
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,52 +18,85 @@ from dfganext.models import classifier
 from dfganext.models.classifier import ClassifierConfig
 from dfganext.settings import Convnext, Machine
 from dfganext.training import augment, compute, loop
-from dfganext.training.augment import Batch
+from dfganext.training.distributed import ALONE, Group
 from dfganext.training.loop import History, Metrics
+
+
+class Part(NamedTuple):
+    """What a process trains on of a batch of `of` images: they lie at `place` in the epoch's order.
+
+    Where that is empty, images and labels have one row nevertheless.
+    """
+
+    images: Tensor
+    labels: Tensor
+    place: slice
+    of: int
 
 
 class ClassifierTask:
     """Real against fake, from all training images."""
 
     def __init__(
-        self, train: Images, validation: Images, settings: Convnext, loss: str, seed: int, machine: Machine
+        self,
+        train: Images,
+        validation: Images,
+        settings: Convnext,
+        loss: str,
+        seed: int,
+        machine: Machine,
+        group: Group = ALONE,
     ) -> None:
         self.train_images, self.validation_images, self.settings = train, validation, settings
-        self.seed, self.workers = seed, machine.workers
+        self.seed, self.group = seed, group
+        self.workers = math.ceil(machine.workers / group.here)
         self.device = compute.device(machine.device)
         self.precision = compute.precision(settings.precision, self.device)
         model, self.config = classifier.build(settings.architecture, loss, settings.size, settings.weights, seed)
         self.model: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)
+        self.replica = group.replicate(self.model)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimiser, settings.lr_step, settings.lr_gamma)
         self.dataset = augment.AugmentedImages(train.pixels, train.labels, settings.augment, seed)
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._rows = np.empty(0, np.int64)
+        self._logits = np.empty(0, np.float32)
 
     def batches(self, epoch: int) -> list[list[tuple[int, int]]]:
         return augment.shuffled(np.arange(len(self.train_images.labels)), epoch, self.settings.batch_size, self.seed)
 
-    def load(self, batches: list[list[tuple[int, int]]]) -> Iterable[Batch]:
-        return augment.loader(self.dataset, batches, self.workers)
+    def load(self, batches: list[list[tuple[int, int]]]) -> Iterator[Part]:
+        self._rows = np.array([row for batch in batches for _, row in batch])
+        self._logits = np.zeros(len(self._rows), np.float32)
+        keys, places, start = [], [], 0
+        for batch in batches:
+            share = self.group.share(len(batch))
+            keys.append(batch[share] or batch[:1])  # each process must take part in each step; `loss` counts this one 0
+            places.append((slice(start + share.start, start + share.stop), len(batch)))
+            start += len(batch)
+        for loaded, (place, of) in zip(augment.loader(self.dataset, keys, self.workers), places, strict=True):
+            yield Part(*loaded, place, of)
 
-    def loss(self, batch: Batch) -> Tensor:
-        images, labels = (part.to(self.device) for part in batch)
+    def loss(self, batch: Part) -> Tensor:
+        images, labels = batch.images.to(self.device), batch.labels.to(self.device)
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            outputs = self.model(classifier.preprocess(images, self.config))
+            outputs = self.replica(classifier.preprocess(images, self.config))
         outputs = outputs.float()
-        self._seen.append((classifier.fake_logits(outputs).detach().cpu(), labels.cpu()))
-        return classification_loss(outputs, labels)
+        own = batch.place.stop - batch.place.start
+        self._logits[batch.place] = classifier.fake_logits(outputs).detach().cpu()[:own]
+        # processes' gradients are averaged: so weighted, their mean is the gradient of the mean over the whole batch
+        return classification_loss(outputs, labels) * (own * self.group.size / batch.of)
 
     def train_metrics(self) -> Metrics:
-        logits, labels = (torch.cat(parts).numpy() for parts in zip(*self._seen, strict=True))
-        self._seen = []
-        return describe(labels, logits.astype(float))
+        logits = self.group.sum(self._logits)  # of each image one process has the logit, the others 0
+        return describe(self.train_images.labels[self._rows], logits.astype(float))
 
     def validate(self) -> Metrics:
-        images = self.validation_images
-        logits = classifier.predict_logits(
-            self.model, self.config, images.pixels, self.settings.batch_size, self.device
-        )
-        return describe(images.labels, logits)
+        images, size = self.validation_images, self.settings.batch_size
+        share = self.group.share(math.ceil(len(images.labels) / size))  # of batches, so that they are the same ones
+        part = slice(share.start * size, share.stop * size)
+        logits = np.zeros(len(images.labels))
+        logits[part] = classifier.predict_logits(self.model, self.config, images.pixels[part], size, self.device)
+        return describe(images.labels, self.group.sum(logits))
 
     def rank(self, metrics: Metrics) -> tuple[float, ...]:
         """By accuracy; of equals, the one with the lower loss."""
@@ -91,12 +126,13 @@ def train(
     machine: Machine,
     checkpoint: Path | None = None,
     on_epoch: Callable[[Metrics, float | None], None] | None = None,
+    group: Group = ALONE,
 ) -> tuple[History, ClassifierConfig]:
-    """Train a classifier; see `loop.fit` for checkpoint and on_epoch.
+    """Train a classifier; see `loop.fit` for checkpoint, on_epoch and group.
 
     Returns:
         The history with the best epoch's weights, and what it takes to apply them.
     """
     compute.make_repeatable()
-    task = ClassifierTask(train, validation, settings, loss, seed, machine)
-    return loop.fit(task, settings.epochs, seed, checkpoint, on_epoch), task.config
+    task = ClassifierTask(train, validation, settings, loss, seed, machine, group)
+    return loop.fit(task, settings.epochs, seed, checkpoint, on_epoch, group), task.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dfganext.training.augment import Batch
+from dfganext.training.distributed import ALONE, Group
 
 Metrics = dict[str, float]
 
@@ -31,9 +32,11 @@ class Task(Protocol):
 
     def batches(self, epoch: int) -> list[Any]: ...
 
-    def load(self, batches: list[Any]) -> Iterable[Batch]: ...
+    def load(self, batches: list[Any]) -> Iterable[Any]:
+        """What `loss` takes of each batch."""
+        ...
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Any) -> Tensor:
         """Mean loss of a training batch, with gradient; may remember outputs for `train_metrics`."""
         ...
 
@@ -63,6 +66,7 @@ def fit(
     seed: int,
     checkpoint: Path | None = None,
     on_epoch: Callable[[Metrics, float | None], None] | None = None,
+    group: Group = ALONE,
 ) -> History:
     """Train for `epochs` epochs and keep the best one.
 
@@ -74,21 +78,23 @@ def fit(
         checkpoint: written after each epoch; if it is there, training goes on from it.
         on_epoch: called after each epoch with its metrics and its training images per second; with None in place of the
             latter, beforehand, for epochs that an earlier run trained.
+        group: the processes that train together; checkpoint and on_epoch are for the first one of them only.
 
     Returns:
         One row of metrics an epoch (epoch counted from 1, lr, train_..., validation_...), and the state of the best.
     """
-    history = _resume(task, checkpoint) if checkpoint is not None and checkpoint.is_file() else History()
+    # machines may not share a disk: what the first process finds goes to all
+    saved = group.from_first(checkpoint.read_bytes() if checkpoint is not None and checkpoint.is_file() else b"")
+    history = _resume(task, saved) if saved else History()
     done = len(history.epochs)
     if on_epoch is not None:
         for row in history.epochs:
             on_epoch(row, None)
-    with tqdm(
-        total=epochs * len(task.batches(0)), initial=done * len(task.batches(0)), unit="batch", disable=None
-    ) as bar:
+    steps = len(task.batches(0))
+    with tqdm(total=epochs * steps, initial=done * steps, unit="batch", disable=None if group.first else True) as bar:
         for epoch in range(done, epochs):
             bar.set_description(f"epoch {epoch + 1} of {epochs}")
-            torch.manual_seed(seed + epoch)
+            torch.manual_seed(group.seed(seed, epoch))
             lr = task.optimiser.param_groups[0]["lr"]
             speed = _train(task, epoch, bar)
             row = {"epoch": float(epoch + 1), "lr": lr}
@@ -112,14 +118,13 @@ def fit(
 def _train(task: Task, epoch: int, bar: tqdm) -> float:
     """One pass over the training images. Returns images per second."""
     task.model.train()
-    seen, start = 0, time.perf_counter()
-    for batch in task.load(task.batches(epoch)):
+    batches, start = task.batches(epoch), time.perf_counter()
+    for batch in task.load(batches):
         task.optimiser.zero_grad(set_to_none=True)
         task.loss(batch).backward()
         task.optimiser.step()
-        seen += len(batch[1])
         bar.update()
-    return seen / (time.perf_counter() - start)
+    return sum(map(len, batches)) / (time.perf_counter() - start)
 
 
 def _save(task: Task, history: History, checkpoint: Path) -> None:
@@ -135,8 +140,8 @@ def _save(task: Task, history: History, checkpoint: Path) -> None:
     partial.replace(checkpoint)
 
 
-def _resume(task: Task, checkpoint: Path) -> History:
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+def _resume(task: Task, saved: bytes) -> History:
+    state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
     task.model.load_state_dict(state["model"])
     task.optimiser.load_state_dict(state["optimiser"])
     if task.schedule is not None:

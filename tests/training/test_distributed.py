@@ -1,0 +1,243 @@
+"""Several processes train what one trains; when one fails all end, and training goes on from where it was."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+from functools import partial
+
+import numpy as np
+import psutil
+import pytest
+import several
+import torch
+from several import Asked
+from test_training import CPU, STRONG, VALIDATION, striped
+
+from dfganext.errors import UserError
+from dfganext.training import classifier, distributed
+from dfganext.training.distributed import Group
+
+TOLERANCE = 1e-4
+
+
+def launch(folder, **asked) -> dict:
+    """What two processes, started in truth, came to."""
+    what = Asked(str(folder), **asked)
+    distributed.run(partial(several.body, what), what.processes, "cpu", several.command(what))
+    return torch.load(folder / "history.pt") if what.epochs else {}
+
+
+def failing(folder, **asked) -> str:
+    with pytest.raises(UserError) as caught:
+        launch(folder, **asked)
+    return str(caught.value)
+
+
+def assert_close(one: dict, two: dict) -> None:
+    assert [list(row) for row in one["epochs"]] == [list(row) for row in two["epochs"]]
+    for row, other in zip(one["epochs"], two["epochs"], strict=True):
+        assert list(row.values()) == pytest.approx(list(other.values()), rel=TOLERANCE)
+    assert one["best_epoch"] == two["best_epoch"] and one["best_state"].keys() == two["best_state"].keys()
+    for name, value in one["best_state"].items():
+        assert (value - two["best_state"][name]).norm() <= TOLERANCE * value.norm(), name
+
+
+def assert_same(one: dict, two: dict) -> None:
+    assert one["epochs"] == two["epochs"] and one["best_epoch"] == two["best_epoch"]
+    assert all(torch.equal(value, two["best_state"][name]) for name, value in one["best_state"].items())
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict:
+    """One process, never stopped."""
+    return dataclasses.asdict(several.train(Asked(str(tmp_path_factory.mktemp("alone")))))
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory) -> dict:
+    """Two processes, never stopped."""
+    return launch(tmp_path_factory.mktemp("together"))
+
+
+def test_two_processes_end_where_one_does(alone, together):
+    assert_close(alone, together)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The folder of a run whose second process was killed as its second epoch began; its exit code, lines and messages."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = several.command(Asked(str(folder), fails="killed"))
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return folder, ended.returncode, [json.loads(line) for line in ended.stdout.splitlines()], ended.stderr
+
+
+def test_one_killed_ends_all_with_one_sentence(killed):
+    _, code, lines, messages = killed
+    assert code == 1
+    assert [(line["rank"], line["epoch"]) for line in lines] == [(0, 1)], "one process speaks for all"
+    assert not psutil.pid_exists(lines[0]["pid"])
+    assert messages == (
+        "error: Training stopped, because process 2 of 2 was killed by SIGKILL, as happens where memory runs out; "
+        "`dvc repro` goes on after the last whole epoch.\n"
+    )
+
+
+def test_two_go_on_as_if_never_stopped(killed, together, tmp_path, capfd):
+    shutil.copy(killed[0] / "checkpoint.pt", tmp_path)
+    assert_same(launch(tmp_path), together)
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [line["again"] for line in lines] == [True, False, False]
+
+
+def test_one_goes_on_where_two_stopped(killed, together, tmp_path):
+    shutil.copy(killed[0] / "checkpoint.pt", tmp_path)
+    history = dataclasses.asdict(several.train(Asked(str(tmp_path))))
+    assert history["epochs"][0] == together["epochs"][0]
+    assert_close(history, together)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_all_stop_with_the_one_that_started_them(tmp_path, number):
+    command = several.command(Asked(str(tmp_path), epochs=10_000))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as starter:
+        first_line = starter.stdout.readline()
+        ranks = psutil.Process(starter.pid).children()
+        assert json.loads(first_line)["pid"] in [rank.pid for rank in ranks] and len(ranks) == 2
+        starter.send_signal(number)
+        messages = starter.communicate(timeout=30)[1]
+    assert not psutil.wait_procs(ranks, timeout=30)[1]
+    if number == signal.SIGTERM:
+        assert starter.returncode == 130 and messages == "stopped\n"
+
+
+def test_a_user_error_is_told_once_and_as_it_is(tmp_path, capfd):
+    assert failing(tmp_path, fails="error", epoch=-1) == "artifacts/images/32 is unwell; make it anew."
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_bug_keeps_its_traceback(tmp_path, capfd):
+    told = failing(tmp_path, fails="bug", epoch=-1)
+    assert "process 2 of 2 failed (ZeroDivisionError: a bug)" in told
+    assert capfd.readouterr().err.count("Traceback") == 1
+
+
+def test_batch_normalisation_is_refused_on_processors(tmp_path):
+    assert "layer normalisation, such as convnext_tiny" in failing(tmp_path, architecture="test_efficientnet")
+
+
+@pytest.mark.slow
+def test_three_processes_end_where_one_does(alone, tmp_path):
+    assert_close(alone, launch(tmp_path, processes=3))
+
+
+@pytest.fixture
+def settings(shipped):
+    return dataclasses.replace(
+        shipped.convnext, architecture="test_convnext", size=32, batch_size=15, precision="float32", augment=STRONG
+    )
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_hold_the_same_augmented_images_for_any_number_of_processes(settings, size, workers):
+    """What an epoch's global batches are made of, put together from what each process would load."""
+    machine = dataclasses.replace(CPU, workers=workers)
+    task = classifier.ClassifierTask(striped(46, 0), VALIDATION, settings, "ce", 5, machine)
+    batches = task.batches(3)
+    assert [len(batch) for batch in batches] == [15, 15, 15, 1]
+    parts = []
+    for rank in range(size):
+        task.group = Group(rank, size)
+        parts.append(list(task.load(batches)))
+    for number, batch in enumerate(batches):
+        kept = [(part, part.place.stop - part.place.start) for part in (own[number] for own in parts)]
+        images = torch.cat([part.images[:count] for part, count in kept])
+        expected = [task.dataset[key] for key in batch]
+        assert torch.equal(images, torch.stack([image for image, _ in expected]))
+        assert torch.cat([part.labels[:count] for part, count in kept]).tolist() == [label for _, label in expected]
+        rows = np.concatenate([np.arange(46)[part.place] for part, _ in kept])
+        assert rows.tolist() == list(range(15 * number, 15 * number + len(batch)))
+        assert all(len(part.images) == max(count, 1) and part.of == len(batch) for part, count in kept)
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_the_mean_of_weighted_gradients_is_the_gradient_of_the_whole_batch(settings, loss):
+    """Also where a batch does not divide evenly, or has fewer images than there are processes."""
+    task = classifier.ClassifierTask(striped(46, 0), VALIDATION, settings, loss, 5, CPU)
+
+    def gradients(number: int) -> list[torch.Tensor]:
+        task.model.zero_grad()
+        task.loss(list(task.load(task.batches(0)))[number]).backward()
+        return [parameter.grad.clone() for parameter in task.model.parameters()]
+
+    for number in (0, 3):
+        task.group = Group()
+        whole = gradients(number)
+        shares = []
+        for rank in range(4):
+            task.group = Group(rank, 4)
+            shares.append(gradients(number))
+        for one, parts in zip(whole, zip(*shares, strict=True), strict=True):
+            torch.testing.assert_close(sum(parts) / 4, one, rtol=1e-4, atol=1e-6)
+
+
+def test_shares_are_a_partition():
+    for count in (0, 1, 2, 15, 16):
+        for size in (1, 2, 3, 7):
+            rows = [list(range(count))[Group(rank, size).share(count)] for rank in range(size)]
+            assert [row for share in rows for row in share] == list(range(count))
+            assert max(map(len, rows)) - min(map(len, rows)) <= 1
+
+
+def test_no_two_processes_or_epochs_draw_the_same():
+    seeds = [Group(rank, 8).seed(20, epoch) for rank in range(8) for epoch in range(50)]
+    assert len(set(seeds)) == len(seeds)
+    assert Group(0, 8).seed(20, 3) == Group().seed(20, 3)
+
+
+def test_the_default_network_draws_nothing(settings):
+    """So two runs differ in rounding alone, whatever the number of processes. Others, with dropout, draw per process."""
+    from dfganext.models import classifier as model
+
+    network, config = model.build("convnext_tiny", "ce", 32)
+    images = model.preprocess(torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8), config)
+    before = torch.get_rng_state()
+    network.train()(images)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_more_processes_than_images_in_a_batch_are_refused(settings):
+    with pytest.raises(UserError, match=r"convnext\.processes: 16 processes cannot share batches of 15"):
+        dataclasses.replace(settings, processes=16)
+
+
+def test_torchrun_and_the_setting_must_agree(monkeypatch):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "0"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(UserError, match=r"convnext\.processes is 3, but torchrun started 4"):
+        distributed.run(lambda group: None, 3, "cpu", [])
+
+
+def test_each_process_needs_a_cuda_device_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="3 processes on this machine need as many CUDA devices, and PyTorch sees 2"):
+        distributed.run(lambda group: None, 3, "auto", [])
+
+
+@pytest.mark.slow
+def test_torchrun_of_two_machines(alone, tmp_path):
+    """Two launchers, a process each, as on two machines; `processes` is left to torchrun."""
+    command = several.command(Asked(str(tmp_path), processes=1))[1:]
+    options = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", "--master-port=29411"]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    nodes = [
+        subprocess.Popen(["torchrun", f"--node-rank={node}", *options, *command], env=environment) for node in (0, 1)
+    ]
+    assert [node.wait(100) for node in nodes] == [0, 0]
+    assert_close(alone, torch.load(tmp_path / "history.pt"))
