@@ -24,7 +24,6 @@ class Asked:
     folder: str
     processes: int = 2
     epochs: int = 3
-    architecture: str = "test_convnext"
     fails: str | None = None
     rank: int = 1
     epoch: int = 1
@@ -52,7 +51,7 @@ def train(asked: Asked, group: Group = distributed.ALONE):
 
     chosen = dataclasses.replace(
         settings.load(ROOT / "params.yaml").convnext,
-        architecture=asked.architecture,
+        architecture="test_convnext",
         size=32,
         epochs=asked.epochs,
         batch_size=15,

@@ -17,6 +17,7 @@ from several import Asked
 from test_training import CPU, STRONG, VALIDATION, striped
 
 from dfganext.errors import UserError
+from dfganext.models import classifier as model
 from dfganext.training import classifier, distributed
 from dfganext.training.distributed import Group
 
@@ -100,7 +101,7 @@ def test_one_goes_on_where_two_stopped(killed, together, tmp_path):
     assert_close(history, together)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_all_stop_with_the_one_that_started_them(tmp_path, number):
     command = several.command(Asked(str(tmp_path), epochs=10_000))
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as starter:
@@ -125,8 +126,11 @@ def test_a_bug_keeps_its_traceback(tmp_path, capfd):
     assert capfd.readouterr().err.count("Traceback") == 1
 
 
-def test_batch_normalisation_is_refused_on_processors(tmp_path):
-    assert "layer normalisation, such as convnext_tiny" in failing(tmp_path, architecture="test_efficientnet")
+def test_batch_normalisation_is_refused_on_processors(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    network = model.build("test_efficientnet", "ce", 32)[0]
+    with pytest.raises(UserError, match="layer normalisation, such as convnext_tiny"):
+        Group(0, 2).replicate(network)
 
 
 @pytest.mark.slow
@@ -201,8 +205,6 @@ def test_no_two_processes_or_epochs_draw_the_same():
 
 def test_the_default_network_draws_nothing(settings):
     """So two runs differ in rounding alone, whatever the number of processes. Others, with dropout, draw per process."""
-    from dfganext.models import classifier as model
-
     network, config = model.build("convnext_tiny", "ce", 32)
     images = model.preprocess(torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8), config)
     before = torch.get_rng_state()
