@@ -2,11 +2,13 @@
 
 import csv
 import json
+import re
 import shutil
 import time
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from PIL import Image
@@ -248,3 +250,19 @@ def test_ones_own_images(origin, tmp_path):
     assert len(rows) == 60 and all(row["path"].split("/")[1] == "photos" for row in rows)
     assert "notes.txt" in project.read(str(paths.REJECTS))
     assert "import" not in project.read("data.dvc") and "samples" not in project.read("data.dvc")
+
+
+def test_training_in_two_processes_is_one_run_with_the_same_curves(origin, tmp_path):
+    project = origin.clone(tmp_path / "df-ganext")
+    curves = []
+    for processes in (1, 2):
+        project.write(
+            "params.yaml", re.sub("  processes: . ", f"  processes: {processes} ", origin.read("params.yaml"))
+        )
+        project.run("dvc", "repro", "train_convnext")
+        (run,) = runs(project, stage="train_convnext", processes=processes)
+        assert run.info.status == "FINISHED" and f"made.{paths.CONVNEXT.as_posix()}" in run.data.tags
+        curves.append(pd.read_csv(project.folder / paths.CONVNEXT_CURVES)[["train_loss", "validation_loss"]])
+    assert len(runs(project, stage="train_convnext")) == 2
+    # where the processor has bfloat16, rounding differs by more than training/test_distributed.py allows float32
+    np.testing.assert_allclose(*curves, rtol=0.01)

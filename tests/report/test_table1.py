@@ -54,6 +54,7 @@ def test_what_does_not_bear_on_a_row_may_differ(shipped):
     )
     found = rows([one], shipped)
     assert found["autoencoder_first"].records and not found["convnext_ce"].records
+    assert rows([record(shipped, convnext__processes=2)], shipped)["convnext_ce"].records
 
 
 def test_of_one_seed_the_newest_counts_and_seeds_are_averaged(shipped):

@@ -72,7 +72,7 @@ def killed(tmp_path_factory):
     """The folder of a run whose second process was killed as its second epoch began; its exit code, lines and messages."""
     folder = tmp_path_factory.mktemp("killed")
     command = several.command(Asked(str(folder), fails="killed"))
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     return folder, ended.returncode, [json.loads(line) for line in ended.stdout.splitlines()], ended.stderr
 
 
@@ -104,12 +104,17 @@ def test_one_goes_on_where_two_stopped(killed, together, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_all_stop_with_the_one_that_started_them(tmp_path, number):
     command = several.command(Asked(str(tmp_path), epochs=10_000))
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as starter:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # what SIGKILL leaves no time to remove
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as starter:
         first_line = starter.stdout.readline()
         ranks = psutil.Process(starter.pid).children()
         assert json.loads(first_line)["pid"] in [rank.pid for rank in ranks] and len(ranks) == 2
+        ports = [each.laddr.ip for rank in ranks for each in rank.net_connections(kind="inet")]
+        assert ports and set(ports) <= {"127.0.0.1", "::1"}, "nothing is offered to the network"
         starter.send_signal(number)
-        messages = starter.communicate(timeout=30)[1]
+        messages = starter.communicate(timeout=60)[1]
     assert not psutil.wait_procs(ranks, timeout=30)[1]
     if number == signal.SIGTERM:
         assert starter.returncode == 130 and messages == "stopped\n"
@@ -215,6 +220,13 @@ def test_the_default_network_draws_nothing(settings):
 def test_more_processes_than_images_in_a_batch_are_refused(settings):
     with pytest.raises(UserError, match=r"convnext\.processes: 16 processes cannot share batches of 15"):
         dataclasses.replace(settings, processes=16)
+
+
+def test_processes_that_would_train_something_else_are_refused(monkeypatch):
+    monkeypatch.setattr(Group, "from_first", lambda self, content: b'{"lr": 1}')
+    Group(1, 2).check_same({"lr": 1})
+    with pytest.raises(UserError, match="inputs of process 2 of 2 are not those of the first"):
+        Group(1, 2).check_same({"lr": 2})
 
 
 def test_torchrun_and_the_setting_must_agree(monkeypatch):
