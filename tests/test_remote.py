@@ -292,7 +292,7 @@ run = client.create_run(experiment, run_name="promote").info.run_id
 print("ready", flush=True)
 sys.stdin.readline()
 folder = Path(sys.argv[1])
-chosen = Promote("roc_auc", ("test_convnext",))
+chosen = Promote("roc_auc", ("test_convnext",), "float32")
 print(registry.promote(folder, folder / "operating_point.json", Path("split.csv"), Path("raw"), chosen, run).outcome)
 """
 
@@ -311,7 +311,7 @@ def test_two_machines_promote_at_once_and_a_third_judges_with_the_better(
         Path("bad/operating_point.json"),
         Path("split.csv"),
         Path("raw"),
-        Promote("roc_auc", ("test_convnext",)),
+        Promote("roc_auc", ("test_convnext",), "float32"),
         client.create_run(experiment).info.run_id,
     )
     assert (again.outcome, again.champion) == ("refused", str(registry.champion().version))

@@ -77,12 +77,31 @@ def test_far_queries_whose_every_point_matters():
     assert_exact(points, queries, 1.0)
 
 
-@pytest.mark.parametrize("tolerance", [0.0, kde.TOLERANCE, np.inf])
-def test_with_and_without_subtraction(tolerance, monkeypatch):
+@pytest.mark.parametrize(("tolerance", "few"), [(0.0, 1.0), (0.0, -1.0), (kde.TOLERANCE, kde.FEW), (np.inf, -1.0)])
+def test_with_and_without_subtraction_and_float32(tolerance, few, monkeypatch):
     rng = np.random.default_rng(7)
     points, queries = rng.normal(size=(50, 20)), rng.normal(size=(33, 20))
     monkeypatch.setattr(kde, "TOLERANCE", tolerance)
+    monkeypatch.setattr(kde, "FEW", few)
     assert_exact(points, queries, 0.3)
+
+
+@pytest.mark.parametrize("bandwidth", [0.2, 50.0])
+def test_latents_and_a_wide_kernel(bandwidth, monkeypatch):
+    """At a small bandwidth few pairs matter, and the product is in float32; at a large one all do, and it is in float64."""
+    rng = np.random.default_rng(3)
+    points, queries = (rng.normal(0, 0.25, (rows, 4096)).astype(np.float32) for rows in (300, 6))
+    kinds = []
+    inner = kde._Distances.exponents
+
+    def spy(self, some, norms, scale, precision):
+        kinds.append(precision)
+        return inner(self, some, norms, scale, precision)
+
+    monkeypatch.setattr(kde._Distances, "exponents", spy)
+    monkeypatch.setattr(kde, "FEW", 0.05)
+    assert_exact(points, queries, bandwidth)
+    assert kinds == ([np.float32] if bandwidth < 1 else [np.float32, np.float64])
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e3])

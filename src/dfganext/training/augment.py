@@ -65,6 +65,26 @@ def shuffled(rows: np.ndarray, epoch: int, batch_size: int, seed: int) -> list[l
     return [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
 
 
-def loader(dataset: AugmentedImages, batches: list[list[tuple[int, int]]], workers: int) -> Iterator[Batch]:
-    """Batches made ahead by `workers` processes; 0 makes them in this one."""
-    return iter(DataLoader(dataset, batch_sampler=batches, num_workers=min(workers, len(batches))))
+class Loader:
+    """Batches made ahead by worker processes, which stay from one epoch to the next: each start would cost seconds of imports.
+
+    Args:
+        dataset: addressed by (epoch, row).
+        workers: processes; 0 makes batches in this one.
+        pinned: in memory that a GPU can read while it computes.
+    """
+
+    def __init__(self, dataset: AugmentedImages, workers: int, pinned: bool = False) -> None:
+        self._batches: list[list[tuple[int, int]]] = []
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=self._batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=pinned,
+        )
+
+    def __call__(self, batches: list[list[tuple[int, int]]]) -> Iterator[Batch]:
+        """These batches, in order; those of an earlier call are over."""
+        self._batches[:] = batches
+        return iter(self._loader)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,29 +24,27 @@ class AutoencoderTask:
     schedule = None
 
     def __init__(self, train: Images, validation: Images, settings: Autoencoder, seed: int, machine: Machine) -> None:
-        self.rows, self.seed, self.workers, self.settings = train.only(REAL), seed, machine.workers, settings
+        self.rows, self.seed, self.settings = train.only(REAL), seed, settings
         self.validation_pixels = validation.pixels[validation.only(REAL)]
         self.device = compute.device(machine.device)
         self.model = autoencoder.build(seed).to(self.device).to(memory_format=torch.channels_last)
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
-        self.dataset = augment.AugmentedImages(train.pixels, train.labels, None, seed)
-        self._losses: list[float] = []
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=settings.lr, fused=True)
+        dataset = augment.AugmentedImages(train.pixels, train.labels, None, seed)
+        self.load = augment.Loader(dataset, machine.workers, pinned=self.device.type == "cuda")
+        self._losses: list[Tensor] = []
 
     def batches(self, epoch: int) -> list[list[tuple[int, int]]]:
         return augment.shuffled(self.rows, epoch, self.settings.batch_size, self.seed)
 
-    def load(self, batches: list[list[tuple[int, int]]]) -> Iterable[Batch]:
-        return augment.loader(self.dataset, batches, self.workers)
-
     def loss(self, batch: Batch) -> Tensor:
-        images = autoencoder.preprocess(batch[0].to(self.device))
+        images = autoencoder.preprocess(batch[0].to(self.device, non_blocking=True))
         loss = F.mse_loss(self.model(images), images)
-        self._losses += [float(loss.detach())] * len(images)
+        self._losses += [loss.detach()] * len(images)  # not read here: a GPU would have to be waited for
         return loss
 
     def train_metrics(self) -> Metrics:
-        losses, self._losses = self._losses, []
-        return {"loss": float(np.mean(losses))}
+        losses, self._losses = torch.stack(self._losses), []
+        return {"loss": float(losses.double().mean())}
 
     def validate(self) -> Metrics:
         errors = autoencoder.reconstruction_errors(

@@ -49,45 +49,48 @@ class ClassifierTask:
     ) -> None:
         self.train_images, self.validation_images, self.settings = train, validation, settings
         self.seed, self.group = seed, group
-        self.workers = math.ceil(machine.workers / group.here)
         self.device = compute.device(machine.device)
         self.precision = compute.precision(settings.precision, self.device)
         model, self.config = classifier.build(settings.architecture, loss, settings.size, settings.weights, seed)
         self.model: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)
         self.replica = group.replicate(self.model)
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        self.optimiser = torch.optim.AdamW(
+            self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
+        )
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimiser, settings.lr_step, settings.lr_gamma)
         self.dataset = augment.AugmentedImages(train.pixels, train.labels, settings.augment, seed)
+        workers = math.ceil(machine.workers / group.here)
+        self._loaded = augment.Loader(self.dataset, workers, pinned=self.device.type == "cuda")
         self._rows = np.empty(0, np.int64)
-        self._logits = np.empty(0, np.float32)
+        self._logits = torch.empty(0)
 
     def batches(self, epoch: int) -> list[list[tuple[int, int]]]:
         return augment.shuffled(np.arange(len(self.train_images.labels)), epoch, self.settings.batch_size, self.seed)
 
     def load(self, batches: list[list[tuple[int, int]]]) -> Iterator[Part]:
         self._rows = np.array([row for batch in batches for _, row in batch])
-        self._logits = np.zeros(len(self._rows), np.float32)
+        self._logits = torch.zeros(len(self._rows), device=self.device)
         keys, places, start = [], [], 0
         for batch in batches:
             share = self.group.share(len(batch))
             keys.append(batch[share] or batch[:1])  # each process must take part in each step; `loss` counts this one 0
             places.append((slice(start + share.start, start + share.stop), len(batch)))
             start += len(batch)
-        for loaded, (place, of) in zip(augment.loader(self.dataset, keys, self.workers), places, strict=True):
+        for loaded, (place, of) in zip(self._loaded(keys), places, strict=True):
             yield Part(*loaded, place, of)
 
     def loss(self, batch: Part) -> Tensor:
-        images, labels = batch.images.to(self.device), batch.labels.to(self.device)
+        images, labels = (part.to(self.device, non_blocking=True) for part in (batch.images, batch.labels))
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
             outputs = self.replica(classifier.preprocess(images, self.config))
         outputs = outputs.float()
         own = batch.place.stop - batch.place.start
-        self._logits[batch.place] = classifier.fake_logits(outputs).detach().cpu()[:own]
+        self._logits[batch.place] = classifier.fake_logits(outputs).detach()[:own]
         # processes' gradients are averaged: so weighted, their mean is the gradient of the mean over the whole batch
         return classification_loss(outputs, labels) * (own * self.group.size / batch.of)
 
     def train_metrics(self) -> Metrics:
-        logits = self.group.sum(self._logits)  # of each image one process has the logit, the others 0
+        logits = self.group.sum(self._logits.cpu().numpy())  # of each image one process has the logit, the others 0
         return describe(self.train_images.labels[self._rows], logits.astype(float))
 
     def validate(self) -> Metrics:

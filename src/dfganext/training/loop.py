@@ -96,7 +96,7 @@ def fit(
             bar.set_description(f"epoch {epoch + 1} of {epochs}")
             torch.manual_seed(group.seed(seed, epoch))
             lr = task.optimiser.param_groups[0]["lr"]
-            speed = _train(task, epoch, bar)
+            speed = train_epoch(task, epoch, bar)
             row = {"epoch": float(epoch + 1), "lr": lr}
             row |= {f"train_{name}": value for name, value in task.train_metrics().items()}
             row |= {f"validation_{name}": value for name, value in task.validate().items()}
@@ -115,7 +115,7 @@ def fit(
     return history
 
 
-def _train(task: Task, epoch: int, bar: tqdm) -> float:
+def train_epoch(task: Task, epoch: int, bar: tqdm) -> float:
     """One pass over the training images. Returns images per second."""
     task.model.train()
     batches, start = task.batches(epoch), time.perf_counter()
