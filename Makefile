@@ -1,4 +1,4 @@
-# make repro | report | table1 | test | lint | ui | serve: each sets up .venv first, from requirements.lock.
+# make repro | report | table1 | test | lint | bench | ui | serve: each sets up .venv first, from requirements.lock.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # seeds that each row of `make table1` is to have
 SEEDS ?= 1
 
-.PHONY: repro report table1 test lint ui serve lock
+.PHONY: repro report table1 test lint bench ui serve lock
 
 repro: .venv/ready
 	python -m stages.check
@@ -34,6 +34,11 @@ lint: .venv/ready
 	ruff check
 	ruff format --check
 	mypy
+
+# some twenty minutes on two cores, with nothing else running
+bench: .venv/ready
+	for subject in density resize train_cpu train_gpu serve repro scale; do python -m benchmarks.$$subject || exit 1; done
+	python -m benchmarks.summary
 
 ui: .venv/ready
 	mlflow ui --host 127.0.0.1 --port 5000

@@ -45,7 +45,6 @@ def measure(table: Table, format: str, interpolation: str, raw: Path, files: lis
             with Image.open(path) as image:
                 small = image.convert("RGB").resize((256, 256), Image.Resampling[interpolation.upper()])
             target[row] = np.asarray(small)
-        target.flush()
 
     def decode_only() -> None:
         with ThreadPoolExecutor(cores()) as pool:

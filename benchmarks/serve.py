@@ -16,9 +16,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +60,8 @@ def save(folder: Path, model: torch.nn.Module, config: classifier.ClassifierConf
         point = folder / f"{precision}.json"
         point.write_text(json.dumps({"threshold": 0.5, "temperature": 1.0, "precision": precision}))
         registry.save_model(folder / precision, folder / "detector", point)
-    mlflow = tracking.import_mlflow()
-    import mlflow.pytorch as flavour  # type: ignore[no-redef]
+    tracking.import_mlflow()  # with its telemetry off
+    from mlflow import pytorch as flavour
     from mlflow.models import infer_signature
 
     example = np.zeros((1, 3, SIZE, SIZE), np.float32)
@@ -71,7 +72,6 @@ def save(folder: Path, model: torch.nn.Module, config: classifier.ClassifierConf
         input_example=example,
         pip_requirements=["torch", "timm"],
     )
-    del mlflow
 
 
 def one_at_a_time(
@@ -92,8 +92,10 @@ def one_at_a_time(
     answers = {name: post(addresses[name], bodies[name]) for name in addresses}
     logits = np.array(answers.pop("rival"))[0]
     expected = 1 / (1 + np.exp(logits[0] - logits[1]))
-    contenders = {name: lambda name=name: post(addresses[name], bodies[name]) for name in addresses}
-    contenders |= {f"forward {name}": lambda name=name: forward(name) for name in answers}
+    contenders: dict[str, Callable[[], object]] = {
+        name: partial(post, addresses[name], bodies[name]) for name in addresses
+    }
+    contenders |= {f"forward {name}": partial(forward, name) for name in answers}
     milliseconds = {name: [1e3 * one for one in seconds] for name, seconds in alternate(contenders, REQUESTS).items()}
     for name, answer in answers.items():
         case, bare = f"one image, {name}", statistics.median(milliseconds[f"forward {name}"])
@@ -111,7 +113,7 @@ def many_at_once(table: Table, addresses: dict[str, str], bodies: dict[str, byte
         with ThreadPoolExecutor(CLIENTS) as clients:
             list(clients.map(lambda _: post(addresses[name], bodies[name]), range(CLIENTS * CLIENT_REQUESTS)))
 
-    seconds = alternate({name: lambda name=name: crowd(name) for name in addresses}, ROUNDS)
+    seconds = alternate({name: partial(crowd, name) for name in addresses}, ROUNDS)
     rates = {name: [CLIENTS * CLIENT_REQUESTS / one for one in values] for name, values in seconds.items()}
     for name in ("float32", "bfloat16"):
         goal = Goal("ratio", least=2)

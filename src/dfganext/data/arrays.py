@@ -60,7 +60,6 @@ def write(split: pd.DataFrame, raw: Path, folder: Path, size: int, resize: Resiz
             jobs = ((raw / path, size, resize) for path in rows.path)
             for row, pixels in enumerate(tqdm(_ordered(pool, jobs), f"{name} at {size} px", len(rows), disable=None)):
                 array[row] = pixels
-            array.flush()
             index.append(pd.DataFrame({"split": name, "row": range(len(rows)), "path": rows.path, "label": rows.label}))
     files.write_table(folder / INDEX_FILE, pd.concat(index))
 

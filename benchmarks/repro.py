@@ -1,0 +1,125 @@
+"""`dvc repro` with nothing to do, where the data folder holds 12,000 images, against a workflow that keeps one file a resized image."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks import pictures
+from benchmarks.harness import Goal, Table, alternate, plain_environment
+from benchmarks.training import nested
+from dfganext import settings
+
+COUNT, SIZE = 12_000, 64
+ROUNDS = 3
+ROOT = Path(__file__).resolve().parent.parent
+
+QUICK = {
+    "convnext.architecture": "test_convnext",
+    "convnext.size": 32,
+    "convnext.epochs": 1,
+    "convnext.batch_size": 64,
+    "autoencoder.size": 32,
+    "autoencoder.epochs": 1,
+    "subsample.near_duplicate_bits": 8,
+    "robustness.per_class": 4,
+    "gradcam.per_class": 1,
+    "gradcam.faithfulness": 1,
+    "promote.architectures": ["test_convnext"],
+}
+"""Settings with which all images go through all stages in a minute or two: how long a stage took plays no part here."""
+
+FILES_STAGE = '''"""What many projects have in the place of `resize`: a file an image."""
+from pathlib import Path
+import pandas as pd
+from PIL import Image
+target = Path("artifacts/images/files")
+target.mkdir(parents=True, exist_ok=True)
+for row, path in enumerate(pd.read_csv("artifacts/split.csv").path):
+    Image.open(Path("artifacts/raw") / path).convert("RGB").resize((32, 32), Image.Resampling.LANCZOS).save(target / f"{row}.png")
+'''
+
+
+def main() -> None:
+    table = Table("repro")
+    with tempfile.TemporaryDirectory() as temporary:
+        ours = project(Path(temporary) / "ours")
+        run(ours, "dvc", "repro", "--quiet")
+        rival = Path(temporary) / "rival"
+        shutil.copytree(ours, rival, symlinks=True)
+        with_files(rival)
+        seconds = alternate(
+            {
+                "whole": lambda: run(ours, "dvc", "repro"),
+                "ours": lambda: run(ours, "dvc", "repro", "resize"),
+                "rival": lambda: run(rival, "dvc", "repro", "resize"),
+            },
+            ROUNDS,
+        )
+    case = f"nothing to do, {COUNT} images"
+    table.add(case, "dvc repro", "s", seconds["whole"], goal=Goal("ours", most=5))
+    table.add(case, "dvc repro resize", "s", seconds["ours"], seconds["rival"])
+    table.write("dvc")
+
+
+def project(folder: Path) -> Path:
+    """A copy of this repository with settings and images of its own."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file() and not name.startswith(("samples/", "metrics/", "plots/", "dvc.lock")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    write_settings(folder / "params.yaml", QUICK)
+    run(folder, "git", "init", "--quiet")
+    run(folder, "dvc", "remove", "data.dvc", "--quiet")
+    pictures.folder_of(folder / "data", COUNT, SIZE, "JPEG", distinct=COUNT)
+    run(folder, "dvc", "add", "--quiet", "data")
+    return folder
+
+
+def write_settings(path: Path, changes: dict[str, Any]) -> None:
+    """The shipped settings with some changed."""
+    changed = nested(settings.flatten(settings.load(ROOT / "params.yaml")) | changes)
+    settings.from_mapping(changed)
+    path.write_text(yaml.safe_dump(changed, sort_keys=False))
+
+
+def with_files(folder: Path) -> None:
+    """Turn a copy of the project into one that stores a file an image, up to that stage."""
+    spec = yaml.safe_load((folder / "dvc.yaml").read_text())
+    (folder / "stages" / "files.py").write_text(FILES_STAGE)
+    stages = {name: spec["stages"][name] for name in ("check", "download", "subsample", "audit")}
+    stages["resize"] = {
+        "cmd": "python -m stages.files",
+        "deps": ["artifacts/raw", "artifacts/split.csv", "stages/files.py"],
+        "outs": ["artifacts/images"],
+    }
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    run(folder, "dvc", "repro", "--quiet", "resize")
+
+
+def run(folder: Path, *words: str) -> None:
+    """A command in a folder; its output is shown if it fails."""
+    environment = plain_environment() | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)} failed:\n{done.stdout}")
+
+
+if __name__ == "__main__":
+    main()

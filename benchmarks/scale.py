@@ -1,0 +1,137 @@
+"""Time and peak memory of subsample, resize and score at a thousand, ten thousand and a hundred thousand images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+
+from benchmarks import pictures
+from benchmarks.harness import RESULTS, Child, Table, cores, peak_mib
+from dfganext.data import arrays, sampling
+from dfganext.models import classifier
+from dfganext.settings import Resize, Subsample
+
+COUNTS = (1_000, 10_000, 100_000)
+SIZE = 32
+
+
+def main() -> None:
+    table = Table("scale")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model = detector(folder / "detector")
+        pictures.folder_of(folder / "all", COUNTS[-1], SIZE, "PNG")
+        for count in COUNTS:
+            images = first(folder, count)
+            cases: dict[str, list[object]] = {"subsample": [count], "resize": [str(images), count]}
+            for name, arguments in cases.items():
+                with Child("benchmarks.scale") as child:
+                    seconds, mib = child.call(name, *arguments)
+                    add(table, name, count, seconds, mib)
+            add(table, "score, with Ray's start", count, *score(images, folder / f"rows{count}", model))
+    table.write("ray", "pyarrow")
+
+
+def add(table: Table, name: str, count: int, seconds: float, mib: float) -> None:
+    table.add(f"{name}, {count} images", "time", "s", [seconds])
+    table.add(f"{name}, {count} images", "time an image", "ms", [1e3 * seconds / count])
+    table.add(f"{name}, {count} images", "peak memory", "MiB", [mib])
+
+
+def subsample(count: int) -> tuple[float, float]:
+    """Draw and split images with random hashes."""
+    digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(count)]
+    manifest = pd.DataFrame(
+        {
+            "path": [f"{number:06}.png" for number in range(count)],
+            "label": [("real", "fake")[number % 2] for number in range(count)],
+            "sha256": digests,
+            "phash": digests,
+        }
+    )
+    settings = Subsample(seed=None, per_class=None, train_to_test=5, validation=0.1, near_duplicate_bits=44)
+    began = time.perf_counter()
+    sampling.draw(manifest, settings, 20)
+    return time.perf_counter() - began, peak_mib()
+
+
+def resize(folder: str, count: int) -> tuple[float, float]:
+    """Store images at another size."""
+    paths = [f"{('real', 'fake')[number % 2]}/{number:06}.png" for number in range(count)]
+    split = pd.DataFrame({"path": paths, "label": [path.split("/")[0] for path in paths], "split": "train"})
+    began = time.perf_counter()
+    arrays.write(
+        split, Path(folder), Path(folder) / "arrays", 48, Resize(interpolation="lanczos", equalise=False), cores()
+    )
+    return time.perf_counter() - began, peak_mib()
+
+
+def score(images: Path, out: Path, model: Path) -> tuple[float, float]:
+    """Seconds of the command, and the greatest sum of what its processes held for themselves, in MiB."""
+    code = "import sys; from dfganext.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "score", str(images), str(out), "--model", str(model)]
+    environment = os.environ | {"PYTHONPATH": str(RESULTS.parent.parent / "src")}
+    began = time.perf_counter()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    peak = [0.0]
+
+    def watch() -> None:
+        while process.poll() is None:
+            peak[0] = max(peak[0], held(process.pid))
+            time.sleep(2)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    said = process.communicate()[0]
+    watcher.join()
+    if process.returncode:
+        raise RuntimeError(said)
+    return time.perf_counter() - began, peak[0]
+
+
+def held(pid: int) -> float:
+    """Memory of a process and all below it that no other process has a part in, in MiB."""
+    total = 0
+    try:
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0.0
+    for process in family:
+        try:
+            total += process.memory_full_info().uss
+        except psutil.Error:
+            continue
+    return total / 2**20
+
+
+def first(folder: Path, count: int) -> Path:
+    """A folder with as many of the images, as links."""
+    target = folder / str(count)
+    for name in ("real", "fake"):
+        (target / name).mkdir(parents=True)
+    for number in range(count):
+        path = Path(("real", "fake")[number % 2]) / f"{number:06}.png"
+        (target / path).hardlink_to(folder / "all" / path)
+    return target
+
+
+def detector(folder: Path) -> Path:
+    """A tiny untrained one."""
+    model, config = classifier.build("test_convnext", "ce", SIZE, seed=0)
+    classifier.save(folder, model.state_dict(), config)
+    (folder / "operating_point.json").write_text(json.dumps({"threshold": 0.5, "temperature": 1.0}))
+    return folder
+
+
+if __name__ == "__main__":
+    main()
