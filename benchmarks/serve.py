@@ -31,7 +31,7 @@ from dfganext import images, registry, tracking
 from dfganext.models import classifier
 
 SIZE = 256
-REQUESTS = 30
+REQUESTS = 20
 CLIENTS, CLIENT_REQUESTS, ROUNDS = 8, 4, 3
 
 

@@ -30,8 +30,10 @@ class FakeFaceDetector(PythonModel):
     """
 
     def load_context(self, context: Any) -> None:
-        self.detector = Detector.load(Path(context.artifacts["detector"]))
-        self.together = Together(self.detector.probabilities, BATCH)  # the server answers in threads
+        folder = Path(context.artifacts["detector"])
+        # the server answers in threads
+        self.together = Together(lambda: Detector.load(folder), Detector.probabilities, BATCH)
+        self.detector = self.together.model
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[dict]:
         explain = bool((params or {}).get("explain", False))
@@ -50,11 +52,11 @@ class FakeFaceDetector(PythonModel):
                 encoded[place] = image_bytes(text)
             except ValueError as error:
                 records[place] = record(Verdict(None, None, self.detector.threshold, error=str(error)), explain)
-        if explain:
-            with self.together.turn:  # Grad-CAM hooks into the shared network
-                verdicts = self.detector.judge(list(encoded.values()), explain=True)
+        data = list(encoded.values())
+        if explain:  # Grad-CAM hooks into the shared network
+            verdicts = self.together.alone(lambda: self.detector.judge(data, explain=True))
         else:
-            verdicts = self.detector.judge(list(encoded.values()), probabilities=self.together)
+            verdicts = self.detector.judge(data, probabilities=self.together)
         for place, verdict in zip(encoded, verdicts, strict=True):
             records[place] = record(verdict, explain)
         return records
