@@ -27,7 +27,11 @@ def test_the_file_is_named_by_hardware_and_versions(tmp_path, monkeypatch):
     table.add("a", "time", "s", [1.0], [3.0])
     table.write("numpy")
     (file,) = (tmp_path / "results").iterdir()
-    assert file.name.startswith(f"subject-{harness.hardware()}-python3.") and "-torch2." in file.name and "-numpy" in file.name
+    assert (
+        file.name.startswith(f"subject-{harness.hardware()}-python3.")
+        and "-torch2." in file.name
+        and "-numpy" in file.name
+    )
     with file.open() as stream:
         (row,) = csv.DictReader(stream)
     assert row["ratio"] == "3"
@@ -40,9 +44,8 @@ def test_contenders_take_turns():
 
 
 def test_a_child_answers_and_a_failure_is_not_taken_for_an_answer():
-    with Child("benchmarks.pictures") as child:
-        with pytest.raises(RuntimeError, match="picture failed"):
-            child.call("picture", 8, "no seed")
+    with Child("benchmarks.pictures") as child, pytest.raises(RuntimeError, match="picture failed"):
+        child.call("picture", 8, "no seed")
     with Child("benchmarks.harness", plain=True) as child:
         assert child.call("cores") == harness.cores()
 

@@ -109,7 +109,8 @@ def resize(image: np.ndarray, size: int, interpolation: str = "lanczos") -> np.n
         return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.LANCZOS))
     import torch  # seconds, which nobody waits for who does not need it
 
-    tensor = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None]  # (H, W, C) -> (1, C, H, W), channels_last
+    square = np.require(square, requirements=["C_CONTIGUOUS", "WRITEABLE"])  # a copy only where it was cut out
+    tensor = torch.from_numpy(square).permute(2, 0, 1)[None]  # (H, W, C) -> (1, C, H, W), channels_last
     resized = torch.nn.functional.interpolate(tensor, (size, size), mode=interpolation, antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
 
