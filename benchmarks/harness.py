@@ -18,7 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 COLUMNS = (
     "case",
@@ -153,7 +154,7 @@ class Child:
         loop += "    print('answer', json.dumps(getattr(module, name)(*arguments)), flush=True)"
         self._process = subprocess.Popen(
             [sys.executable, "-c", loop],
-            cwd=RESULTS.parent.parent,
+            cwd=ROOT,
             env=plain_environment() | ({"BENCHMARKS_PLAIN": "1"} if plain else {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

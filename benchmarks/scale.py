@@ -16,7 +16,7 @@ import pandas as pd
 import psutil
 
 from benchmarks import pictures
-from benchmarks.harness import RESULTS, Child, Table, cores, peak_mib
+from benchmarks.harness import ROOT, Child, Table, cores, peak_mib
 from dfganext.data import arrays, sampling
 from dfganext.models import classifier
 from dfganext.settings import Resize, Subsample
@@ -80,7 +80,7 @@ def score(images: Path, out: Path, model: Path) -> tuple[float, float]:
     """Seconds of the command, and the greatest sum of what its processes held for themselves, in MiB."""
     code = "import sys; from dfganext.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "score", str(images), str(out), "--model", str(model)]
-    environment = os.environ | {"PYTHONPATH": str(RESULTS.parent.parent / "src")}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     began = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     peak = [0.0]
