@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from dfganext import process, settings
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -136,8 +138,21 @@ def alternate(
 
 
 def plain_environment() -> dict[str, str]:
-    """The environment of a process that is to run as a user's would: without what `process.prepare` has set in this one."""
-    return {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE")}
+    """The environment of a process that is to run as a user's would: in this Python's, without what `process.prepare` has set."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE")}
+    return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def shipped_but(changes: dict[str, Any]) -> dict[str, Any]:
+    """The shipped settings as params.yaml has them, with some changed, by names such as convnext.size."""
+    tree: dict[str, Any] = {}
+    for key, value in (settings.flatten(settings.load(ROOT / "params.yaml")) | changes).items():
+        *sections, name = key.split(".")
+        branch = tree
+        for section in sections:
+            branch = branch.setdefault(section, {})
+        branch[name] = value
+    return tree
 
 
 class Child:
@@ -187,18 +202,13 @@ def peak_mib() -> float:
     return int(found[1]) / 1024
 
 
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def hardware() -> str:
     """The processor's name and the number of cores, and the GPU's name where there is one, fit for a file's name."""
     import torch
 
     info = Path("/proc/cpuinfo")
     named = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else None
-    parts = [named[1] if named else platform.processor() or platform.machine(), f"{cores()} cores"]
+    parts = [named[1] if named else platform.processor() or platform.machine(), f"{process.cores()} cores"]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     return "-".join(re.sub(r"[^A-Za-z0-9]+", "_", part).strip("_") for part in parts)

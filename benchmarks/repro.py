@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from benchmarks import pictures
-from benchmarks.harness import Goal, Table, alternate, plain_environment
-from benchmarks.training import nested
-from dfganext import settings
+from benchmarks.harness import ROOT, Goal, Table, alternate, plain_environment, shipped_but
 
 COUNT, SIZE = 12_000, 64
 ROUNDS = 3
-ROOT = Path(__file__).resolve().parent.parent
 
 QUICK = {
     "convnext.architecture": "test_convnext",
@@ -82,19 +76,12 @@ def project(folder: Path) -> Path:
         if (ROOT / name).is_file() and not name.startswith(("samples/", "metrics/", "plots/", "dvc.lock")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    write_settings(folder / "params.yaml", QUICK)
+    (folder / "params.yaml").write_text(yaml.safe_dump(shipped_but(QUICK), sort_keys=False))
     run(folder, "git", "init", "--quiet")
     run(folder, "dvc", "remove", "data.dvc", "--quiet")
     pictures.folder_of(folder / "data", COUNT, SIZE, "JPEG", distinct=COUNT)
     run(folder, "dvc", "add", "--quiet", "data")
     return folder
-
-
-def write_settings(path: Path, changes: dict[str, Any]) -> None:
-    """The shipped settings with some changed."""
-    changed = nested(settings.flatten(settings.load(ROOT / "params.yaml")) | changes)
-    settings.from_mapping(changed)
-    path.write_text(yaml.safe_dump(changed, sort_keys=False))
 
 
 def with_files(folder: Path) -> None:
@@ -113,9 +100,8 @@ def with_files(folder: Path) -> None:
 
 def run(folder: Path, *words: str) -> None:
     """A command in a folder; its output is shown if it fails."""
-    environment = plain_environment() | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
-        words, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        words, cwd=folder, env=plain_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} failed:\n{done.stdout}")

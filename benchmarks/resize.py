@@ -11,9 +11,10 @@ import pandas as pd
 from PIL import Image
 
 from benchmarks import pictures
-from benchmarks.harness import Goal, Table, alternate, cores
+from benchmarks.harness import Goal, Table, alternate
 from dfganext import images
 from dfganext.data import arrays
+from dfganext.process import cores
 from dfganext.settings import Resize
 
 COUNTS = {"JPEG": 120, "PNG": 40}

@@ -16,9 +16,10 @@ import pandas as pd
 import psutil
 
 from benchmarks import pictures
-from benchmarks.harness import ROOT, Child, Table, cores, peak_mib
+from benchmarks.harness import ROOT, Child, Table, peak_mib
 from dfganext.data import arrays, sampling
 from dfganext.models import classifier
+from dfganext.process import cores
 from dfganext.settings import Resize, Subsample
 
 COUNTS = (1_000, 10_000, 100_000)
@@ -71,7 +72,12 @@ def resize(folder: str, count: int) -> tuple[float, float]:
     split = pd.DataFrame({"path": paths, "label": [path.split("/")[0] for path in paths], "split": "train"})
     began = time.perf_counter()
     arrays.write(
-        split, Path(folder), Path(folder) / "arrays", 48, Resize(interpolation="lanczos", equalise=False), cores()
+        split,
+        Path(folder),
+        Path(folder) / "arrays",
+        48,
+        Resize(interpolation="lanczos", equalise=False),
+        cores(),
     )
     return time.perf_counter() - began, peak_mib()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from benchmarks import pictures
+from benchmarks.harness import Child, shipped_but
 from dfganext import images, settings
 from dfganext.data.arrays import Images
 from dfganext.models import classifier
@@ -38,24 +39,36 @@ def write_files(folder: Path, count: int, distinct: int = 256) -> None:
     pictures.folder_of(folder, count, SOURCE, "JPEG", distinct)
 
 
+class Epochs(NamedTuple):
+    """What was measured of each epoch, but for the first, which warms up: seconds, those spent waiting, those of resident steps."""
+
+    ours: list[float]
+    theirs: list[float]
+    waited: list[float]
+    resident: list[float]
+
+
+def in_turns(folder: str, size: int, batch_size: int, device: str, rounds: int, fast: bool) -> Epochs:
+    """Epochs over the files of a folder, with both loops in turns; `fast` as in `prepare_theirs`."""
+    found = Epochs([], [], [], [])
+    with Child("benchmarks.training") as ours, Child("benchmarks.training", plain=True) as theirs:
+        ours.call("prepare_ours", folder, size, batch_size, device)
+        theirs.call("prepare_theirs", folder, size, batch_size, device, fast)
+        for number in range(rounds + 1):
+            epoch = ours.call("epoch_ours", number)
+            rival = theirs.call("epoch_theirs", number)
+            measured = (epoch["seconds"], rival["seconds"], epoch["waited"], ours.call("steps_ours", number))
+            if number:
+                for values, value in zip(found, measured, strict=True):
+                    values.append(value)
+    return found
+
+
 def chosen(size: int, batch_size: int, device: str) -> tuple[Convnext, settings.Machine]:
     """The shipped settings, but for these."""
-    shipped = settings.flatten(settings.load(Path(__file__).resolve().parent.parent / "params.yaml"))
-    changed = {"convnext.size": size, "convnext.batch_size": batch_size, "machine.device": device}
-    loaded = settings.from_mapping(nested(shipped | changed))
+    changes = {"convnext.size": size, "convnext.batch_size": batch_size, "machine.device": device}
+    loaded = settings.from_mapping(shipped_but(changes))
     return loaded.convnext, loaded.machine
-
-
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """{"a.b": 1} as {"a": {"b": 1}}."""
-    tree: dict[str, Any] = {}
-    for key, value in flat.items():
-        *sections, name = key.split(".")
-        branch = tree
-        for section in sections:
-            branch = branch.setdefault(section, {})
-        branch[name] = value
-    return tree
 
 
 def prepare_ours(folder: str, size: int, batch_size: int, device: str) -> None:

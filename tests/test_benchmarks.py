@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import harness, summary
 from benchmarks.harness import Child, Goal, Table
+from dfganext import process
 
 
 def test_a_row_has_medians_ratio_share_and_what_was_reached():
@@ -46,8 +47,8 @@ def test_contenders_take_turns():
 def test_a_child_answers_and_a_failure_is_not_taken_for_an_answer():
     with Child("benchmarks.pictures") as child, pytest.raises(RuntimeError, match="picture failed"):
         child.call("picture", 8, "no seed")
-    with Child("benchmarks.harness", plain=True) as child:
-        assert child.call("cores") == harness.cores()
+    with Child("dfganext.process", plain=True) as child:
+        assert child.call("cores") == process.cores()
 
 
 def test_the_readme_quotes_the_files(root):

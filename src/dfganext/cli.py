@@ -19,16 +19,13 @@ import dfganext
 from dfganext import process
 from dfganext.data.trees import printable
 from dfganext.errors import UserError
-from dfganext.inputs import find_images, read
+from dfganext.inputs import BATCH_BYTES, BATCH_FILES, find_images, read
 from dfganext.pipeline import INTERRUPTED
 
 if TYPE_CHECKING:  # torch takes seconds to import; a mistyped path is reported before that
     from dfganext.detector import Detector
 
 COLUMNS = ("path", "label", "p_fake", "threshold", "error")
-
-BATCH_FILES, BATCH_BYTES = 32, 64 * 2**20
-"""A batch ends at either, so that memory stays flat."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,16 +90,10 @@ def judge_files(detector: Detector, files: Iterable[Path], heatmaps: dict[Path, 
         heatmaps: where the heat map of each file goes; empty for none.
     """
     for batch in _batches(files):
-        readable = [path for path, data in batch if isinstance(data, bytes)]
-        encoded = [data for _, data in batch if isinstance(data, bytes)]
-        verdicts = dict(zip(readable, detector.judge(encoded, explain=bool(heatmaps)), strict=True))
-        for path, data in batch:
-            row = dict.fromkeys(COLUMNS) | {"path": printable(str(path)), "threshold": detector.threshold}
-            if isinstance(data, str):
-                yield row | {"error": data}
-                continue
-            verdict = verdicts[path]
-            row |= {"label": verdict.label, "p_fake": verdict.p_fake, "error": verdict.error}
+        verdicts = detector.judge([data for _, data in batch], explain=bool(heatmaps))
+        for (path, _), verdict in zip(batch, verdicts, strict=True):
+            row: dict[str, Any] = {"path": printable(str(path)), "label": verdict.label, "p_fake": verdict.p_fake}
+            row |= {"threshold": verdict.threshold, "error": verdict.error}
             if verdict.heatmap is not None:
                 heatmaps[path].write_bytes(verdict.heatmap)
                 row["heatmap"] = str(heatmaps[path])

@@ -81,17 +81,21 @@ class Detector:
 
     def judge(
         self,
-        encoded: Sequence[bytes],
+        encoded: Sequence[bytes | str],
         explain: bool = False,
         probabilities: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> list[Verdict]:
         """One verdict an encoded image, in order; an image that cannot be decoded gets an error and harms no other.
 
+        A text in the place of an image's bytes says why there are none: it is that image's error.
         probabilities stands in for the method of this name where its calls are to be answered elsewhere, such as together.
         """
         verdicts: list[Verdict | None] = [None] * len(encoded)
         pixels, places = [], []
         for place, data in enumerate(encoded):
+            if isinstance(data, str):
+                verdicts[place] = Verdict(None, None, self.threshold, error=data)
+                continue
             try:
                 pixels.append(self.config.prepare(images.decode(data)))
                 places.append(place)

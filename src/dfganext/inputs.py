@@ -25,6 +25,10 @@ _BEGINNINGS = re.compile(
 )
 
 
+BATCH_FILES, BATCH_BYTES = 32, 64 * 2**20
+"""A batch of images that are judged at once ends at either, so that memory stays flat."""
+
+
 class Found(NamedTuple):
     """An image file: where it is, and its size in bytes."""
 

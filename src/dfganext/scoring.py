@@ -30,15 +30,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 import dfganext
+from dfganext import process
 from dfganext.data.trees import printable
 from dfganext.errors import UserError, one_line
-from dfganext.inputs import Found
+from dfganext.inputs import BATCH_BYTES, BATCH_FILES, Found
 from dfganext.stores import CONNECTIONS, Folder, Listing, folder_at, images_at
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from dfganext.detector import Detector, Verdict
+    from dfganext.detector import Detector
 
 COLUMNS = ("path", "label", "p_fake", "error", "model_version")
 
@@ -47,9 +48,6 @@ RECORD = "_score.json"
 
 PART_IMAGES = 1024
 """What a killed worker loses, and what a file of rows holds: 10 million images are 10,000 files of some 30 kB."""
-
-BATCH_FILES, BATCH_BYTES = 32, 64 * 2**20
-"""A batch ends at either; one is judged while the next is read, so that memory stays flat."""
 
 ATTEMPTS = 5
 """Workers that may die of a part before it is given up; those that an image was found guilty of do not count."""
@@ -375,14 +373,8 @@ def _batches(images: Sequence[Found]) -> Iterator[list[Found]]:
 
 
 def _judge(detector: Detector, batch: Sequence[tuple[Found, bytes | str]]) -> Iterator[Row]:
-    verdicts: Iterator[Verdict] = iter(detector.judge([data for _, data in batch if isinstance(data, bytes)]))
-    for image, data in batch:
-        path = printable(image.path)
-        if isinstance(data, str):
-            yield Row(path, None, None, data, False)
-        else:
-            verdict = next(verdicts)
-            yield Row(path, verdict.label, verdict.p_fake, verdict.error, True)
+    for (image, data), verdict in zip(batch, detector.judge([data for _, data in batch]), strict=True):
+        yield Row(printable(image.path), verdict.label, verdict.p_fake, verdict.error, isinstance(data, bytes))
 
 
 def _parquet(rows: Sequence[Row], version: str) -> bytes:
@@ -514,7 +506,7 @@ def _ray(workers: int | None) -> Iterator[Cluster]:
     if address:
         _connect(address)
     else:
-        cores = workers or _cores()
+        cores = workers or process.cores()
         _init("local", num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
@@ -564,10 +556,6 @@ def _set_environment(own: bool) -> None:
         # from that, on any system. Against other users of this machine it asks for a token, which it would keep in ~/.ray.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cluster(resources: Mapping[str, float], workers: int | None, shared: bool) -> Cluster:

@@ -28,7 +28,7 @@ def launch(folder, **asked) -> dict:
     """What two processes, started in truth, came to."""
     what = Asked(str(folder), **asked)
     distributed.run(partial(several.body, what), what.processes, "cpu", several.command(what))
-    return torch.load(folder / "history.pt") if what.epochs else {}
+    return torch.load(folder / "history.pt", weights_only=True) if what.epochs else {}
 
 
 def failing(folder, **asked) -> str:
@@ -254,4 +254,4 @@ def test_torchrun_of_two_machines(alone, tmp_path):
         subprocess.Popen(["torchrun", f"--node-rank={node}", *options, *command], env=environment) for node in (0, 1)
     ]
     assert [node.wait(100) for node in nodes] == [0, 0]
-    assert_close(alone, torch.load(tmp_path / "history.pt"))
+    assert_close(alone, torch.load(tmp_path / "history.pt", weights_only=True))
