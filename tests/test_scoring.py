@@ -76,6 +76,15 @@ def score(*words):
     return cli.main(["score", *words, "--workers", "2"])
 
 
+def test_the_same_weights_in_another_precision_are_another_model(made, tmp_path):
+    shutil.copytree(made / "model", tmp_path / "fast")
+    point = tmp_path / "fast" / "operating_point.json"
+    point.write_text(json.dumps(json.loads(point.read_text()) | {"precision": "bfloat16"}))
+    exact, fast = (scoring.load_model(str(folder)) for folder in (made / "model", tmp_path / "fast"))
+    assert exact.sha256 != fast.sha256
+    assert exact.sha256 == scoring.load_model(str(made / "model")).sha256
+
+
 def test_rows_are_what_predict_says(made, scored, monkeypatch, capsys):
     monkeypatch.chdir(made)
     assert cli.main(["predict", str(made / "in"), "--json", "--model", "model"]) == 1

@@ -84,7 +84,7 @@ class Summary:
 class Model:
     """A detector to be sent to workers: its files by name, the version that rows show, and what tells it from others.
 
-    sha256 is over weights, config, threshold and temperature: models with the same one give the same verdicts.
+    sha256 is over weights, config, threshold, temperature and precision: models with the same one give the same verdicts.
     """
 
     files: Mapping[str, bytes]
@@ -170,7 +170,7 @@ def load_model(uri: str | None) -> Model:
     told = hashlib.sha256()
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         told.update(hashlib.sha256(files[name]).digest())
-    told.update(json.dumps([detector.threshold, detector.temperature]).encode())
+    told.update(json.dumps([detector.threshold, detector.temperature, detector.precision]).encode())
     version = address if address.startswith("models:/") else f"sha256:{told.hexdigest()[:16]}"
     return Model(files, version, told.hexdigest(), detector.threshold, detector.temperature)
 
