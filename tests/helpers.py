@@ -1,8 +1,9 @@
-"""What several test modules make: an empty root, tiny detectors whose order is known, images to judge."""
+"""What several test modules make: an empty root, tiny detectors whose order is known, images to judge; a port nobody has."""
 
 import csv
 import io
 import json
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,13 @@ from PIL import Image
 
 from dfganext.labels import NAMES
 from dfganext.models import classifier
+
+
+def free_port() -> int:
+    """A port of this machine on which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def enter_root(folder: Path, patch: pytest.MonkeyPatch) -> Path:

@@ -255,17 +255,17 @@ def test_resolve_finds_detectors_wherever_they_are(here, run_id):
 
 
 def test_an_alias_is_pinned_to_the_version_it_stands_for(here, run_id):
-    from dfganext import scoring
+    from dfganext.scoring import model
 
     assert registry.pinned(registry.CHAMPION_URI) == registry.CHAMPION_URI  # there is none: resolve says so
     promote("bad", run_id), promote("good", run_id)
     assert registry.pinned(registry.CHAMPION_URI) == "models:/df-ganext/2"
     for uri in ("models:/df-ganext@runner-up", "models:/df-ganext/1", f"runs:/{run_id}/weights", "good"):
         assert registry.pinned(uri) == uri
-    champion, folder = scoring.load_model(None), scoring.load_model("good")
+    champion, folder = model.load(None), model.load("good")
     assert champion.version == "models:/df-ganext/2"
     assert folder.version == f"sha256:{folder.sha256[:16]}"
-    assert champion.sha256 == folder.sha256 != scoring.load_model("bad").sha256
+    assert champion.sha256 == folder.sha256 != model.load("bad").sha256
 
 
 def test_looking_for_a_model_makes_no_store(tmp_path, monkeypatch):

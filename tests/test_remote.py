@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from helpers import detector, enter_root, faces
+from helpers import detector, enter_root, faces, free_port
 from test_lineage import evaluate
 
 from dfganext import cli, lineage, paths, registry, settings, tracking
@@ -33,12 +32,6 @@ SQL = """
 CREATE USER mlflow PASSWORD 'secret';
 CREATE DATABASE mlflow OWNER mlflow;
 """
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def postgresql_programs() -> Path | None:

@@ -3,14 +3,13 @@ import hashlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from helpers import enter_root
+from helpers import enter_root, free_port
 
 from dfganext import paths, settings, tracking
 from dfganext.errors import UserError
@@ -187,9 +186,7 @@ def test_the_root_is_dvcs_or_the_nearest_pipeline(tmp_path, monkeypatch):
 
 def test_a_server_that_is_down_is_named_without_its_password(tmp_path, monkeypatch, shipped):
     enter_root(tmp_path, monkeypatch)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match=f"http://127.0.0.1:{port}") as error, tracking.stage_run("one", shipped):

@@ -63,6 +63,7 @@ def predict(options: argparse.Namespace) -> int:
 def score(options: argparse.Namespace) -> int:
     """Judge very many images on Ray; the rows go to Parquet files."""
     from dfganext import scoring
+    from dfganext.scoring.workers import ATTEMPTS
 
     done = scoring.score(
         options.places,
@@ -77,7 +78,7 @@ def score(options: argparse.Namespace) -> int:
     )
     for first, last in done.lost:
         print(
-            f"dfganext: No rows from {first} to {last}: {scoring.ATTEMPTS} workers died of them; free memory and start again.",
+            f"dfganext: No rows from {first} to {last}: {ATTEMPTS} workers died of them; free memory and start again.",
             file=sys.stderr,
         )
     return 1 if done.unread or done.lost else 0

@@ -2,9 +2,9 @@
 
 import hashlib
 import random
-import socket
 
 import pytest
+from helpers import free_port
 
 from dfganext.data.fetch import fetch, shown
 from dfganext.errors import UserError
@@ -139,9 +139,7 @@ def test_tries_are_bounded_but_progress_is_not_a_failure(server, get):
 
 
 def test_no_server_is_one_clear_sentence(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/a.zip"
+    url = f"http://127.0.0.1:{free_port()}/a.zip"
     with pytest.raises(UserError, match=r"could not be downloaded in 2 tries .*check the connection"):
         fetch(url, tmp_path / "file", "0" * 64, attempts=2, first_pause=0.0)
 

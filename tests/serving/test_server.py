@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from helpers import detector, enter_root, faces, png
+from helpers import detector, enter_root, faces, free_port, png
 
 from dfganext import registry, tracking
 from dfganext.detector import Detector
@@ -42,9 +41,7 @@ def server(tmp_path_factory):
         run_id = client.create_run(experiment).info.run_id
         point = folder / "operating_point.json"
         registry.promote(folder, point, split, raw, Promote("roc_auc", ("test_convnext",), "float32"), run_id)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     words = f"mlflow models serve -m models:/df-ganext@champion --env-manager local -p {port}".split()
     with (root / "server.log").open("w") as log:

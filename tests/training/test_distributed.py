@@ -13,6 +13,7 @@ import psutil
 import pytest
 import several
 import torch
+from helpers import free_port
 from several import Asked
 from test_training import CPU, STRONG, VALIDATION, striped
 
@@ -248,7 +249,7 @@ def test_each_process_needs_a_cuda_device_of_its_own(monkeypatch):
 def test_torchrun_of_two_machines(alone, tmp_path):
     """Two launchers, a process each, as on two machines; `processes` is left to torchrun."""
     command = several.command(Asked(str(tmp_path), processes=1))[1:]
-    options = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", "--master-port=29411"]
+    options = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     nodes = [
         subprocess.Popen(["torchrun", f"--node-rank={node}", *options, *command], env=environment) for node in (0, 1)

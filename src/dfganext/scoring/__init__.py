@@ -1,0 +1,111 @@
+"""Verdicts on very many images: `dfganext score`, on Ray Data.
+
+The images that have no row yet are cut into parts. A worker judges a whole part and writes it as one Parquet file under a
+name that follows from its content, so that a part which is done twice, since its worker died before it could say so, is still
+there once. Ray and pyarrow are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from dfganext.errors import UserError
+from dfganext.scoring import model as models
+from dfganext.scoring import rows
+from dfganext.scoring.cluster import ray_for
+from dfganext.scoring.parts import PART_IMAGES, Done, Plan
+from dfganext.stores import folder_at, images_at
+
+PROGRESS_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended: where the rows are, and numbers of images.
+
+    total: in IN, each once. before: of these, had a row already. judged: got a row now. unread: have a row with an error, of now
+    or before. lost: the first and the last path of each part that has no rows, since ATTEMPTS workers died of it.
+    """
+
+    where: str
+    total: int
+    before: int
+    judged: int
+    unread: int
+    lost: Sequence[tuple[str, str]] = ()
+
+
+def score(
+    places: Sequence[str],
+    out: str,
+    model: str | None = None,
+    workers: int | None = None,
+    part_images: int = PART_IMAGES,
+    say: Callable[[str], None] = lambda line: None,
+) -> Summary:
+    """Judge the images that have no row in a folder yet, and write their rows to it.
+
+    Args:
+        places: files, folders and globs, or one address in an object store; see `stores.images_at`.
+        out: folder of the rows, Parquet files with `COLUMNS`, local or in an object store.
+        model: as for `registry.resolve`; by default the champion.
+        workers: processes that judge; by default one a processor core, where there are GPUs WORKERS_A_GPU for each.
+        part_images: images a Parquet file.
+        say: is told how far it is, a line now and then.
+
+    Raises:
+        UserError: Ray is missing or cannot be reached, there is no image or no model, out holds something else, or its rows
+            cannot be written. Parts that were written stay, and the next run goes on from there.
+    """
+    _needs_ray()
+    listing = images_at(places)
+    folder = folder_at(out)
+    chosen = rows.agreed(folder, models.load(model))
+    plan = Plan(listing, rows.Scored.read(folder), part_images)
+    parts = iter(plan)
+    first = next(parts, None)
+    if not plan.total:
+        raise UserError(f"There is no image in {listing.name}: give files, or folders with images in them.")
+    if first is None:
+        return Summary(folder.name, plan.total, plan.before, 0, plan.unread_before)
+    rows.claim(folder, chosen)
+    with ray_for(workers) as cluster:
+        done = cluster.judge(chain([first], parts), chosen, listing, folder)
+        judged, unread, lost = _follow(done, plan, say)
+    return Summary(folder.name, plan.total, plan.before, judged, plan.unread_before + unread, lost)
+
+
+def _needs_ray() -> None:
+    if importlib.util.find_spec("ray") is None or importlib.util.find_spec("pyarrow") is None:
+        raise UserError("Scoring runs on Ray, which is not installed: pip install 'df-ganext[scale]'.")
+
+
+def _follow(done: Iterator[Done], plan: Plan, say: Callable[[str], None]) -> tuple[int, int, Sequence[tuple[str, str]]]:
+    """Go through what is done, and tell of it now and then; UserError where a part failed for a reason that others share.
+
+    Returns:
+        Images judged, those of them with an error, and the first and last path of each part that was lost.
+    """
+    judged = unread = 0
+    lost: list[tuple[str, str]] = []
+    began = said = time.monotonic()
+    for one in done:
+        if one.failure:
+            raise UserError(f"{one.failure}: put it right and start again; the rows written so far stay.")
+        judged, unread = judged + one.images, unread + one.unread
+        lost += [plan.ends[one.name]] if one.lost else []
+        now = time.monotonic()
+        if now > said + PROGRESS_SECONDS:
+            said = now
+            say(_progress(plan, judged, now - began))
+    return judged, unread, lost
+
+
+def _progress(plan: Plan, judged: int, seconds: float) -> str:
+    speed = max(judged, 1) / seconds
+    left = plan.total - plan.before - judged
+    return f"{plan.before + judged:,} of {plan.total:,} images; {speed:,.1f} a second, {left / speed / 60:,.0f} minutes left"
