@@ -104,6 +104,26 @@ def test_a_failure_is_on_record_and_stays_so(store, shipped, under_dvc, raised, 
     assert run_of(run.parent_id).info.status == "FAILED"
 
 
+KILLED = """
+import os, signal
+from dfganext import settings, tracking
+with tracking.stage_run("one", settings.load({params!r})) as run:
+    print(run.id, run.parent_id, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_stage_that_was_killed_is_not_running_for_ever(store, shipped, root):
+    command = [sys.executable, "-c", KILLED.format(params=str(root / "params.yaml"))]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    both = killed.stdout.split()
+    assert [run_of(one).info.status for one in both] == ["RUNNING", "RUNNING"]
+    with tracking.stage_run("one", shipped) as alive, tracking.stage_run("two", shipped):
+        assert [run_of(one).info.status for one in both] == ["KILLED", "KILLED"]
+        assert run_of(alive.id).info.status == "RUNNING"
+
+
 def test_lineage_is_by_content(store, shipped):
     paths.ARTIFACTS.mkdir()
     with tracking.stage_run("subsample", shipped, makes=[paths.SPLIT]) as drawn:

@@ -26,23 +26,16 @@ def evaluations(split: Path) -> list[Record]:
     client, experiment = tracking.connect()
     wanted = f"tags.stage = 'evaluate' and tags.`dataset.sha256` = '{tracking.sha256_of(split)}'"
     records = []
-    for run in _search(client, experiment, f"{wanted} and attributes.status = 'FINISHED'"):
+    finished, newest = f"{wanted} and attributes.status = 'FINISHED'", ["attributes.start_time DESC"]
+    for run in tracking.every(
+        lambda token: client.search_runs([experiment], finished, order_by=newest, page_token=token)
+    ):
         parent = client.get_run(run.data.tags["mlflow.parentRunId"])
         try:
             records.append(_record(client, run.info.run_id, parent.data.params))
         except (UserError, OSError, ValueError, KeyError):
             continue
     return records
-
-
-def _search(client: tracking.Client, experiment: str, wanted: str) -> list:
-    found, token = [], None
-    while True:
-        page = client.search_runs([experiment], wanted, order_by=["attributes.start_time DESC"], page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
 
 
 def _record(client: tracking.Client, run_id: str, params: dict[str, str]) -> Record:

@@ -366,13 +366,7 @@ def _registered(
 def _versions(client: Client, tags: Mapping[str, str]) -> list[Any]:
     """Registered versions that carry all these tags."""
     wanted = " and ".join([f"name = '{MODEL}'", *(f"tags.`{key}` = '{value}'" for key, value in tags.items())])
-    found, token = [], None
-    while True:
-        page = client.search_model_versions(wanted, page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
+    return list(tracking.every(lambda token: client.search_model_versions(wanted, page_token=token)))
 
 
 def _rivals(client: Client, reign: str, judged: set[str]) -> list[Any]:

@@ -95,8 +95,9 @@ def stage_run(
         UserError: the tracking store cannot be used. What the stage had written by then stays.
     """
     client, experiment = connect()
+    _end_the_dead(client, experiment)
     parent_id, failed_before = _parent(client, experiment, stage, settings)
-    tags = {"mlflow.parentRunId": parent_id, "stage": stage, **_origin()}
+    tags = {"mlflow.parentRunId": parent_id, "stage": stage, "process": _process(), **_origin()}
     run_id = client.create_run(experiment, tags=tags, run_name=stage).info.run_id
     status = "FAILED"
     try:
@@ -113,6 +114,17 @@ def stage_run(
         with nullcontext() if status == "FINISHED" else suppress(UserError):
             client.set_terminated(run_id, status)
             client.set_terminated(parent_id, "FAILED" if failed_before and status == "FINISHED" else status)
+
+
+def every(search: Callable[[str | None], Any]) -> Iterator[Any]:
+    """All that a search of MLflow's finds; `search` is given the token of the page that it is to return."""
+    token = None
+    while True:
+        page = search(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def sha256_of(path: Path | str) -> str:
@@ -248,6 +260,36 @@ def guarded(uri: str, call: Callable[[], Any]) -> Any:
 def shown(uri: str) -> str:
     """A store's address, or a text with it, without the password that may be in it."""
     return re.sub(r"(?<=://)[^/@\s]*@", "", uri)
+
+
+def _process() -> str:
+    """What tells this process from all others, later ones with the same id too: machine, user, id and start."""
+    import psutil
+
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    return f"{socket.gethostname()} {user} {os.getpid()} {psutil.Process().create_time():.2f}"
+
+
+def _end_the_dead(client: Client, experiment: str) -> None:
+    """End the runs of this user's stages on this machine that were killed before they could say so, and their parents."""
+    mine = f"attributes.status = 'RUNNING' and tags.process LIKE '{_process().rsplit(' ', 2)[0]} %'"
+    for run in every(lambda token: client.search_runs([experiment], mine, page_token=token)):
+        number, started = run.data.tags["process"].rsplit(" ", 2)[1:]
+        if not _lives(int(number), float(started)):
+            for run_id in (run.info.run_id, run.data.tags["mlflow.parentRunId"]):
+                client.set_terminated(run_id, "KILLED")
+
+
+def _lives(number: int, started: float) -> bool:
+    """Whether the process with this id is there still, and not another since; the clock may have been set in between."""
+    import psutil
+
+    try:
+        return abs(psutil.Process(number).create_time() - started) < 10
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True
 
 
 def _parent(client: Client, experiment: str, stage: str, settings: Settings) -> tuple[str, bool]:
