@@ -9,16 +9,17 @@ import argparse
 import csv
 import json
 import os
+import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import dfganext
 from dfganext import process
 from dfganext.data.trees import printable
-from dfganext.errors import UserError
+from dfganext.errors import UserError, one_line
 from dfganext.inputs import BATCH_BYTES, BATCH_FILES, find_images, read
 from dfganext.pipeline import INTERRUPTED
 
@@ -27,30 +28,43 @@ if TYPE_CHECKING:  # torch takes seconds to import; a mistyped path is reported 
 
 COLUMNS = ("path", "label", "p_fake", "threshold", "error")
 
+STEM_BYTES = 200
+"""Of a heat map's name; file systems allow 255 with number and ending."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
     process.prepare()
+    if hasattr(sys.stdout, "reconfigure"):  # file names may have letters that the terminal has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return options.run(options)
+        code = options.run(options)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"dfganext: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_stdout()
         return 1
+    except OSError as error:
+        print(f"dfganext: What was to be printed cannot be written ({one_line(error)}).", file=sys.stderr)
+        _silence_stdout()
+        return 2
 
 
 def predict(options: argparse.Namespace) -> int:
     """Judge every image of the paths; print, and write what was asked for."""
     files = find_images(options.paths)
     with ExitStack() as stack:
-        writers: list[_Rows] = [stack.enter_context(_CsvRows(options.csv))] if options.csv else []
         heatmaps = heatmap_files(files, options.heatmaps) if options.heatmaps else {}
+        if options.csv:
+            _spare_images([options.csv], files, "--csv", "file")
         detector = _load(options.model, stack)
+        writers: list[_Rows] = [stack.enter_context(_CsvRows(options.csv))] if options.csv else []
         writers.append(stack.enter_context(_JsonRows()) if options.json else stack.enter_context(_TableRows(files)))
         unread = 0
         for row in _progress(judge_files(detector, files, heatmaps), len(files)):
@@ -96,24 +110,29 @@ def judge_files(detector: Detector, files: Iterable[Path], heatmaps: dict[Path, 
             row: dict[str, Any] = {"path": printable(str(path)), "label": verdict.label, "p_fake": verdict.p_fake}
             row |= {"threshold": verdict.threshold, "error": verdict.error}
             if verdict.heatmap is not None:
-                heatmaps[path].write_bytes(verdict.heatmap)
-                row["heatmap"] = str(heatmaps[path])
+                _write_heatmap(heatmaps[path], verdict.heatmap)
+                row["heatmap"] = printable(str(heatmaps[path]))
             yield row
 
 
 def heatmap_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """A name in `folder`, which is made, for the heat map of each file: its own, numbered where that is taken."""
+    """A name in `folder`, which is made, for the heat map of each file: its own, numbered where that is taken.
+
+    Raises:
+        UserError: the folder cannot be made, or one of the files would be overwritten.
+    """
     _make_folder(folder, "--heatmaps")
     taken: set[str] = set()
     names = {}
     for path in files:
-        stem = path.stem[:100]
+        stem = os.fsdecode(_cut(os.fsencode(path.stem), STEM_BYTES))
         name, number = f"{stem}.png", 1
         while name.casefold() in taken:  # some file systems ignore case
             number += 1
             name = f"{stem}-{number}.png"
         taken.add(name.casefold())
         names[path] = folder / name
+    _spare_images(names.values(), files, "--heatmaps", "folder")
     return names
 
 
@@ -124,7 +143,7 @@ class _Rows(Protocol):
 
 
 class _CsvRows:
-    """Rows to a CSV file as they come."""
+    """Rows to a CSV file, each there as soon as it is known."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -132,18 +151,32 @@ class _CsvRows:
     def __enter__(self) -> _CsvRows:
         _make_folder(self.path.parent, "--csv")
         try:
-            self.stream: TextIO = self.path.open("w", newline="", encoding="utf-8")
+            self.stream: TextIO = self.path.open("w", newline="", encoding="utf-8", buffering=1)
         except OSError as error:
-            raise UserError(f"--csv: {self.path} cannot be written ({error.strerror}); name another file.") from None
-        self.rows = csv.DictWriter(self.stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        self.rows.writeheader()
+            raise self._failed(error) from None
+        options: dict[str, Any] = {"extrasaction": "ignore", "lineterminator": "\n"}
+        self.rows = csv.DictWriter(self.stream, COLUMNS, **options)
+        self.quoted = csv.DictWriter(self.stream, COLUMNS, **options, quoting=csv.QUOTE_ALL)
+        self._write(self.rows.writeheader)
         return self
 
     def write(self, row: dict[str, Any]) -> None:
-        self.rows.writerow(row)
+        # before Python 3.13, a carriage return in a name is not taken for a reason to quote it
+        rows = self.quoted if "\r" in row["path"] else self.rows
+        self._write(lambda: rows.writerow(row))
 
     def __exit__(self, *_: object) -> None:
-        self.stream.close()
+        with suppress(OSError):  # told by _write, or of no row
+            self.stream.close()
+
+    def _write(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def _failed(self, error: OSError) -> UserError:
+        return UserError(f"--csv: {self.path} cannot be written ({error.strerror}); name another file.")
 
 
 class _JsonRows:
@@ -154,7 +187,8 @@ class _JsonRows:
         return self
 
     def write(self, row: dict[str, Any]) -> None:
-        print(f"{self.before}  {json.dumps(row, ensure_ascii=False)}", end="")
+        ascii_only = (sys.stdout.encoding or "").replace("-", "").casefold() != "utf8"
+        print(f"{self.before}  {json.dumps(row, ensure_ascii=ascii_only)}", end="")
         self.before = ",\n"
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -166,7 +200,7 @@ class _TableRows:
     """Rows to stdout in columns, as they come."""
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self.width = max(len(printable(str(path))) for path in files)
+        self.width = max(len(_in_a_line(printable(str(path)))) for path in files)
 
     def __enter__(self) -> _TableRows:
         print(f"{'path':<{self.width}}  label  p_fake  error")
@@ -174,7 +208,7 @@ class _TableRows:
 
     def write(self, row: dict[str, Any]) -> None:
         p_fake = "-" if row["p_fake"] is None else f"{row['p_fake']:.4f}"
-        line = f"{row['path']:<{self.width}}  {row['label'] or '-':<5}  {p_fake:>6}  {row['error'] or ''}"
+        line = f"{_in_a_line(row['path']):<{self.width}}  {row['label'] or '-':<5}  {p_fake:>6}  {row['error'] or ''}"
         print(line.rstrip())
 
     def __exit__(self, *_: object) -> None:
@@ -232,7 +266,7 @@ def _load(uri: str | None, stack: ExitStack) -> Detector:
     from dfganext import registry
     from dfganext.detector import Detector
 
-    return Detector.load(stack.enter_context(registry.resolve(uri or registry.CHAMPION_URI)))
+    return Detector.load(stack.enter_context(registry.resolve(registry.CHAMPION_URI if uri is None else uri)))
 
 
 def _batches(files: Iterable[Path]) -> Iterator[list[tuple[Path, bytes | str]]]:
@@ -248,6 +282,39 @@ def _batches(files: Iterable[Path]) -> Iterator[list[tuple[Path, bytes | str]]]:
             batch, held = [], 0
     if batch:
         yield batch
+
+
+def _in_a_line(text: str) -> str:
+    """Text without the characters that would end the line or steer the terminal."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: ascii(found[0])[1:-1], text)
+
+
+def _cut(name: bytes, length: int) -> bytes:
+    """The beginning of a name, not cut within a letter of UTF-8."""
+    while length < len(name) and name[length] & 0xC0 == 0x80:
+        length -= 1
+    return name[:length]
+
+
+def _write_heatmap(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise UserError(f"--heatmaps: {path} cannot be written ({error.strerror}); name another folder.") from None
+
+
+def _spare_images(targets: Iterable[Path], files: Iterable[Path], option: str, kind: str) -> None:
+    """UserError where a target is one of the images."""
+    images = {path.resolve() for path in files}
+    for target in targets:
+        if target.resolve() in images:
+            raise UserError(f"{option}: {target} is one of the images and would be overwritten; name another {kind}.")
+
+
+def _silence_stdout() -> None:
+    """So that the interpreter's last attempt to write what is left does not fail as well."""
+    with suppress(OSError, ValueError):  # not a file of the system's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _make_folder(folder: Path, option: str) -> None:

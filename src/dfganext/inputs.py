@@ -40,13 +40,14 @@ def find_images(paths: Iterable[str]) -> list[Path]:
     """The files among `paths` and the images in the folders among them, however deep, each once, in the order of their paths.
 
     Raises:
-        UserError: a path does not exist, or there is no image at all.
+        UserError: a path does not exist or cannot be looked at, or there is no image at all.
     """
     found: set[Path] = set()
     for path in map(Path, paths):
-        if path.is_dir():
+        here = exists(path)
+        if here and path.is_dir():
             found.update(Path(image.path) for image in images_below(path))
-        elif path.exists():
+        elif here:
             found.add(path)
         else:
             raise UserError(f"{path} does not exist: give files or folders that do.")
@@ -55,6 +56,14 @@ def find_images(paths: Iterable[str]) -> list[Path]:
             f"There is no image in {', '.join(map(str, paths))}: give files, or folders with images in them."
         )
     return sorted(found, key=str)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder. UserError where that cannot be known."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UserError(f"{path} cannot be looked at ({error.strerror}): give another path.") from None
 
 
 def images_below(folder: Path) -> Iterator[Found]:

@@ -97,7 +97,7 @@ def folder_at(place: str) -> Folder:
     if _is_remote(place):
         return StoredFolder(Stored.at(place))
     path = _local(place)
-    if path.exists() and not path.is_dir():
+    if inputs.exists(path) and not path.is_dir():
         raise UserError(f"{place} is a file: name a folder for the rows, after the places of the images.")
     return LocalFolder(str(path))
 
@@ -266,7 +266,7 @@ def _local_images(places: Iterable[Path]) -> Iterator[Found]:
     folders: set[Path] = set()
     files: set[Path] = set()
     for place in places:
-        for path in [place] if place.exists() else _matches(place):
+        for path in [place] if inputs.exists(place) else _matches(place):
             (folders if path.is_dir() else files).add(path)
     listed = (Found(str(path), path.stat().st_size if path.is_file() else 0) for path in sorted(files, key=str))
     return _each_once(heapq.merge(listed, *map(inputs.images_below, sorted(folders))))
