@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from helpers import detector, enter_root, png
 from PIL import Image
@@ -130,6 +131,98 @@ def test_usage(capsys):
             cli.main(words)
         assert end.value.code == code
     assert capsys.readouterr().out.strip() == f"dfganext {__version__}"
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_no_image_is_overwritten(here, capsys, link):
+    before = {path: path.read_bytes() for path in (here / "images").rglob("*") if path.is_file()}
+    target = "images"
+    if link:
+        Path("shown").symlink_to("images")
+        target = "shown"
+    for words in (["--heatmaps", target], ["--csv", f"{target}/a.png"]):
+        assert predict("images", *words) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert f"{words[0]}: {target}/a.png is one of the images" in err
+    assert before == {path: path.read_bytes() for path in (here / "images").rglob("*") if path.is_file()}
+
+
+def test_an_earlier_csv_stays_where_nothing_can_be_judged(here):
+    Path("rows.csv").write_text("of last week\n")
+    assert cli.main(["predict", "images", "--csv", "rows.csv", "--model", "nowhere"]) == 2
+    assert Path("rows.csv").read_text() == "of last week\n"
+
+
+def test_rows_are_on_disk_as_soon_as_they_are_known(here, monkeypatch):
+    read, seen = cli.read, []
+    monkeypatch.setattr(cli, "BATCH_FILES", 1)
+    monkeypatch.setattr(
+        cli, "read", lambda path: seen.append(len(Path("rows.csv").read_text().splitlines())) or read(path)
+    )
+    assert predict("images", "--csv", "rows.csv") == 1
+    assert seen == [1, 2, 3, 4, 5]
+
+
+NAMES = ["car\rriage.png", "line\nfeed.png", "escape\x1b[2J.png", "日本.png", 'quote".png', os.fsdecode(b"caf\xe9.png")]
+
+
+def test_odd_names(here, capsysbinary):
+    folder = here / "odd"
+    folder.mkdir()
+    for name in NAMES:
+        (folder / name).write_bytes(png(0, 1))
+    expected = sorted(cli.printable(f"odd/{name}") for name in NAMES)
+    assert predict("odd", "--json", "--csv", "rows.csv", "--heatmaps", "maps") == 0
+    rows = json.loads(capsysbinary.readouterr().out.decode())
+    assert sorted(row["path"] for row in rows) == expected
+    assert all(row["heatmap"].startswith("maps/") for row in rows)
+    assert sorted(pd.read_csv("rows.csv").path) == expected
+    with Path("rows.csv").open(newline="", encoding="utf-8") as stream:
+        assert sorted(row["path"] for row in csv.DictReader(stream)) == expected
+    assert predict("odd") == 0
+    out = capsysbinary.readouterr().out.decode()
+    assert len(out.splitlines()) == 1 + len(NAMES)
+    assert "\x1b" not in out
+
+
+def test_another_encoding_than_utf8(here):
+    """The terminal lacks the letters: JSON stays JSON, the table shows escapes."""
+    (here / "日本é😀.png").write_bytes(png(0, 1))
+    command = [str(Path(sys.executable).parent / "dfganext"), "predict", "日本é😀.png", "--model", "model"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "1"}
+    asked = [subprocess.run([*command, *more], env=environment, capture_output=True) for more in ([], ["--json"])]
+    assert [one.returncode for one in asked] == [0, 0], asked
+    assert "\\u65e5\\u672cé\\U0001f600.png" in asked[0].stdout.decode("latin-1")
+    assert json.loads(asked[1].stdout)[0]["path"] == "日本é😀.png"
+
+
+def test_names_of_any_length(here, capsys):
+    name = "é" * 125
+    Path(f"{name}.png").write_bytes(png(0, 1))
+    Path(f"{name}.bmp").write_bytes(png(0, 1))
+    assert predict(f"{name}.png", f"{name}.bmp", "--heatmaps", "maps") == 0
+    assert sorted(path.name for path in Path("maps").iterdir()) == [f"{'é' * 100}-2.png", f"{'é' * 100}.png"]
+    assert predict("x" * 300) == 2
+    assert "cannot be looked at (File name too long)" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk_is_a_sentence(here, capsys):
+    assert predict("images", "--csv", "/dev/full") == 2
+    assert "--csv: /dev/full cannot be written (No space left on device)" in capsys.readouterr().err
+    Path("maps").mkdir()
+    Path("maps/a.png").symlink_to("/dev/full")
+    assert predict("images/a.png", "--heatmaps", "maps") == 2
+    assert "--heatmaps: maps/a.png cannot be written (No space left on device)" in capsys.readouterr().err
+    command = [str(Path(sys.executable).parent / "dfganext"), "predict", "images/a.png", "--model", "model"]
+    for words in ([], ["--json"]):
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run([*command, *words], stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 2
+        assert done.stderr == (
+            "dfganext: What was to be printed cannot be written ([Errno 28] No space left on device).\n"
+        )
 
 
 def test_files_that_are_none_are_rows(here, capsys):

@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _silence_stdout()
         return 1
     except OSError as error:
+        if error.filename:  # not stdout's
+            raise
         print(f"dfganext: What was to be printed cannot be written ({one_line(error)}).", file=sys.stderr)
         _silence_stdout()
         return 2
