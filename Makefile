@@ -44,6 +44,7 @@ ui: .venv/ready
 	mlflow ui --host 127.0.0.1 --port 5000
 
 serve: .venv/ready
+	@python -m dfganext.registry
 	mlflow models serve -m models:/df-ganext@champion --env-manager local --host 127.0.0.1 --port 5001
 
 # uv installs in under a minute what takes pip more than two; compiled now, every stage starts seconds sooner

@@ -1,6 +1,7 @@
 """Rows of other experiments: those on the same split, whole, newest first."""
 
 import json
+import sqlite3
 from dataclasses import replace
 
 import pandas as pd
@@ -52,6 +53,27 @@ def test_evaluations_of_this_split_and_no_other_newest_first(store, shipped):
 def test_what_an_earlier_version_wrote_is_left_out(store, shipped):
     evaluate(shipped, columns=("path", "label", "p_fake"))
     assert lineage.evaluations(paths.SPLIT) == []
+
+
+def test_a_run_whose_parent_was_removed_is_left_out(store, shipped):
+    kept, orphan = evaluate(shipped), evaluate(replace(shipped, seed=21))
+    with sqlite3.connect("mlflow.db") as database:  # as `mlflow gc` does
+        parent = tracking.connect()[0].get_run(orphan).data.tags["mlflow.parentRunId"]
+        for table in ("params", "tags", "latest_metrics", "metrics", "runs"):
+            database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", [parent])
+    database.close()
+    assert [one.run_id for one in lineage.evaluations(paths.SPLIT)] == [kept]
+
+
+def test_a_store_that_fails_halfway_drops_no_row_in_silence(store, shipped, monkeypatch):
+    evaluate(shipped)
+
+    def fails(*_):
+        raise tracking.StoreError("The tracking store http://host cannot be used.")
+
+    monkeypatch.setattr(lineage, "_record", fails)
+    with pytest.raises(UserError, match="http://host"):
+        lineage.evaluations(paths.SPLIT)
 
 
 def test_without_a_split_it_says_what_to_run(store):

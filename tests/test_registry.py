@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import detector, enter_root, faces
+from PIL import Image
 
 from dfganext import registry, tracking
 from dfganext.detector import Detector
@@ -120,6 +121,52 @@ def test_a_champion_whose_files_are_gone_is_replaced_with_a_warning(here, run_id
         result = promote("bad", run_id)
     assert (result.outcome, result.champion) == ("promoted", "2")
     assert "could not be loaded" in result.reason
+
+
+@pytest.mark.parametrize("harm", [shutil.rmtree, lambda folder: cut(folder / "artifacts/detector/model.safetensors")])
+def test_the_same_candidate_takes_the_place_of_its_damaged_version(here, run_id, harm):
+    promote("bad", run_id), promote("good", run_id)
+    for version, champion in (("2", "3"), ("1", "3"), ("3", "5")):
+        (folder,) = (here / "mlruns" / "models").glob(f"{model_id(version)}/artifacts")
+        harm(folder)
+        with pytest.warns(UserWarning, match=f"models:/df-ganext/{version} cannot be loaded"):
+            result = promote("bad" if version == "1" else "good", run_id)
+        assert result.champion == champion
+        with registry.resolve(registry.CHAMPION_URI) as loaded:
+            Detector.load(loaded)
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def model_id(version):
+    return tracking.connect()[0].get_model_version(registry.MODEL, version).source.removeprefix("models:/")
+
+
+@pytest.mark.parametrize(
+    "uri", ["models:/", "models:/df-ganext", "models:/df-ganext/abc", "runs:/abc", "http://host/x"]
+)
+def test_what_is_no_address_is_told_as_that(here, uri):
+    with pytest.raises(UserError, match=f"{uri} is no address of a model: give"), registry.resolve(uri):
+        pass
+
+
+def test_images_within_the_limits_of_download_can_be_compared_on(made, tmp_path):
+    """The served model's own limits are narrower than those that a data set may have."""
+    small = tmp_path / "small.png"
+    Image.new("RGB", (8, 8), "grey").save(small)
+    one = Detector.load(made / "good")
+    assert one.judge([small.read_bytes()])[0].error is not None
+    assert 0 < registry.probabilities_of(one, [(small, 0)])[0] < 1
+
+
+def test_make_serve_says_that_there_is_no_champion(here, run_id, capsys):
+    with pytest.raises(UserError, match=r"There is no champion in .*make repro"):
+        registry.main()
+    promote("good", run_id)
+    registry.main()
+    assert "models:/df-ganext/1 is the champion" in capsys.readouterr().out
 
 
 def test_a_champion_that_the_store_fails_to_hand_over_stays(here, run_id, monkeypatch):

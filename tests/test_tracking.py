@@ -104,6 +104,49 @@ def test_a_failure_is_on_record_and_stays_so(store, shipped, under_dvc, raised, 
     assert run_of(run.parent_id).info.status == "FAILED"
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["w (1).safetensors", "it's.pth", 'a"b`c.pth', "../up/a+b@c.pth", "deep/" * 60 + "w.pth", "日本/é.pth", "a=b;c,d"],
+)
+def test_lineage_of_files_with_any_name(store, shipped, tmp_path, name):
+    (store / "names").mkdir(exist_ok=True)
+    path = Path("names") / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(name)
+    with tracking.stage_run("one", shipped, makes=[path]) as maker:
+        pass
+    with tracking.stage_run("two", shipped, reads=[path]) as reader:
+        assert reader.makers == {path.as_posix(): maker.id}
+    tags = run_of(reader.id).data.tags
+    assert [tag for tag, value in tags.items() if value == tracking.sha256_of(path)] == [
+        tag.replace("made_by.", "read.") for tag, value in tags.items() if value == maker.id
+    ]
+
+
+def test_an_experiment_of_any_name(store, shipped, under_dvc, monkeypatch):
+    monkeypatch.setenv("DVC_EXP_NAME", 'it\'s "mine"')
+    with tracking.stage_run("one", shipped) as first:
+        pass
+    with tracking.stage_run("two", shipped) as second:
+        pass
+    assert first.parent_id == second.parent_id
+    assert run_of(first.parent_id).data.tags["dvc.experiment"] == 'it\'s "mine"'
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b"])
+def test_a_folder_that_an_address_cannot_hold_is_refused(tmp_path, monkeypatch, shipped, name):
+    enter_root(tmp_path / name, monkeypatch)
+    with pytest.raises(UserError, match="rename the folder"), tracking.stage_run("one", shipped):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_lock_that_cannot_be_taken_is_a_sentence(empty, shipped):
+    (empty / "mlflow.db.setup.lock").mkdir()
+    with pytest.raises(UserError, match="make its folder writable"), tracking.stage_run("one", shipped):
+        pass
+
+
 KILLED = """
 import os, signal
 from dfganext import settings, tracking

@@ -16,7 +16,7 @@ from dfganext.report.table1 import Record
 def evaluations(split: Path) -> list[Record]:
     """Every finished evaluation of models on exactly these images in exactly this split, newest first.
 
-    A run whose artifacts are gone, or were written by a version that kept less, is left out.
+    A run whose artifacts or whose parent are gone, or whose artifacts were written by a version that kept less, is left out.
 
     Raises:
         UserError: the split is missing, or the tracking store cannot be used.
@@ -30,9 +30,11 @@ def evaluations(split: Path) -> list[Record]:
     for run in tracking.every(
         lambda token: client.search_runs([experiment], finished, order_by=newest, page_token=token)
     ):
-        parent = client.get_run(run.data.tags["mlflow.parentRunId"])
         try:
+            parent = client.get_run(run.data.tags["mlflow.parentRunId"])
             records.append(_record(client, run.info.run_id, parent.data.params))
+        except tracking.StoreError:
+            raise
         except (UserError, OSError, ValueError, KeyError):
             continue
     return records

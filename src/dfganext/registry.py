@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -26,9 +27,10 @@ import pandas as pd
 from PIL import Image
 
 import dfganext
-from dfganext import files, labels, tracking
+from dfganext import files, labels, pipeline, tracking
 from dfganext.detector import OPERATING_POINT_FILE, Detector
 from dfganext.errors import UserError
+from dfganext.images import ImageError, decode
 from dfganext.models.classifier import CONFIG_FILE, WEIGHTS_FILE
 from dfganext.settings import Promote
 from dfganext.tracking import Client, NotFoundError
@@ -52,6 +54,8 @@ REQUIREMENTS = (
 """What the served model imports."""
 
 BATCH = 64
+
+_ADDRESS = re.compile(r"models:/(m-\w+|[^/@]+(@[^/@]+|/\d+|/latest))|runs:/\w+/.+")
 
 SAME_ANSWER = 1e-3
 """How far a faster precision may move p_fake."""
@@ -197,6 +201,10 @@ def resolve(uri: str) -> Iterator[Path]:
     if not re.match(r"[a-z0-9]+:/", uri):
         yield _detector_folder(Path(uri), uri)
         return
+    if not _ADDRESS.fullmatch(uri):
+        raise UserError(
+            f"{uri} is no address of a model: give models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/PATH or a local folder."
+        )
     missing = f"There is no model {uri} in {tracking.shown(tracking.tracking_uri())}: "
     missing += "train and promote one with `make repro`, or name another with --model."
     if not tracking.exists():
@@ -225,6 +233,8 @@ def validation_images(split: Path, raw: Path) -> list[tuple[Path, int]]:
     """Path and label (0 real, 1 fake) of every validation image of a split table. UserError unless both classes occur."""
     from dfganext.data import sampling
 
+    if not split.is_file():
+        raise UserError(f"{split} is missing; run `dvc repro subsample` first.")
     table = sampling.read(split)
     rows = table[table.split == sampling.VALIDATION]
     images = [(raw / path, labels.index_of(label)) for path, label in zip(rows.path, rows.label, strict=True)]
@@ -237,11 +247,8 @@ def probabilities_of(detector: Detector, images: list[tuple[Path, int]]) -> np.n
     """A detector's p_fake of image files, float64 (N,); a batch in memory at a time. UserError if one cannot be judged."""
     p_fake: list[float] = []
     for start in range(0, len(images), BATCH):
-        batch = images[start : start + BATCH]
-        for (path, _), verdict in zip(batch, detector.judge([_bytes(path) for path, _ in batch]), strict=True):
-            if verdict.p_fake is None:
-                raise UserError(f"{path} cannot be judged: {verdict.error}; run `dvc repro download`.")
-            p_fake.append(verdict.p_fake)
+        pixels = [detector.config.prepare(_pixels(path)) for path, _ in images[start : start + BATCH]]
+        p_fake += detector.probabilities(np.stack(pixels)).tolist()
     return np.array(p_fake)
 
 
@@ -332,7 +339,7 @@ def _decide(
 def _registered(
     client: Client, folder: Path, operating_point: Path, candidate: Detector, run_id: str, tags: Mapping[str, str]
 ) -> str:
-    """The version with these weights and this operating point, registered now if there is none."""
+    """The version with these weights and this operating point, registered now if there is none that is whole."""
     identity = {
         "weights.sha256": tracking.sha256_of(folder / WEIGHTS_FILE),
         "operating_point.sha256": tracking.sha256_of(operating_point),
@@ -344,9 +351,9 @@ def _registered(
             client.create_registered_model(MODEL, description="Tells GAN-generated faces from photographs.")
         except UserError:  # another machine was faster
             client.get_registered_model(MODEL)
-    known = _versions(client, identity)
-    if known:
-        return str(min(known, key=lambda one: int(one.version)).version)
+    for known in sorted(_versions(client, identity), key=lambda one: int(one.version)):
+        if _detector_of(client, known) is not None:
+            return str(known.version)
     described = {
         **identity,
         "architecture": candidate.config.architecture,
@@ -390,17 +397,22 @@ def _reign(client: Client) -> str:
 
 
 def _score_of_version(client: Client, version: Any, images: list[tuple[Path, int]], metric: str) -> float | None:
-    """A registered version's score on these images; None, and a warning, if its files are gone or unreadable."""
+    """A registered version's score on these images; None if its files are gone or unreadable."""
+    detector = _detector_of(client, version)
+    return None if detector is None else score_of(detector, images, probabilities_of(detector, images), metric)
+
+
+def _detector_of(client: Client, version: Any) -> Detector | None:
+    """A registered version's detector; None, and a warning, if its files are gone or unreadable."""
     uri = f"models:/{MODEL}/{version.version}"
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            detector = Detector.load(_detector_folder(_download(client, uri, Path(temporary)), uri))
+            return Detector.load(_detector_folder(_download(client, uri, Path(temporary)), uri))
         except tracking.StoreError:
             raise
         except Exception as error:
-            warnings.warn(f"{uri} cannot be loaded and loses its title: {error}", stacklevel=2)
+            warnings.warn(f"{uri} cannot be loaded and may not be champion: {error}", stacklevel=2)
             return None
-        return score_of(detector, images, probabilities_of(detector, images), metric)
 
 
 @contextmanager
@@ -448,11 +460,14 @@ def _family(architecture: str) -> str:
     return architecture.split(".")[0]
 
 
-def _bytes(path: Path) -> bytes:
+def _pixels(path: Path) -> np.ndarray:
+    """A decoded image of the data set; it was within the limits of `download`, which may be wider than the served model's."""
     try:
-        return path.read_bytes()
+        return decode(path.read_bytes(), math.inf, 1)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run `dvc repro download`, or `dvc checkout`.") from None
+    except ImageError as error:
+        raise UserError(f"{path} cannot be judged: {error}; run `dvc repro download`.") from None
 
 
 def _example() -> str:
@@ -464,3 +479,17 @@ def _example() -> str:
 
 def _number(score: float | None) -> str:
     return "unknown" if score is None else f"{score:.4f}"
+
+
+def main() -> None:
+    """Say which version is champion, before it is served. UserError if there is none."""
+    present = champion() if tracking.exists() else None
+    if present is None:
+        raise UserError(
+            f"There is no champion in {tracking.shown(tracking.tracking_uri())}: train and promote one with `make repro`."
+        )
+    print(f"models:/{MODEL}/{present.version} is the champion")
+
+
+if __name__ == "__main__":
+    pipeline.run(main)

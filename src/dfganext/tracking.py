@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import posixpath
 import re
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from filelock import FileLock
 
@@ -104,7 +106,7 @@ def stage_run(
         run = StageRun(client, run_id, parent_id, _log_lineage(client, run_id, parent_id, reads))
         with _system_metrics(client, run_id):
             yield run
-        _set_tags(client, run_id, {f"made.{_name(path)}": sha256_of(path) for path in makes if Path(path).exists()})
+        _set_tags(client, run_id, {_tag("made", _name(path)): sha256_of(path) for path in makes if Path(path).exists()})
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -159,7 +161,12 @@ def root() -> Path:
 
 def tracking_uri() -> str:
     """Where runs and registered models are kept: MLFLOW_TRACKING_URI, else the database at the root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root() / 'mlflow.db').as_posix()}"
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        return os.environ["MLFLOW_TRACKING_URI"]
+    file = (root() / "mlflow.db").as_posix()
+    if "?" in file or unquote(file) != file:  # of an address, it would be something else
+        raise StoreError(f"{file} cannot be MLflow's database for the ? or % in its path: rename the folder.")
+    return f"sqlite:///{file}"
 
 
 def exists() -> bool:
@@ -168,10 +175,22 @@ def exists() -> bool:
     return file is None or file.is_file()
 
 
-def store_lock(purpose: str = "setup") -> FileLock:
-    """A lock, to hold as a context, around what two processes of this machine must not do to the store at once."""
+@contextmanager
+def store_lock(purpose: str = "setup") -> Iterator[None]:
+    """Around what two processes of this machine must not do to the store at once. StoreError where it cannot be locked."""
     file = _database_file() or root() / "mlflow.db"
-    return FileLock(f"{file}.{purpose}.lock")
+    lock = FileLock(f"{file}.{purpose}.lock")
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise StoreError(
+            f"The tracking store {file} cannot be used ({lock.lock_file}: {error.strerror}): make its folder writable, or name "
+            "another store with MLFLOW_TRACKING_URI."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def connect() -> tuple[Client, str]:
@@ -277,7 +296,8 @@ def _end_the_dead(client: Client, experiment: str) -> None:
         number, started = run.data.tags["process"].rsplit(" ", 2)[1:]
         if not _lives(int(number), float(started)):
             for run_id in (run.info.run_id, run.data.tags["mlflow.parentRunId"]):
-                client.set_terminated(run_id, "KILLED")
+                with suppress(UserError):  # somebody has deleted it
+                    client.set_terminated(run_id, "KILLED")
 
 
 def _lives(number: int, started: float) -> bool:
@@ -320,7 +340,7 @@ def _execution() -> tuple[str, float]:
         return f"by hand {uuid.uuid4().hex}", time.time()
     ancestors = [process for process in psutil.Process().parents() if process.name() not in _SHELLS]
     starter = next(filter(_is_dvc, ancestors), ancestors[0] if ancestors else psutil.Process())
-    name = os.environ.get("DVC_EXP_NAME", "repro")
+    name = re.sub(r"[^\w.-]", "_", os.environ.get("DVC_EXP_NAME", "repro"))  # for it stands in MLflow's filters
     return f"{name} {socket.gethostname()} {starter.pid}", starter.create_time()
 
 
@@ -368,8 +388,8 @@ def _log_lineage(client: Client, run_id: str, parent_id: str, reads: Sequence[Pa
     experiment = client.get_run(run_id).info.experiment_id
     found = {name: _find_run(client, experiment, name, sha256) for name, sha256 in hashes.items()}
     makers = {name: run for name, run in found.items() if run is not None}
-    tags = {f"read.{name}": sha256 for name, sha256 in hashes.items()}
-    tags |= {f"made_by.{name}": run for name, run in makers.items()}
+    tags = {_tag("read", name): sha256 for name, sha256 in hashes.items()}
+    tags |= {_tag("made_by", name): run for name, run in makers.items()}
     split = _name(paths.SPLIT)
     if split in hashes:
         tags["dataset.sha256"] = hashes[split]
@@ -381,7 +401,7 @@ def _log_lineage(client: Client, run_id: str, parent_id: str, reads: Sequence[Pa
 
 
 def _find_run(client: Client, experiment: str, name: str, sha256: str) -> str | None:
-    runs = client.search_runs([experiment], f"tags.`made.{name}` = '{sha256}'", max_results=1)
+    runs = client.search_runs([experiment], f"tags.`{_tag('made', name)}` = '{sha256}'", max_results=1)
     return runs[0].info.run_id if runs else None
 
 
@@ -437,6 +457,15 @@ def _name(path: Path | str) -> str:
     """A path as tags have it: relative to the working directory where it lies in it, with forward slashes."""
     path = Path(path)
     return (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path).as_posix()
+
+
+def _tag(kind: str, name: str) -> str:
+    """The tag's name for what a path was to a run: <kind>.<path>, or, where MLflow takes no such name, an abridged one."""
+    tag = f"{kind}.{name}"
+    if re.fullmatch(r"[\w.\- :/]{1,200}", tag) and posixpath.normpath(tag) == tag:
+        return tag
+    legible = re.sub(r"[^\w.\- ]", "_", name)[-60:]
+    return f"{kind}.{legible} {hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}"
 
 
 def _database_file() -> Path | None:

@@ -72,8 +72,8 @@ def score(
         raise UserError(f"There is no image in {listing.name}: give files, or folders with images in them.")
     if first is None:
         return Summary(folder.name, plan.total, plan.before, 0, plan.unread_before)
-    rows.claim(folder, chosen)
     with ray_for(workers) as cluster:
+        rows.claim(folder, chosen)
         done = cluster.judge(chain([first], parts), chosen, listing, folder)
         judged, unread, lost = _follow(done, plan, say)
     return Summary(folder.name, plan.total, plan.before, judged, plan.unread_before + unread, lost)
