@@ -51,6 +51,16 @@ def test_every_kind_of_archive(tmp_path, suffix):
     assert archives.stem(path.name) == "a"
 
 
+def test_a_tar_that_ends_in_a_zip_is_a_tar(tmp_path):
+    with zipfile.ZipFile(tmp_path / "weights.npz", "w") as file:
+        file.writestr("inner.npy", b"numbers")
+    inner = (tmp_path / "weights.npz").read_bytes()
+    members = {"real/1.png": b"one", "weights.npz": inner}
+    path = tar(tmp_path / "a.tar", *[tar_member(name, data) for name, data in members.items()])
+    assert archives.extract(path, tmp_path / "out") == []
+    assert written(tmp_path / "out") == members
+
+
 def test_what_is_no_archive_by_name():
     assert archives.stem("a.jpg") is None
     assert archives.stem(".zip") is None

@@ -72,10 +72,11 @@ def extract(
     limit = min(max_bytes, max(ratio_counts_above, max_ratio * archive.stat().st_size))
     writer = _Writer(target, name, limit)
     try:
-        if zipfile.is_zipfile(archive):
-            _extract_zip(archive, writer)
-        elif tarfile.is_tarfile(archive):
+        # a tar is known by its beginning, a zip by its end, which a tar has too where its last member is a zip (.npz, .docx)
+        if tarfile.is_tarfile(archive):
             _extract_tar(archive, writer)
+        elif zipfile.is_zipfile(archive):
+            _extract_zip(archive, writer)
         else:
             raise UserError(f"{name} is damaged or neither a zip nor a tar archive: make or fetch it again.")
     except _TooLargeError:
