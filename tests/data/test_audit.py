@@ -205,6 +205,15 @@ def test_missing_quantisation_is_none_or_empty():
     assert audit.measure(rows) == audit.measure(rows.assign(quantisation=rows.quantisation.replace("", np.nan)))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_single_jpeg_among_pngs(seed):
+    rows = alike(60).assign(format="PNG", quantisation="")
+    rows.loc[0, ["format", "quantisation"]] = ["JPEG", "3.5 4.5"]
+    report = audit.measure(rows, seed)
+    assert leaks(report) == [] and report["groups"]["quantisation"]["features"] == ["tables", "table_1", "table_2"]
+    assert 0.4 < report["groups"]["quantisation"]["roc_auc"] < 0.6
+
+
 def test_offenders_are_few_and_sorted():
     rows = with_fakes(alike(), format="PNG", mode="L", quantisation="", width=300, height=200)
     rows["bytes"] += np.where(rows.label == "real", 3000, 0)

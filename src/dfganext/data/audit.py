@@ -134,13 +134,16 @@ _HeldOut = list[np.ndarray]
 
 
 def _tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The features of each group as numbers; NaN where an image has no such quantisation table."""
+    """The features of each group as numbers; -1 where an image has no such quantisation table, whose number "tables" holds.
+
+    Not NaN: a column that is NaN in all rows of a training fold cannot be binned.
+    """
     container = pd.DataFrame({name: _codes(rows[name]) for name in ("format", "mode")})
     size = pd.DataFrame({"width": rows.width, "height": rows.height, "aspect": rows.width / rows.height})
     means = [[float(mean) for mean in text.split()] for text in rows.quantisation.fillna("")]
     quantisation = pd.DataFrame({"tables": [len(row) for row in means]})
     for i in range(max(map(len, means), default=0)):
-        quantisation[f"table_{i + 1}"] = [row[i] if i < len(row) else np.nan for row in means]
+        quantisation[f"table_{i + 1}"] = [row[i] if i < len(row) else -1.0 for row in means]
     saved = pd.DataFrame({"bytes": rows.bytes, "bytes_per_pixel": _bytes_per_pixel(rows)})
     tables = {"container": container, "size": size, "quantisation": quantisation, "bytes": saved}
     tables["all"] = pd.concat(tables.values(), axis=1)
