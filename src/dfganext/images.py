@@ -39,7 +39,6 @@ class Header:
     mode: str
     width: int
     height: int
-    frames: int
 
 
 def decode(data: bytes, max_megapixels: float = MAX_MEGAPIXELS, min_side: int = MIN_SIDE) -> np.ndarray:
@@ -74,7 +73,7 @@ def decode(data: bytes, max_megapixels: float = MAX_MEGAPIXELS, min_side: int = 
 def header(data: bytes, max_megapixels: float = MAX_MEGAPIXELS, min_side: int = MIN_SIDE) -> Header:
     """Format, mode and size without decoding the pixels. Raises ImageError as `decode` does."""
     with _open(data, max_megapixels, min_side) as image:
-        return Header(str(image.format), image.mode, image.width, image.height, getattr(image, "n_frames", 1))
+        return Header(str(image.format), image.mode, image.width, image.height)
 
 
 def jpeg_quantisation(data: bytes) -> tuple[float, ...]:
