@@ -67,6 +67,19 @@ def test_too_few_for_three_splits():
         sampling.draw(a_manifest(4, 4), SETTINGS, seed=1)
 
 
+def test_a_split_without_a_class_is_refused():
+    everything_alike = dataclasses.replace(SETTINGS, near_duplicate_bits=128)
+    with pytest.raises(
+        UserError, match=r"no real image is left for validation.* subsample\.near_duplicate_bits \(128\)"
+    ):
+        sampling.draw(a_manifest(), everything_alike, seed=1)
+    manifest = a_manifest()
+    fakes = manifest.label == "fake"
+    manifest.loc[fakes, "phash"] = manifest.phash[fakes].iloc[0]
+    with pytest.raises(UserError, match=r"no fake image is left for validation.* 60 of the 120 drawn count as one"):
+        sampling.draw(manifest, SETTINGS, seed=1)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_near_duplicates_stay_together_across_classes_and_chains(seed):
     manifest = a_manifest(seed=seed)

@@ -36,7 +36,8 @@ def draw(manifest: pd.DataFrame, settings: Subsample, seed: int) -> pd.DataFrame
         too large to place.
 
     Raises:
-        UserError: more images asked for than there are, or too few for three splits.
+        UserError: more images asked for than there are, too few for three splits, or so many that look alike that a split is
+            left without a class.
     """
     manifest = manifest.sort_values("path", ignore_index=True)
     counts = {name: int((manifest.label == name).sum()) for name in NAMES}
@@ -54,6 +55,7 @@ def draw(manifest: pd.DataFrame, settings: Subsample, seed: int) -> pd.DataFrame
     sample = manifest.loc[np.sort(np.concatenate(drawn))].reset_index(drop=True)
     sample["group"] = near_duplicate_groups(unpack_hashes(sample.phash), settings.near_duplicate_bits)
     sample["split"] = _place(sample, sizes, np.random.default_rng([seed, len(NAMES)]))
+    _require_both_classes(sample, settings.near_duplicate_bits)
     return sample[list(COLUMNS)]
 
 
@@ -126,3 +128,15 @@ def _place(sample: pd.DataFrame, sizes: dict[str, int], rng: np.random.Generator
         room[split] -= counts[:, group]
         chosen[group] = split
     return chosen[sample.group.to_numpy()]
+
+
+def _require_both_classes(sample: pd.DataFrame, bits: int) -> None:
+    held = set(zip(sample.split, sample.label, strict=True))
+    for split in SPLITS:
+        for label in NAMES:
+            if (split, label) not in held:
+                raise UserError(
+                    f"subsample: no {label} image is left for {split}, because images that look alike stay in one split and "
+                    f"{sample.group.value_counts().iloc[0]} of the {len(sample)} drawn count as one: lower "
+                    f"subsample.near_duplicate_bits ({bits}), or add images that differ."
+                )
