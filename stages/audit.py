@@ -1,11 +1,14 @@
 """Before training: can the classes be told apart by how their files were saved? A detector would learn that instead."""
 
 import sys
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from dfganext import files, images, paths, pipeline, settings, tracking
 from dfganext.data import audit, manifest, sampling
+from dfganext.errors import UserError
 
 
 def main() -> None:
@@ -28,8 +31,16 @@ def main() -> None:
 
 
 def equalised_bytes(rows: pd.DataFrame) -> pd.Series:
-    """Size of each file once it is saved like all others."""
-    return rows.path.map(lambda path: len(images.reencode(images.decode((paths.RAW / path).read_bytes()))))
+    """Size of each image, its centred square as the models see it, once it is saved like all others."""
+    return rows.path.map(lambda path: len(images.reencode(_square(paths.RAW / path))))
+
+
+def _square(path: Path) -> np.ndarray:
+    try:
+        image = images.decode(path.read_bytes(), max_megapixels=float("inf"), min_side=1)  # download has settled these
+    except (OSError, images.ImageError) as error:
+        raise UserError(f"{path} can no longer be read ({error}); run `dvc repro download` again.") from error
+    return images.resize(image, min(image.shape[:2]))
 
 
 if __name__ == "__main__":
