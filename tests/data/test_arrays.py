@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -49,6 +50,26 @@ def test_bytes_do_not_depend_on_the_workers(raw, tmp_path, shipped, interpolatio
     for file in (tmp_path / "out0").iterdir():
         assert file.read_bytes() == (tmp_path / "out1" / file.name).read_bytes()
         assert file.read_bytes() == (tmp_path / "out4" / file.name).read_bytes()
+
+
+def test_a_file_is_what_numpy_saves(raw, tmp_path, shipped):
+    folder, split = raw
+    split = split[split.split != "validation"]  # no row at all
+    for size in (40, 32):  # a view into the decoded image, and an array of its own
+        arrays.write(split, folder, tmp_path / "out", size, shipped.resize, workers=2)
+        for name in ("train", "validation", "test"):
+            saved = io.BytesIO()
+            np.save(saved, np.array(arrays.read(tmp_path / "out", name).pixels))
+            assert (tmp_path / "out" / f"{name}.npy").read_bytes() == saved.getvalue()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_one_sentence(raw, tmp_path, shipped):
+    folder, split = raw
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/train.npy").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"out cannot be written \(No space left on device\): make room"):
+        arrays.write(split, folder, tmp_path / "out", 32, shipped.resize, workers=2)
 
 
 def test_only_picks_a_class(raw, tmp_path, shipped):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -48,20 +48,25 @@ def write(split: pd.DataFrame, raw: Path, folder: Path, size: int, resize: Resiz
         raw: the folder the paths are relative to.
         size: pixels a side.
         resize: as `images.prepare` has it.
+
+    Raises:
+        UserError: an image cannot be read any more, or the folder cannot be written, as when the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     index = []
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for name in SPLITS:
-            rows = split[split.split == name]
-            array = np.lib.format.open_memmap(
-                folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=(len(rows), size, size, 3)
-            )
-            jobs = ((raw / path, size, resize) for path in rows.path)
-            for row, pixels in enumerate(tqdm(_ordered(pool, jobs), f"{name} at {size} px", len(rows), disable=None)):
-                array[row] = pixels
-            index.append(pd.DataFrame({"split": name, "row": range(len(rows)), "path": rows.path, "label": rows.label}))
-    files.write_table(folder / INDEX_FILE, pd.concat(index))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            for name in SPLITS:
+                rows = split[split.split == name]
+                jobs = ((raw / path, size, resize) for path in rows.path)
+                arrays = tqdm(_ordered(pool, jobs), f"{name} at {size} px", len(rows), disable=None)
+                _write_array(folder / f"{name}.npy", arrays, (len(rows), size, size, 3))
+                index.append(
+                    pd.DataFrame({"split": name, "row": range(len(rows)), "path": rows.path, "label": rows.label})
+                )
+        files.write_table(folder / INDEX_FILE, pd.concat(index))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}): make room or mend the permissions.") from error
 
 
 def read(folder: Path, split: str) -> Images:
@@ -73,6 +78,15 @@ def read(folder: Path, split: str) -> Images:
         raise UserError(f"{folder} holds no resized images; run `dvc repro resize` first.") from None
     rows = index[index.split == split]
     return Images(pixels, np.array([index_of(label) for label in rows.label], np.int64), list(rows.path))
+
+
+def _write_array(path: Path, rows: Iterable[np.ndarray], shape: tuple[int, ...]) -> None:
+    """A .npy of uint8, row by row. Not through a memory map: there, a full disk kills the process in place of an error."""
+    with path.open("wb") as file:
+        descr = np.lib.format.dtype_to_descr(np.dtype(np.uint8))
+        np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+        for row in rows:
+            file.write(np.ascontiguousarray(row).data)
 
 
 def _ordered(pool: ThreadPoolExecutor, jobs: Iterator[tuple[Path, int, Resize]]) -> Iterator[np.ndarray]:
