@@ -1,20 +1,52 @@
 """Check params.yaml as a whole, and that data.dvc pins the images that are meant."""
 
+import sys
 from pathlib import Path
 
 import yaml
 
-from dfganext import pipeline, settings
+from dfganext import paths, pipeline, settings
 from dfganext.errors import UserError
+
+PINNED = Path("data.dvc")
 
 
 def main() -> None:
     settings.load()
-    pinned = yaml.safe_load(Path("data.dvc").read_text(encoding="utf-8"))
-    if "deps" in pinned and pinned["deps"][0].get("md5") != pinned["outs"][0].get("md5"):
+    if PINNED.exists():
+        refuse_what_would_come_back(PINNED)
+    elif paths.DATA.is_dir():
+        print(
+            f"WARNING: no {PINNED} pins {paths.DATA}/, so queued and temporary experiments do not see these images: run "
+            f"`dvc add {paths.DATA}`.",
+            file=sys.stderr,
+        )
+    else:
         raise UserError(
-            f"data.dvc imports {pinned['deps'][0]['path']}/ and DVC would put that back over your own images: run "
-            "`dvc remove data.dvc`, then `dvc add data`."
+            f"{PINNED} and {paths.DATA}/ are both missing: run `git checkout {PINNED}` for the sample, or put your own images into "
+            f"{paths.DATA}/real and {paths.DATA}/fake and run `dvc add {paths.DATA}`."
+        )
+
+
+def refuse_what_would_come_back(pinned: Path) -> None:
+    """UserError where DVC would import other images than those of the folder, or where the file is none of DVC's.
+
+    Only an import of a path has a hash to compare: those from a repository or an object store keep a revision or an ETag.
+    """
+    try:
+        content = yaml.safe_load(pinned.read_text(encoding="utf-8"))
+        made = content["outs"][0].get("md5")
+        source = (content.get("deps") or [{}])[0]
+        imported = source.get("md5")
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, yaml.YAMLError):
+        raise UserError(
+            f"{pinned} is no file that DVC can read: restore it with `git checkout {pinned}`, or delete it and run "
+            f"`dvc add {paths.DATA}`."
+        ) from None
+    if imported and imported != made:
+        raise UserError(
+            f"{pinned} imports {source.get('path')}/ and DVC would put that back over your own images: run "
+            f"`dvc remove {pinned}`, then `dvc add {paths.DATA}`."
         )
 
 
