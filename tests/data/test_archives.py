@@ -183,6 +183,61 @@ def test_a_damaged_tar_is_one_clear_sentence(tmp_path, damage):
         archives.extract(path, tmp_path / "out", "data/a.tar")
 
 
+def zip_of(tmp_path, *names, method=zipfile.ZIP_STORED) -> bytearray:
+    with zipfile.ZipFile(tmp_path / "sound.zip", "w", method) as file:
+        for name in names:
+            file.writestr(name, name.encode() * 50)
+    return bytearray((tmp_path / "sound.zip").read_bytes())
+
+
+def test_a_zip_of_another_age_is_one_clear_sentence(tmp_path):
+    data = zip_of(tmp_path, "real/1.png")
+    data[data.index(b"PK\1\2") + 6] = 99  # the version needed to extract
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.zip is damaged .*version 9\.9.*again\.$"):
+        archives.extract(tmp_path / "a.zip", tmp_path / "out")
+
+
+def test_a_name_that_is_no_text_is_one_clear_sentence(tmp_path):
+    data = zip_of(tmp_path, "real/\u00e9.png")
+    data[data.rindex("\u00e9".encode())] = 0xFF
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.zip is damaged .*decode.*again\.$"):
+        archives.extract(tmp_path / "a.zip", tmp_path / "out")
+
+
+def test_a_member_that_asks_for_more_memory_than_there_is(tmp_path, monkeypatch):
+    """LZMA reserves what the header says."""
+    (tmp_path / "a.zip").write_bytes(zip_of(tmp_path, "real/1.png", "real/2.png", method=zipfile.ZIP_LZMA))
+    sound = lzma.LZMADecompressor
+    asked = []
+
+    def refuse_the_first(*arguments, **options):
+        asked.append(arguments)
+        if arguments == (lzma.FORMAT_RAW,) and asked.count(arguments) == 1:  # as a zip's members have it
+            raise MemoryError
+        return sound(*arguments, **options)
+
+    monkeypatch.setattr(lzma, "LZMADecompressor", refuse_the_first)
+    (reject,) = archives.extract(tmp_path / "a.zip", tmp_path / "out")
+    assert reject.source.endswith("real/1.png") and "MemoryError" in reject.detail
+    assert list(written(tmp_path / "out")) == ["real/2.png"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_members_very_deep_down_are_refused(tmp_path, kind):
+    deep, path = "d/" * 1500 + "1.png", tmp_path / f"a.{kind}"
+    names = (deep, "e/" * 99 + "2.png", "f/" * 100 + "3.png")
+    if kind == "zip":
+        path.write_bytes(zip_of(tmp_path, *names))
+    else:
+        tar(path, *map(tar_member, names))
+    rejects = archives.extract(path, tmp_path / "out", "a")
+    assert [reject.source for reject in rejects] == [f"a/{names[0]}", f"a/{names[2]}"]
+    assert all("more than 100 parts" in reject.detail for reject in rejects)
+    assert list(written(tmp_path / "out")) == [names[1]]
+
+
 def test_a_zip_cut_short_is_one_clear_sentence(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.writestr("real/1.png", bytes(5000))

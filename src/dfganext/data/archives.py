@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import lzma
 import re
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -26,7 +27,23 @@ RATIO_COUNTS_ABOVE = 2**30
 """An archive may grow to MAX_BYTES, and to MAX_RATIO times its own size once it is past RATIO_COUNTS_ABOVE bytes."""
 
 _CHUNK = 1 << 20
-_DAMAGE = (zlib.error, lzma.LZMAError, EOFError, tarfile.TarError, zipfile.BadZipFile)
+_MAX_PARTS = 100
+"""In a member's name, folders and file: deeper ones would exhaust the stack that makes and walks them."""
+
+# NotImplementedError: a version of zip that Python lacks; ValueError: names and numbers that are none, UnicodeDecodeError among
+# them; MemoryError: a damaged dictionary size of LZMA
+_DAMAGE = (
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    NotImplementedError,
+    ValueError,
+    OverflowError,
+    struct.error,
+    MemoryError,
+)
 
 
 class _TooLargeError(Exception):
@@ -105,11 +122,14 @@ class _Writer:
         self.rejects.append(Reject(printable(f"{self.name}/{member}"), "archive member", detail))
 
     def place(self, member: str) -> Path | None:
-        """Where a member goes, or None (and a reject) where its name leads out of the target."""
+        """Where a member goes, or None (and a reject) where its name leads out of the target or too deep."""
         name = member.replace("\\", "/")
         parts = PurePosixPath(name).parts
         if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in parts or "\0" in name:
             self.refuse(member, "its name leads out of the archive")
+            return None
+        if len(parts) > _MAX_PARTS:
+            self.refuse(member, f"its name has more than {_MAX_PARTS} parts")
             return None
         return self.target.joinpath(*parts) if parts else None
 
@@ -142,8 +162,8 @@ class _Writer:
 
 
 def _extract_zip(archive: Path, writer: _Writer) -> None:
-    # RuntimeError: encrypted; NotImplementedError: a compression method that Python lacks
-    spoilt = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, NotImplementedError)
+    # RuntimeError: encrypted; NotImplementedError here: a compression method that Python lacks
+    spoilt = (*_DAMAGE, RuntimeError)
     with zipfile.ZipFile(archive) as file:
         for member in tqdm(file.infolist(), desc=f"unpack {archive.name}", unit="file", disable=None):
             kind = member.external_attr >> 16 & 0o170000
