@@ -98,6 +98,53 @@ def test_a_damaged_archive_is_named(tmp_path, download):
         sources.collect(download(), tmp_path / "data", tmp_path / "work")
 
 
+def test_a_folder_that_may_not_be_listed(tmp_path, download, monkeypatch):
+    put(tmp_path / "data", {"real/1.png": b"1"})
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(UserError, match=r"data/ cannot be listed \(Permission denied\): mend its permissions"):
+        sources.collect(download(), tmp_path / "data", tmp_path / "work")
+
+
+def images_table(tmp_path, **columns) -> Path:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    (tmp_path / "data").mkdir(parents=True)
+    parquet.write_table(pa.table(columns), tmp_path / "data/faces.parquet", compression="none", use_dictionary=False)
+    return tmp_path / "data/faces.parquet"
+
+
+def test_a_table_with_damaged_pages_is_named(tmp_path, download):
+    images = [{"bytes": bytes([number]) * 100, "path": None} for number in range(40)]
+    path = images_table(tmp_path, image=images, label=["real", "fake"] * 20)
+    data = bytearray(path.read_bytes())
+    data[4:600] = b"\xff" * 596
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"^data/faces\.parquet is damaged or cut short \(.*\): make or fetch it again"):
+        sources.collect(download(), tmp_path / "data", tmp_path / "work")
+
+
+@pytest.mark.parametrize("label", [["real"], {"name": "real"}])
+def test_a_label_that_is_no_name_is_neither_class(tmp_path, download, label):
+    images_table(tmp_path, image=[{"bytes": b"a", "path": None}], label=[label])
+    (reject,) = sources.collect(download(), tmp_path / "data", tmp_path / "work").rejects
+    assert (reject.source, reject.reason) == ("data/faces.parquet/row 0", "neither real nor fake")
+
+
+def test_images_of_a_table_that_are_texts_or_oddly_named(tmp_path, download):
+    images = [{"bytes": "text", "path": "1.png"}]
+    images_table(tmp_path, image=images, label=["real"])
+    (reject,) = sources.collect(download(), tmp_path / "data", tmp_path / "work").rejects
+    assert reject.reason == "not an image"
+    images_table(tmp_path / "odd", image=[{"bytes": b"a", "path": "1." + "x" * 300}], label=["real"])
+    collection = sources.collect(download(), tmp_path / "odd/data", tmp_path / "work")
+    assert list(labelled(collection)) == ["data/faces.parquet/real/0000000"]
+
+
 # an address
 
 

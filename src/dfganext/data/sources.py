@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +20,8 @@ from dfganext.settings import Download
 
 DOWNLOADS = "downloads"
 UNPACKED = "unpacked"
+
+_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}")
 
 _EXTRA = "install it with `pip install 'df-ganext[pipeline]'`"
 
@@ -62,7 +65,11 @@ def collect(settings: Download, data: Path, work: Path) -> Collection:
 
 
 def _data(folder: Path) -> Tree:
-    if not folder.is_dir() or all(entry.name.startswith(".") for entry in folder.iterdir()):
+    try:
+        empty = not folder.is_dir() or all(entry.name.startswith(".") for entry in folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder}/ cannot be listed ({error.strerror}): mend its permissions.") from error
+    if empty:
         raise UserError(
             f"{folder}/ is missing or empty: run `dvc pull` or `dvc update data.dvc` for the pinned images, or put your own into "
             f"{folder}/real and {folder}/fake and run `dvc add data`."
@@ -170,36 +177,47 @@ def _is_image_table(file: Path) -> bool:
 
     try:
         schema = parquet.read_schema(file)
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError):
         return False
     return {"image", "label"} <= set(schema.names) and pa.types.is_struct(schema.field("image").type)
 
 
 def _extract_parquet(file: Path, target: Path, name: str) -> list[Reject]:
     """Write the images of a Hugging Face table (image: {bytes, path}; label: a ClassLabel or text) to real/ and fake/."""
-    from pyarrow import parquet
-
     rejects = []
-    table = parquet.ParquetFile(file)
-    names = _class_names(table.schema_arrow.metadata)
     for label in labels.NAMES:
         (target / label).mkdir(parents=True, exist_ok=True)
-    for row, (image, value) in enumerate(_rows(table)):
-        label = str(names.get(value, value)).lower()
+    for row, (image, label) in enumerate(_rows(file, name)):
+        folder = str(label).lower()
         source = f"{name}/row {row}"
-        if label not in labels.NAMES:
-            rejects.append(Reject(source, "neither real nor fake", f"its label is {names.get(value, value)!r}"))
-        elif not image or image.get("bytes") is None:
+        if folder not in labels.NAMES:
+            rejects.append(Reject(source, "neither real nor fake", f"its label is {label!r}"))
+        elif not image or not isinstance(image.get("bytes"), bytes):
             rejects.append(Reject(source, "not an image", "the table holds no bytes for it"))
         else:
-            suffix = PurePosixPath(image.get("path") or "").suffix
-            (target / label / f"{row:07d}{suffix if suffix[1:].isalnum() else ''}").write_bytes(image["bytes"])
+            suffix = PurePosixPath(str(image.get("path") or "")).suffix
+            place = target / folder / f"{row:07d}{suffix if _SUFFIX.fullmatch(suffix) else ''}"
+            try:
+                place.write_bytes(image["bytes"])
+            except OSError as error:
+                raise UserError(f"{name} cannot be unpacked into {target} ({error.strerror}): make room.") from error
     return rejects
 
 
-def _rows(table: Any) -> Iterator[tuple[dict[str, Any] | None, Any]]:
-    for batch in table.iter_batches(batch_size=64, columns=["image", "label"]):
-        yield from zip(batch.column("image").to_pylist(), batch.column("label").to_pylist(), strict=True)
+def _rows(file: Path, name: str) -> Iterator[tuple[dict[str, Any] | None, Any]]:
+    """The columns image and label, classes by their names. UserError where the table is damaged."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(file)
+        names = _class_names(table.schema_arrow.metadata)
+        for batch in table.iter_batches(batch_size=64, columns=["image", "label"]):
+            values = batch.column("label").to_pylist()
+            found = [names.get(value, value) if isinstance(value, Hashable) else value for value in values]
+            yield from zip(batch.column("image").to_pylist(), found, strict=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{name} is damaged or cut short ({one_line(error)}): make or fetch it again.") from error
 
 
 def _class_names(metadata: dict[bytes, bytes] | None) -> dict[Any, str]:
