@@ -67,6 +67,10 @@ def test_paper_profile_has_the_papers_values():
         ("subsample.per_class", 2, "subsample.per_class must be a whole number of at least 4 or null, not 2"),
         ("promote.architectures", "convnext_tiny", "promote.architectures must be a list of names"),
         ("promote.architectures", [1], "promote.architectures must be a list of names"),
+        ("convnext.lr", float("inf"), "convnext.lr must be a number above 0, not inf"),
+        ("density.bandwidth", 1e-200, "density.bandwidth must be a number from 1e-06 to 1000000, not 1e-200"),
+        ("density.bandwidth", 1e160, "density.bandwidth must be a number from 1e-06 to 1000000, not 1e+160"),
+        ("download.max_megapixels", 1e308, "download.max_megapixels must be a number above 0 up to 10000, not 1e+308"),
         ("download.source", ["data"], "download.source must be one of data, kaggle, huggingface, url"),
     ],
 )
@@ -74,6 +78,13 @@ def test_what_is_wrong_is_named(values, key, value, says):
     with pytest.raises(UserError, match=r"params\.yaml: ") as caught:
         settings.from_mapping(changed(values, key, value))
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_a_number_beyond_all_reason_is_named(values, digits):
+    for key in ("convnext.lr", "convnext.epochs"):
+        with pytest.raises(UserError, match=rf"params\.yaml: {key} must be a .*number .*, not "):
+            settings.from_mapping(changed(values, key, 10**digits))
 
 
 def test_a_missing_key_is_named(values):
@@ -100,11 +111,26 @@ def test_flatten_has_the_names_that_dvc_takes(shipped, values):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [(None, "is missing"), ("a: [", "no valid YAML"), ("- 1", "must be a mapping")]
+    ("content", "says"),
+    [
+        (None, "is missing"),
+        (b"a: [", "no valid YAML"),
+        (b"- 1", "must be a mapping"),
+        (b"revision: 2024-13-01", "no valid YAML: month must be in 1..12"),
+        (b"seed: " + b"1" * 5000, "no valid YAML: .*digits"),
+        (b"[" * 5000, "no valid YAML"),
+        ("report: été".encode("latin-1"), "not in UTF-8"),
+        ("report: été".encode("utf-16"), "not in UTF-8"),
+    ],
 )
-def test_a_file_that_is_no_settings(tmp_path, text, says):
+def test_a_file_that_is_no_settings(tmp_path, content, says):
     path = tmp_path / "params.yaml"
-    if text is not None:
-        path.write_text(text)
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(UserError, match=says):
         settings.load(path)
+
+
+def test_a_folder_is_no_settings(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        settings.load(tmp_path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
-from dfganext.errors import UserError
+from dfganext.errors import UserError, one_line
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class Within:
 
     def admits(self, value: float) -> bool:
         return (
-            math.isfinite(value)
+            abs(value) <= sys.float_info.max  # not infinite, not NaN, and no whole number beyond float
             and (self.low is None or value >= self.low)
             and (self.high is None or value <= self.high)
             and (self.above is None or value > self.above)
@@ -63,7 +63,7 @@ class Download:
     revision: str | None
     url: str | None
     sha256: str | None
-    max_megapixels: Positive
+    max_megapixels: Annotated[float, Within(above=0, high=10_000)]
     min_side: Annotated[int, Within(low=2)]
 
 
@@ -146,7 +146,7 @@ class Gradcam:
 
 @dataclass(frozen=True)
 class Density:
-    bandwidth: Positive
+    bandwidth: Annotated[float, Within(low=1e-6, high=1e6)]
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class Settings:
 
 
 def load(path: Path | str = "params.yaml") -> Settings:
-    """Read and check a params.yaml. UserError if the file is missing, is no YAML mapping, or breaks a rule."""
+    """Read and check a params.yaml. UserError if the file cannot be read, is no YAML mapping, or breaks a rule."""
     path = Path(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -213,8 +213,12 @@ def load(path: Path | str = "params.yaml") -> Settings:
         raise UserError(
             f"{path} is missing: run from the repository root, or restore it with `git checkout {path}`."
         ) from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no valid YAML: {' '.join(str(error).split())}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): it must be a text file.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not in UTF-8: save it in that encoding.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a 13th month, 5,000 digits
+        raise UserError(f"{path} is no valid YAML: {one_line(error)}.") from None
     return from_mapping(values, source=str(path))
 
 
@@ -292,10 +296,13 @@ def _as_float(value: object) -> object:
     if type(value) in (int, str):
         try:
             return float(value)  # type: ignore[arg-type]
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     return value
 
 
 def _shown(value: object) -> str:
-    return "null" if value is None else repr(value)
+    try:
+        return "null" if value is None else repr(value)
+    except ValueError:  # Python writes no more than 4,300 digits
+        return "a number of thousands of digits"
