@@ -253,6 +253,23 @@ def test_names_that_meet_are_told_apart(built, put, picture, tmp_path):
     assert manifest.read(tmp_path / "m.csv").equals(result.manifest)
 
 
+@pytest.mark.parametrize(
+    ("name", "second"),
+    [
+        ("n" * 250 + ".png", "n" * 249 + "-2.png"),
+        ("\u00e9" * 125 + ".png", "\u00e9" * 124 + "-2.png"),
+        ("n." + "p" * 252, "n." + "p" * 251 + "-2"),
+    ],
+)
+def test_long_names_that_meet_are_shortened_to_be_told_apart(built, put, picture, tmp_path, name, second):
+    put(f"real/a/{name}", picture(0))
+    put(f"a/real/{name}", picture(1))
+    put("fake/1.png", picture(2))
+    result = built()
+    assert sorted(result.manifest.path) == sorted(["fake/1.png", f"real/a/{name}", f"real/a/{second}"])
+    assert listed(tmp_path / "raw") == sorted(result.manifest.path)
+
+
 def test_identical_images_of_one_class_all_stay(built, put, picture):
     put("real/1.png", picture(1))
     put("real/copy.png", picture(1))

@@ -45,6 +45,9 @@ REJECT_TYPES: dict[str, Any] = {"source": str, "reason": str, "detail": str}
 
 PHASH_SIDE = 16
 
+NAME_BYTES = 255
+"""The longest name of a file that all common file systems take, in UTF-8."""
+
 # Part of ImageError's message -> the phrase to count by
 _REASONS = {
     "is empty": "empty",
@@ -176,10 +179,19 @@ def _places(labelled: list[tuple[str, Found]]) -> dict[PurePosixPath, Found]:
         place, number = path, 1
         while str(place).lower() in taken:
             number += 1
-            place = path.with_name(f"{path.stem}-{number}{path.suffix}")
+            place = _numbered(path, number)
         taken.add(str(place).lower())
         places[place] = found
     return places
+
+
+def _numbered(path: PurePosixPath, number: int) -> PurePosixPath:
+    """7.png -> 7-2.png, of a long name as much as fits."""
+    end = f"-{number}{path.suffix}"
+    stem = path.stem
+    if len(end.encode()) >= NAME_BYTES:  # all the name is suffix
+        end, stem = f"-{number}", path.name
+    return path.with_name(stem.encode()[: NAME_BYTES - len(end.encode())].decode("utf-8", "ignore") + end)
 
 
 def _without_class(label: str, path: PurePosixPath) -> PurePosixPath:
