@@ -24,14 +24,17 @@ def save(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def png(width: int, height: int, depth: int, colour: int, data: bytes) -> bytes:
+def png(width: int, height: int, depth: int, colour: int, data: bytes, transparent: bytes = b"") -> bytes:
     """A PNG file made by hand, for what Pillow does not write."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    chunks = [(b"IHDR", head), (b"tRNS", transparent), (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(name, content) for name, content in chunks if content or name == b"IEND"
+    )
 
 
 def same(data: bytes, expected: np.ndarray) -> None:
@@ -65,6 +68,15 @@ def test_16_bit_grey_keeps_the_high_byte():
     deep = RNG.integers(0, 65536, (20, 30), dtype=np.uint16)
     for data in (save(Image.fromarray(deep)), save(Image.fromarray(deep), "TIFF")):
         same(data, np.repeat((deep >> 8).astype(np.uint8)[..., None], 3, axis=2))
+
+
+def test_a_transparent_level_of_16_bit_grey_becomes_white():
+    deep = RNG.integers(0, 65536, (20, 30), dtype=np.uint16)
+    deep[3] = deep[0, 0]
+    deep[4] = deep[0, 0] ^ 1  # the same high byte, but not transparent
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
+    expected = np.where(deep == deep[0, 0], 255, deep >> 8).astype(np.uint8)
+    same(png(30, 20, 16, 0, rows, int(deep[0, 0]).to_bytes(2, "big")), np.repeat(expected[..., None], 3, axis=2))
 
 
 def test_16_bit_colour_keeps_the_high_byte():

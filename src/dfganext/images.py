@@ -161,7 +161,10 @@ def _open(data: bytes, max_megapixels: float, min_side: int) -> ImageFile.ImageF
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        grey = np.asarray(image)
+        light = (grey >> 8).astype(np.uint8)
+        light[grey == image.info.get("transparency", -1)] = 255  # one level of a PNG may be transparent
+        return Image.fromarray(light).convert("RGB")
     if image.mode == "I":
         grey = np.asarray(image)
         if grey.min() < 0 or grey.max() > 65535:
