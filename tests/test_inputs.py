@@ -15,11 +15,32 @@ def test_images_come_in_the_order_of_their_whole_paths(tmp_path):
         (tmp_path / name).write_bytes(png(0, 1))
     (tmp_path / "b" / "notes.txt").write_text("P6 is what this file is not")
     (tmp_path / "b" / "unnamed").write_bytes(png(0, 1))
-    (tmp_path / "dangling.png").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pipe.png")
     expected = sorted(str(tmp_path / name) for name in (*names, "b/unnamed"))
     size = len(png(0, 1))
     assert list(inputs.images_below(tmp_path)) == [Found(path, size) for path in expected]
+
+
+def test_links_to_files_are_followed_broken_ones_told_and_those_to_folders_left_out(tmp_path):
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere").write_bytes(png(0, 1))
+    for name, target in {
+        "good.png": "../elsewhere",
+        "unnamed": "../elsewhere",
+        "broken.PNG": "nowhere",
+        "notes.txt": "nowhere",
+        "loop.jpg": "loop.jpg",
+        "deep/round": "..",
+        "deep/folder.png": "..",
+    }.items():
+        (folder / name).symlink_to(target)
+    size = len(png(0, 1))
+    sizes = {"broken.PNG": 0, "good.png": size, "loop.jpg": 0, "unnamed": size}
+    assert list(inputs.images_below(folder)) == [Found(str(folder / name), size) for name, size in sizes.items()]
+    assert inputs.find_images([str(folder)]) == [folder / name for name in sizes]
+    assert inputs.read(folder / "broken.PNG") == "cannot be read (No such file or directory)"
+    assert isinstance(inputs.read(folder / "loop.jpg"), str)
 
 
 def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path):

@@ -39,6 +39,9 @@ class Found(NamedTuple):
 def find_images(paths: Iterable[str]) -> list[Path]:
     """The files among `paths` and the images in the folders among them, however deep, each once, in the order of their paths.
 
+    Below a folder, links to files are followed, those to folders are not: they may lead round in circles, or to the same images
+    again. Name such a folder itself to have its images.
+
     Raises:
         UserError: a path does not exist or cannot be looked at, or there is no image at all.
     """
@@ -69,7 +72,8 @@ def exists(path: Path) -> bool:
 def images_below(folder: Path) -> Iterator[Found]:
     """Every image below a folder, however deep, in the order of their paths.
 
-    A folder that cannot be listed comes in the place of its images, for `read` to say so: they are not passed over.
+    A folder that cannot be listed comes in the place of its images, and a link that leads nowhere as itself, for `read` to say
+    so: they are not passed over. Links to folders are.
     """
     return in_order(f"{str(folder).rstrip('/')}/", _entries)
 
@@ -125,7 +129,9 @@ def _entries(folder: str) -> Iterator[Found]:
             else:
                 try:
                     found = entry.stat()
-                except OSError:  # a link that leads nowhere
+                except OSError:  # a link that leads nowhere, for `read` to say so where it is named like an image
+                    if named_like_image(entry.name):
+                        yield Found(entry.path, 0)
                     continue
                 if stat.S_ISREG(found.st_mode) and (named_like_image(entry.name) or _begins_like_image(entry.path)):
                     yield Found(entry.path, found.st_size)
