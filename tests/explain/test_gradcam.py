@@ -25,7 +25,7 @@ def test_raw_maps_by_the_formula(loss, label):
     model, config = a_model(loss)
     found = gradcam.raw_maps(model, config, IMAGES, [label] * len(IMAGES), batch_size=2)
     kept = {}
-    handle = classifier.last_block(model).register_forward_hook(lambda _, __, output: kept.update(a=output))
+    handle = classifier.map_layer(model).register_forward_hook(lambda _, __, output: kept.update(a=output))
     for image, raw in zip(IMAGES, found, strict=True):
         output = model(classifier.preprocess(torch.from_numpy(image[None]), config))[0]
         score = output[label] if loss == "ce" else output[0] * (1 if label else -1)
@@ -42,7 +42,7 @@ def test_raw_maps_by_the_formula(loss, label):
 def test_rescaled_they_are_the_librarys(loss, target):
     model, config = a_model(loss)
     batch = classifier.preprocess(torch.from_numpy(IMAGES), config)
-    library = GradCAM(model=model, target_layers=[classifier.last_block(model)])(batch, [target] * len(IMAGES))
+    library = GradCAM(model=model, target_layers=[classifier.map_layer(model)])(batch, [target] * len(IMAGES))
     for raw, other in zip(gradcam.raw_maps(model, config, IMAGES, [1] * 5), library, strict=True):
         if raw.max() > 0:
             assert np.corrcoef(gradcam.enlarge(raw, 64).ravel(), other.ravel())[0, 1] > 0.95
@@ -59,9 +59,32 @@ def test_autograd_stops_at_the_block_and_leaves_no_trace(architecture, monkeypat
     np.testing.assert_allclose(found, gradcam.raw_maps(model, config, IMAGES[:2], [1, 0]), atol=1e-6)
 
 
-def test_other_architectures():
-    model, config = a_model("ce", "test_efficientnet")
-    assert gradcam.raw_maps(model, config, IMAGES, [1] * 5).ndim == 3
+@pytest.mark.parametrize(
+    ("architecture", "side", "layer"),
+    [
+        ("test_efficientnet", 2, "blocks.4.0"),  # (N, C, h, h)
+        ("test_mambaout", 2, "stages.3.blocks.0"),  # (N, h, h, C)
+        ("test_vit", 4, "blocks.5.norm1"),  # (N, 1 + h h, C)
+        ("deit_tiny_distilled_patch16_224", 4, "blocks.11.norm1"),  # (N, 2 + h h, C)
+        ("pvt_v2_b0", 2, "stages.3.blocks.1"),  # (N, h h, C)
+    ],
+)
+def test_other_architectures_by_the_formula(architecture, side, layer):
+    model, config = a_model("ce", architecture)
+    found = gradcam.raw_maps(model, config, IMAGES, [1] * 5)
+    assert found.shape == (5, side, side) and (found > 0).any()
+    kept = {}
+    with model.get_submodule(layer).register_forward_hook(lambda _, __, output: kept.update(a=output)):
+        score = model(classifier.preprocess(torch.from_numpy(IMAGES), config))[:, 1].sum()
+    (gradient,) = torch.autograd.grad(score, kept["a"])
+    features, gradient = (part.detach().numpy() for part in (kept["a"], gradient))
+    if features.ndim == 3:  # tokens; those without a place come first
+        rows = slice(features.shape[1] - side**2, None)
+        features, gradient = (part[:, rows].reshape(5, side, side, -1) for part in (features, gradient))
+    if features.shape[3] != side:
+        features, gradient = features.transpose(0, 3, 1, 2), gradient.transpose(0, 3, 1, 2)
+    expected = np.maximum((gradient.mean(axis=(2, 3), keepdims=True) * features).sum(axis=1), 0)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_overlay_is_blue_low_and_red_high():

@@ -34,6 +34,19 @@ def test_the_head_alone(model):
     assert changed and all(changed)
 
 
+@pytest.mark.parametrize("architecture", ["levit_128s", "deit_tiny_distilled_patch16_224"])
+def test_other_architectures(architecture):
+    """One keeps what it has computed from its weights, one has two heads."""
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    model, config = classifier.build(architecture, "ce", 64)
+    before = classifier.predict_logits(model, config, pixels)
+    gradcam.raw_maps(model, config, pixels, [1, 1])
+    for depth in sanity.DEPTHS:
+        other = sanity.randomise(model, 0, depth)
+        assert not np.allclose(classifier.predict_logits(other, config, pixels), before)
+    np.testing.assert_allclose(classifier.predict_logits(model, config, pixels), before, atol=1e-6)
+
+
 def test_the_seed_decides(model):
     one, two, three = (sanity.randomise(model, seed, "all").state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], two[name]) for name in one)

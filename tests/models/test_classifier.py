@@ -24,7 +24,7 @@ def test_convnext_tiny_is_the_papers():
     assert [len(stage.blocks) for stage in model.stages] == [3, 3, 9, 3]
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(28, abs=1)
     assert config.mean == (0.485, 0.456, 0.406) and config.std == (0.229, 0.224, 0.225)
-    assert classifier.last_block(model) is model.stages[3].blocks[2]
+    assert classifier.map_layer(model) is model.stages[3].blocks[2]
 
 
 def test_the_seed_decides_and_leaves_torch_alone():
@@ -117,6 +117,34 @@ def test_weights_that_cannot_be_used(tmp_path):
 def test_an_unknown_architecture_names_some_that_exist():
     with pytest.raises(UserError, match=r"convnext\.architecture.*convnext_tinny.*timm"):
         classifier.build("convnext_tinny", "ce", 64)
+
+
+@pytest.mark.parametrize("weights", ["random", "imagenet"])
+def test_an_unknown_tag_of_weights_is_an_unknown_architecture(weights):
+    with pytest.raises(UserError, match=r"convnext\.architecture.*'convnext_tiny\.bogus'"):
+        classifier.build("convnext_tiny.bogus", "ce", 64, weights)
+
+
+def test_an_architecture_that_cannot_be_made_for_a_size():
+    with pytest.raises(UserError, match=r"convnext\.architecture: nest_tiny .* 40 pixels .*convnext\.size"):
+        classifier.build("nest_tiny", "ce", 40)
+
+
+@pytest.mark.parametrize(("form", "prefix"), [("NCHW", 0), ("NHWC", 0), ("tokens", 0), ("tokens", 2)])
+def test_features_of_any_form_lie_on_a_grid(form, prefix):
+    model = classifier.build("test_vit", "ce", 64)[0]
+    model.num_prefix_tokens = prefix
+    grid = torch.randn(2, 5, 3, 3)
+    tokens = torch.cat([torch.randn(2, prefix, 5), grid.flatten(2).transpose(1, 2)], dim=1)
+    features = {"NCHW": grid, "NHWC": grid.permute(0, 2, 3, 1), "tokens": tokens}[form]
+    assert torch.equal(classifier.as_grid(features, model), grid)
+
+
+def test_features_in_no_grid_are_refused():
+    model = classifier.build("test_vit", "ce", 64)[0]
+    for features in (torch.zeros(2, 7, 5), torch.zeros(2, 3, 4, 5), torch.zeros(2, 5), (torch.zeros(2, 5, 3, 3),)):
+        with pytest.raises(UserError, match=r"convnext\.architecture: no Grad-CAM map can be made of test_vit"):
+            classifier.as_grid(features, model)
 
 
 def test_imagenet_without_a_network_says_how_to_go_on(monkeypatch, tmp_path):

@@ -84,6 +84,29 @@ def test_both_losses_learn(settings, loss):
     assert max(row["validation_accuracy"] for row in history.epochs) > 0.9
 
 
+@pytest.mark.parametrize(
+    ("architecture", "size", "why"),
+    [
+        ("test_vit", 40, r"test_vit .* 40 pixels .*patch.*convnext\.size"),
+        ("inception_v3", 32, r"inception_v3 .* 32 pixels .*convnext\.size"),
+        ("coat_tiny", 64, "no Grad-CAM map can be made of coat_tiny"),
+    ],
+)
+def test_architectures_that_cannot_go_on_are_refused_before_training(settings, architecture, size, why):
+    settings = dataclasses.replace(settings, architecture=architecture, size=size)
+    with pytest.raises(UserError, match=rf"convnext\.architecture: {why}"):
+        classifier.ClassifierTask(TRAIN, VALIDATION, settings, "ce", 5, CPU)
+
+
+@pytest.mark.parametrize("architecture", ["test_convnext", "test_efficientnet", "test_vit"])
+def test_the_rehearsal_changes_nothing(architecture):
+    model, config = classifier_model.build(architecture, "ce", 32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    classifier.rehearse(model, config, torch.float32)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training and all(weight.grad is None for weight in model.parameters())
+
+
 def test_the_best_epoch_is_kept(settings):
     history = train(settings)
     ranks = [(row["validation_accuracy"], -row["validation_loss"]) for row in history.epochs]

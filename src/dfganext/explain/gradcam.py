@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from dfganext.labels import ALL, FAKE
 from dfganext.models.batches import batches
-from dfganext.models.classifier import ClassifierConfig, last_block, preprocess
+from dfganext.models.classifier import ClassifierConfig, as_grid, map_layer, preprocess
 
 
 class RawGradCAM(GradCAM):
@@ -57,11 +58,14 @@ def raw_maps(
 
     Returns:
         float32, (N, h, w), zero or above, in units of logit gradient times activation.
+
+    Raises:
+        UserError: the model's last block has no places that a map could show.
     """
     device = next(model.parameters()).device
-    block = last_block(model)
-    maps = []
-    with _gradients_from(model, block), RawGradCAM(model=model, target_layers=[block]) as cam:
+    layer, maps = map_layer(model), []
+    cam = RawGradCAM(model=model, target_layers=[layer], reshape_transform=partial(as_grid, model=model))
+    with _gradients_from(model, layer), cam:
         for part, batch in batches(images, batch_size, device):
             targets = [target_logit(int(label)) for label in labels[part]]
             maps.append(cam(input_tensor=preprocess(batch, config), targets=targets).astype(np.float32))
@@ -74,10 +78,10 @@ def maps_of_both(model: nn.Module, config: ClassifierConfig, images: np.ndarray)
 
 
 @contextmanager
-def _gradients_from(model: nn.Module, block: nn.Module) -> Iterator[None]:
-    """Have autograd stop at a block, whose output is all that a map needs the gradient of; a block without weights stops nothing."""
+def _gradients_from(model: nn.Module, layer: nn.Module) -> Iterator[None]:
+    """Have autograd stop at a layer, whose output is all that a map needs the gradient of; one without weights stops nothing."""
     before = {weight: weight.requires_grad for weight in model.parameters()}
-    kept = set(block.parameters())
+    kept = set(layer.parameters())
     try:
         for weight in before:
             weight.requires_grad_(weight in kept or not kept)

@@ -48,11 +48,13 @@ def randomise(model: nn.Module, seed: int, depth: Depth) -> nn.Module:
     Args:
         depth: "head" shuffles the last layer alone, "all" every weight.
     """
-    other = copy.deepcopy(model)
+    other = copy.deepcopy(model.train()).eval()  # in training mode LeViT forgets what it had computed from its weights
+    model.eval()
     generator = torch.Generator().manual_seed(seed)
     part = other.get_classifier() if depth == "head" else other  # type: ignore[operator]
+    weights = nn.ModuleList(part if isinstance(part, tuple) else [part]).parameters()  # DeiT has two heads
     with torch.no_grad():
-        for weight in part.parameters():
+        for weight in weights:
             order = torch.randperm(weight.numel(), generator=generator).to(weight.device)
             weight.copy_(weight.flatten()[order].view_as(weight))
     return other

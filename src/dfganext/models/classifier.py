@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dfganext.errors import UserError
+from dfganext.errors import UserError, one_line
 from dfganext.images import prepare
 from dfganext.labels import FAKE, REAL
 from dfganext.models.batches import batches
@@ -66,15 +68,20 @@ def build(
         seed: of the random initial values.
 
     Raises:
-        UserError: unknown architecture, weights that cannot be fetched, read or fitted.
+        UserError: unknown architecture, one that cannot be made for this size, weights that cannot be fetched, read or fitted.
     """
-    if not timm.is_model(architecture):
-        near = timm.list_models(f"*{architecture.split('_')[0]}*")[:6]
+    if not _is_known(architecture):
+        near = timm.list_models(f"*{architecture.partition('.')[0].split('_')[0]}*")[:6]
         raise UserError(
             f"convnext.architecture: timm knows no model {architecture!r}; timm.list_models() has them all, "
             f"among them {', '.join(near or ['convnext_tiny'])}."
         )
-    model = _create(architecture, outputs_of(loss), size, seed, pretrained=weights == "imagenet")
+    try:
+        model = _create(architecture, outputs_of(loss), size, seed, pretrained=weights == "imagenet")
+    except UserError:
+        raise
+    except Exception as error:  # architectures have many ways of their own to refuse a size
+        raise unfit(architecture, size, error) from error
     if weights not in ("random", "imagenet"):
         _load_backbone(model, Path(weights))
     if weights != "random":
@@ -152,11 +159,69 @@ def load(folder: Path) -> tuple[nn.Module, ClassifierConfig]:
     return model.eval(), config
 
 
-def last_block(model: nn.Module) -> nn.Module:
-    """The layer that Grad-CAM reads: the last block of the last stage (ConvNeXt: the fourth)."""
+def map_layer(model: nn.Module) -> nn.Module:
+    """The layer that Grad-CAM reads: the last block of the last stage (ConvNeXt: the fourth).
+
+    Of a transformer with a class token it is the block's first normalisation, as pytorch-grad-cam's documentation has it:
+    after the attention that follows, only the class token is read, and no gradient reaches the others.
+    """
     stage = model.get_submodule(str(model.feature_info[-1]["module"]))  # type: ignore[index]
     blocks = getattr(stage, "blocks", stage)
-    return blocks[-1] if isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks) else stage
+    block = blocks[-1] if isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks) else stage
+    return getattr(block, "norm1", block) if getattr(model, "num_prefix_tokens", 0) else block
+
+
+def as_grid(features: object, model: nn.Module) -> Tensor:
+    """What a layer of `model` makes of square images, one vector a place, as (N, C, h, h).
+
+    Args:
+        features: (N, C, h, h), or (N, h, h, C) as of Swin, or tokens (N, L, C) as of ViT: h h of them, row by row, perhaps
+            after others that have no place, such as the class token.
+
+    Raises:
+        UserError: they lie on no square grid.
+    """
+    if isinstance(features, Tensor) and features.ndim == 4:
+        _, first, second, third = features.shape
+        if first == second and (second != third or getattr(model, "output_fmt", "NCHW") == "NHWC"):
+            return features.permute(0, 3, 1, 2)  # (N, h, h, C) -> (N, C, h, h)
+        if second == third:
+            return features
+    if isinstance(features, Tensor) and features.ndim == 3:
+        for prefix in (getattr(model, "num_prefix_tokens", 0), 0):  # some add the class token only after the last stage
+            places = features.shape[1] - prefix
+            side = math.isqrt(max(places, 0))
+            if side and side * side == places:
+                return features[:, prefix:].transpose(1, 2).unflatten(2, (side, side))  # (N, L, C) -> (N, C, h, h)
+    form = f"the shape {tuple(features.shape)}" if isinstance(features, Tensor) else "several tensors"
+    raise UserError(
+        f"convnext.architecture: no Grad-CAM map can be made of {_name(model)}, whose last block gives {form} and no square "
+        "grid; choose another, such as convnext_tiny."
+    )
+
+
+def unfit(architecture: str, size: int, error: Exception) -> UserError:
+    """What to say where an architecture fails for images of this size."""
+    return UserError(
+        f"convnext.architecture: {architecture} cannot be used with images of {size} pixels ({_reason(error)}); choose "
+        "another, or change convnext.size."
+    )
+
+
+def _name(model: nn.Module) -> str:
+    return str(model.pretrained_cfg["architecture"])  # type: ignore[index]
+
+
+def _reason(error: Exception) -> str:
+    return textwrap.shorten(f"{type(error).__name__}: {one_line(error)}", 240)
+
+
+def _is_known(architecture: str) -> bool:
+    """Whether timm has a model of this name and, after a dot, weights of this tag."""
+    try:
+        return timm.is_model(architecture) and bool(timm.models.get_pretrained_cfg(architecture))
+    except RuntimeError:
+        return False
 
 
 def _create(architecture: str, outputs: int, size: int, seed: int, pretrained: bool) -> nn.Module:
@@ -202,7 +267,7 @@ def _load_backbone(model: nn.Module, path: Path) -> None:
     found = _by_name(target, state) or _by_order(target, state)
     if found is None:
         raise UserError(
-            f"convnext.weights: {path} does not fit {model.pretrained_cfg['architecture']}: "  # type: ignore[index]
+            f"convnext.weights: {path} does not fit {_name(model)}: "
             f"of its {len(target)} tensors before the head, {sum(n in state for n in target)} are there by name."
         )
     model.load_state_dict(found, strict=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfganext.data.arrays import Images
+from dfganext.errors import UserError
 from dfganext.evaluation import metrics
 from dfganext.models import classifier
 from dfganext.models.classifier import ClassifierConfig
@@ -53,6 +55,7 @@ class ClassifierTask:
         self.precision = compute.precision(settings.precision, self.device)
         model, self.config = classifier.build(settings.architecture, loss, settings.size, settings.weights, seed)
         self.model: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)
+        rehearse(self.model, self.config, self.precision)
         self.replica = group.replicate(self.model)
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
@@ -104,6 +107,35 @@ class ClassifierTask:
     def rank(self, metrics: Metrics) -> tuple[float, ...]:
         """By accuracy; of equals, the one with the lower loss."""
         return metrics["validation_accuracy"], -metrics["validation_loss"]
+
+
+def rehearse(model: nn.Module, config: ClassifierConfig, precision: torch.dtype) -> None:
+    """Have a copy of `model` judge, be mapped and train on two blank images, before time is spent on it.
+
+    Raises:
+        UserError: the architecture cannot do one of these at this size.
+    """
+    seen: list[object] = []
+    try:
+        copied = copy.deepcopy(model)
+        hook = classifier.map_layer(copied).register_forward_hook(lambda layer, given, output: seen.append(output))
+        with torch.no_grad():
+            _rehearsed_loss(copied.eval(), config, precision, images=2)
+        hook.remove()
+        classifier.as_grid(seen[-1], copied)
+        _rehearsed_loss(copied.train(), config, precision, images=2).backward()
+    except UserError:
+        raise
+    except Exception as error:  # architectures have many ways of their own to refuse a size
+        raise classifier.unfit(config.architecture, config.size, error) from error
+
+
+def _rehearsed_loss(model: nn.Module, config: ClassifierConfig, precision: torch.dtype, images: int) -> Tensor:
+    device = next(model.parameters()).device
+    pixels = torch.zeros((images, config.size, config.size, 3), dtype=torch.uint8, device=device)
+    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        outputs = model(classifier.preprocess(pixels, config))
+    return classification_loss(outputs.float(), torch.zeros(images, dtype=torch.int64, device=device))
 
 
 def classification_loss(outputs: Tensor, labels: Tensor) -> Tensor:
