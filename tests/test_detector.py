@@ -9,6 +9,7 @@ from helpers import detector, png
 
 from dfganext import images
 from dfganext.detector import Detector
+from dfganext.errors import UserError
 from dfganext.models import classifier
 
 
@@ -64,3 +65,32 @@ def test_a_config_of_before_there_was_a_choice_still_loads(folder):
     (folder / "config.json").write_text(json.dumps(config))
     loaded = Detector.load(folder).config
     assert (loaded.equalise, loaded.interpolation) == (False, "lanczos")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "",
+        "[]",
+        "3",
+        '{"threshold": "0.5"}',
+        '{"threshold": null}',
+        '{"threshold": NaN}',
+        '{"threshold": Infinity}',
+        '{"temperature": 0}',
+        '{"temperature": [1]}',
+        '{"precision": "float16"}',
+        '{"precision": ["float32"]}',
+    ],
+)
+def test_what_is_no_operating_point_is_named(folder, content):
+    (folder / "operating_point.json").write_text(content)
+    with pytest.raises(UserError, match=r"operating_point\.json holds no operating point \(.+\)"):
+        Detector.load(folder)
+
+
+def test_without_an_operating_point_there_are_defaults(folder):
+    (folder / "operating_point.json").unlink()
+    loaded = Detector.load(folder)
+    assert (loaded.threshold, loaded.temperature, loaded.precision) == (0.5, 1.0, "float32")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from dfganext import images, labels
+from dfganext.errors import UserError, one_line
 from dfganext.evaluation import calibration
 from dfganext.models import classifier
 from dfganext.models.classifier import ClassifierConfig
@@ -59,14 +62,12 @@ class Detector:
             device: by default a GPU where there is one.
 
         Raises:
-            UserError: the folder holds no classifier, or a damaged one.
+            UserError: the folder holds no classifier, or a damaged one; the file is no operating point.
         """
         model, config = classifier.load(folder)
         point = operating_point or folder / OPERATING_POINT_FILE
-        chosen = json.loads(point.read_text(encoding="utf-8")) if point.is_file() else {}
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        defaults = {"threshold": 0.5, "temperature": 1.0, "precision": "float32"}
-        return cls(model, config, **{name: chosen.get(name, value) for name, value in defaults.items()})
+        return cls(model, config, **_read_point(point))
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """Calibrated p_fake of images at the model's own size: uint8 (N, size, size, 3) -> float64 (N,).
@@ -117,3 +118,24 @@ class Detector:
 
         raw = gradcam.raw_maps(self.model, self.config, pixels, [labels.FAKE] * len(pixels))
         return [gradcam.png(gradcam.overlay(image, one)) for image, one in zip(pixels, raw, strict=True)]
+
+
+def _read_point(path: Path) -> dict[str, Any]:
+    """Threshold, temperature and precision from an operating point's file, or what they are where it has none."""
+    point: dict[str, Any] = {"threshold": 0.5, "temperature": 1.0, "precision": "float32"}
+    if not path.exists():
+        return point
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError("no mapping of names to values")
+        point |= {name: found[name] for name in point if name in found}
+        if not (math.isfinite(point["threshold"]) and 0 < point["temperature"] < math.inf):
+            raise ValueError("threshold and temperature are to be finite, the temperature above 0")
+        if point["precision"] not in ("float32", "bfloat16"):
+            raise ValueError("precision is to be float32 or bfloat16")
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} holds no operating point ({one_line(error)}); `dvc repro evaluate` makes one."
+        ) from error
+    return point

@@ -38,5 +38,9 @@ def test_saved_and_loaded(tmp_path):
     with pytest.raises(UserError, match="no trained autoencoder"):
         autoencoder.load(tmp_path / "none")
     (tmp_path / autoencoder.WEIGHTS_FILE).write_bytes(b"xxxxxxxxxxxx")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match=rf"{tmp_path} holds a damaged autoencoder"):
+        autoencoder.load(tmp_path)
+    (tmp_path / autoencoder.WEIGHTS_FILE).unlink()
+    (tmp_path / autoencoder.WEIGHTS_FILE).mkdir()  # as unreadable as a file without permission, also to root
+    with pytest.raises(UserError, match=rf"{tmp_path} holds a damaged autoencoder"):
         autoencoder.load(tmp_path)

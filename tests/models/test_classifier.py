@@ -1,5 +1,7 @@
 """The classifier: heads, weights from files, preprocessing, and round trips."""
 
+import json
+
 import numpy as np
 import pytest
 import timm
@@ -69,6 +71,40 @@ def test_a_folder_without_a_model(tmp_path):
     (tmp_path / classifier.WEIGHTS_FILE).write_bytes(b"\0" * 100)
     with pytest.raises(UserError, match="damaged"):
         classifier.load(tmp_path)
+
+
+def without(key):
+    return lambda config: {name: value for name, value in config.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (without("mean"), "mean"),
+        (lambda config: {**config, "extra": 1}, "extra"),
+        (lambda config: [], "list"),
+        (lambda config: {**config, "architecture": "test_nothing"}, "test_nothing"),
+        (lambda config: {**config, "architecture": "test_resnet"}, "Missing key"),
+        (lambda config: {**config, "loss": "mse"}, "mse"),
+        (lambda config: {**config, "size": "64"}, "TypeError"),
+        (lambda config: {**config, "std": ["a", "b", "c"]}, "TypeError|ValueError"),
+    ],
+)
+def test_a_damaged_or_foreign_folder_is_named_with_the_reason(tmp_path, change, reason):
+    model, config = classifier.build(TINY, "ce", 64)
+    classifier.save(tmp_path, model.state_dict(), config)
+    file = tmp_path / classifier.CONFIG_FILE
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    with pytest.raises(UserError, match=rf"{tmp_path} holds a damaged classifier.*({reason})") as caught:
+        classifier.load(tmp_path)
+    assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
+
+
+def test_tensors_that_share_memory_are_saved(tmp_path):
+    model, config = classifier.build("coat_tiny", "ce", 64)
+    classifier.save(tmp_path, model.state_dict(), config)
+    again = classifier.load(tmp_path)[0].state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("form", ["safetensors", "pth", "nested pth", "other names"])

@@ -6,6 +6,7 @@ latent values of a 256-pixel image, the dimension that its Table II implies.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dfganext.errors import UserError
+from dfganext.errors import UserError, one_line
 from dfganext.models.batches import batches
 
 WEIGHTS_FILE = "model.safetensors"
@@ -99,6 +100,10 @@ def load(folder: Path) -> Autoencoder:
         model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except FileNotFoundError:
         raise UserError(f"{folder} holds no trained autoencoder; run `dvc repro train_autoencoder` first.") from None
-    except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"{folder} holds a damaged autoencoder ({error}); train it again.") from None
+    except (SafetensorError, RuntimeError, OSError) as error:
+        reason = textwrap.shorten(f"{type(error).__name__}: {one_line(error)}", 240)
+        raise UserError(
+            f"{folder} holds a damaged autoencoder, or none of this package's ({reason}); train it again with "
+            "`dvc repro train_autoencoder`."
+        ) from error
     return model.eval()

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import numpy as np
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -137,25 +136,30 @@ def predict_logits(
 def save(folder: Path, state: Mapping[str, Tensor], config: ClassifierConfig) -> None:
     """Write weights and config into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
+    # a copy of each: safetensors refuses tensors that share memory, as those of architectures that use a layer twice do
+    save_file({name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
 
 
 def load(folder: Path) -> tuple[nn.Module, ClassifierConfig]:
-    """Read back what `save` wrote, in evaluation mode. UserError if `folder` holds no classifier."""
+    """Read back what `save` wrote, in evaluation mode. UserError if `folder` holds no classifier that can be used."""
     try:
         values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        state = load_file(folder / WEIGHTS_FILE)
+        config = ClassifierConfig(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        blank = np.array(config.prepare(np.zeros((8, 8, 3), np.uint8)))
+        preprocess(torch.from_numpy(blank)[None], config)  # fails now, not at the first image, where a type is wrong
+        model = _create(config.architecture, outputs_of(config.loss), config.size, seed=0, pretrained=False)
+        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except FileNotFoundError as error:
         raise UserError(
-            f"{folder} holds no trained classifier ({Path(error.filename or WEIGHTS_FILE).name} is missing)."
+            f"{folder} holds no trained classifier ({Path(error.filename or WEIGHTS_FILE).name} is missing); "
+            "`dvc repro train_convnext` makes one."
         ) from None
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder} holds a damaged classifier ({error}); train it again.") from None
-    values |= {"mean": tuple(values["mean"]), "std": tuple(values["std"])}
-    config = ClassifierConfig(**values)
-    model = _create(config.architecture, outputs_of(config.loss), config.size, seed=0, pretrained=False)
-    model.load_state_dict(state)
+    except Exception as error:  # files from elsewhere can be wrong in any way
+        raise UserError(
+            f"{folder} holds a damaged classifier, or none of this package's ({_reason(error)}); train it again with "
+            "`dvc repro train_convnext`, or name another folder."
+        ) from error
     return model.eval(), config
 
 
