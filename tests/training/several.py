@@ -27,6 +27,7 @@ class Asked:
     fails: str | None = None
     rank: int = 1
     epoch: int = 1
+    lr: float = 3e-3
 
 
 def command(asked: Asked) -> list[str]:
@@ -55,7 +56,7 @@ def train(asked: Asked, group: Group = distributed.ALONE):
         size=32,
         epochs=asked.epochs,
         batch_size=15,
-        lr=3e-3,
+        lr=asked.lr,
         lr_step=2,
         precision="float32",
         augment=STRONG,

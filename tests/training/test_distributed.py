@@ -126,6 +126,11 @@ def test_a_user_error_is_told_once_and_as_it_is(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_training_that_diverges_is_told_once(tmp_path, capfd):
+    assert failing(tmp_path, lr=1e30).startswith("convnext.lr: training diverged")
+    assert capfd.readouterr().err == ""
+
+
 def test_a_bug_keeps_its_traceback(tmp_path, capfd):
     told = failing(tmp_path, fails="bug", epoch=-1)
     assert "process 2 of 2 failed (ZeroDivisionError: a bug)" in told

@@ -11,6 +11,7 @@ from dfganext.errors import UserError
 from dfganext.models import classifier as classifier_model
 from dfganext.settings import Augment, Machine
 from dfganext.training import augment, autoencoder, checkpoints, classifier, compute, loop
+from dfganext.training.distributed import ALONE, Group
 
 CPU = Machine(workers=0, device="cpu")
 STRONG = Augment(horizontal_flip=0.5, vertical_flip=0.5, rotation=15, distortion=0.5, colour_jitter=0.8)
@@ -96,6 +97,51 @@ def test_architectures_that_cannot_go_on_are_refused_before_training(settings, a
     settings = dataclasses.replace(settings, architecture=architecture, size=size)
     with pytest.raises(UserError, match=rf"convnext\.architecture: {why}"):
         classifier.ClassifierTask(TRAIN, VALIDATION, settings, "ce", 5, CPU)
+
+
+def test_a_batch_of_one_is_refused_where_it_cannot_be_normalised(settings):
+    def task(architecture, batch_size, images=22, group=ALONE):
+        chosen = dataclasses.replace(settings, architecture=architecture, batch_size=batch_size)
+        return classifier.ClassifierTask(striped(images, 0), VALIDATION, chosen, "ce", 5, CPU, group)
+
+    for batch_size, images in ((7, 22), (1, 22), (2, 1)):
+        with pytest.raises(UserError, match=r"convnext\.batch_size: .*test_resnet at 32 pixels"):
+            task("test_resnet", batch_size, images)
+    task("test_resnet", 8)
+    task("test_convnext", 7)
+    task("test_resnet", 7, 22, Unreplicated(0, 2))
+
+
+class Unreplicated(Group):
+    """One of several processes, without the others."""
+
+    def replicate(self, model):
+        return model
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_training_that_diverges_names_the_rate(settings, shipped, tmp_path, epochs):
+    chosen = dataclasses.replace(settings, lr=1e30, epochs=epochs)
+    for _ in range(2):  # the second time from the checkpoint
+        with pytest.raises(UserError, match=r"^convnext\.lr: .*diverged.*lower convnext\.lr"):
+            train(chosen, checkpoint=tmp_path / "c.pt")
+    smaller = dataclasses.replace(shipped.autoencoder, size=32, epochs=epochs, batch_size=8, lr=1e30)
+    with pytest.raises(UserError, match=r"^autoencoder\.lr: .*diverged.*lower autoencoder\.lr"):
+        autoencoder.train(TRAIN, VALIDATION, smaller, 1, CPU)
+
+
+@pytest.mark.parametrize("lost", [(0,), (1,), (0, 2)])
+def test_an_epoch_without_a_finite_loss_is_never_the_best(settings, monkeypatch, lost):
+    """Its weights here are sound; what is wrong is what validation says."""
+    validate, epochs = classifier.ClassifierTask.validate, iter(range(3))
+
+    def failing(task):
+        found = validate(task)
+        return {**found, "loss": float("nan"), "accuracy": 1.0} if next(epochs) in lost else found
+
+    monkeypatch.setattr(classifier.ClassifierTask, "validate", failing)
+    history = train(settings)
+    assert len(history.epochs) == 3 and history.best_epoch - 1 not in (-1, *lost)
 
 
 @pytest.mark.parametrize("architecture", ["test_convnext", "test_efficientnet", "test_vit"])

@@ -22,6 +22,7 @@ class AutoencoderTask:
     """Reconstruct real images."""
 
     schedule = None
+    rate = "autoencoder.lr"
 
     def __init__(self, train: Images, validation: Images, settings: Autoencoder, seed: int, machine: Machine) -> None:
         self.rows, self.seed, self.settings = train.only(REAL), seed, settings

@@ -39,6 +39,8 @@ class Part(NamedTuple):
 class ClassifierTask:
     """Real against fake, from all training images."""
 
+    rate = "convnext.lr"
+
     def __init__(
         self,
         train: Images,
@@ -55,7 +57,8 @@ class ClassifierTask:
         self.precision = compute.precision(settings.precision, self.device)
         model, self.config = classifier.build(settings.architecture, loss, settings.size, settings.weights, seed)
         self.model: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)
-        rehearse(self.model, self.config, self.precision)
+        fewest = max(min(map(len, self.batches(0))), group.size)  # each process computes with one image at least
+        rehearse(self.model, self.config, self.precision, fewest)
         self.replica = group.replicate(self.model)
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
@@ -109,11 +112,14 @@ class ClassifierTask:
         return metrics["validation_accuracy"], -metrics["validation_loss"]
 
 
-def rehearse(model: nn.Module, config: ClassifierConfig, precision: torch.dtype) -> None:
+def rehearse(model: nn.Module, config: ClassifierConfig, precision: torch.dtype, fewest: int = 2) -> None:
     """Have a copy of `model` judge, be mapped and train on two blank images, before time is spent on it.
 
+    Args:
+        fewest: images in the smallest batch to come; where it is one, the copy trains on one too.
+
     Raises:
-        UserError: the architecture cannot do one of these at this size.
+        UserError: the architecture cannot do one of these at this size, or not with a batch of one.
     """
     seen: list[object] = []
     try:
@@ -128,6 +134,15 @@ def rehearse(model: nn.Module, config: ClassifierConfig, precision: torch.dtype)
         raise
     except Exception as error:  # architectures have many ways of their own to refuse a size
         raise classifier.unfit(config.architecture, config.size, error) from error
+    if fewest > 1:
+        return
+    try:
+        _rehearsed_loss(copied, config, precision, images=1)
+    except ValueError as error:
+        raise UserError(
+            f"convnext.batch_size: it leaves a batch of one image, and {config.architecture} at {config.size} pixels cannot "
+            "normalise by batch over that; choose another, such as one more or one less."
+        ) from error
 
 
 def _rehearsed_loss(model: nn.Module, config: ClassifierConfig, precision: torch.dtype, images: int) -> Tensor:
@@ -148,7 +163,8 @@ def classification_loss(outputs: Tensor, labels: Tensor) -> Tensor:
 def describe(labels: np.ndarray, logits: np.ndarray) -> Metrics:
     """Loss, accuracy, precision, recall and F1 of an epoch, fake where logit > 0. The same loss for both kinds of head."""
     scores = metrics.at_threshold(labels, logits, 0.0)
-    loss = float(np.mean(np.logaddexp(0, np.where(labels == 1, -logits, logits))))
+    with np.errstate(invalid="ignore"):  # of an epoch that diverged
+        loss = float(np.mean(np.logaddexp(0, np.where(labels == 1, -logits, logits))))
     return {"loss": loss} | {name: scores[name] for name in ("accuracy", "precision", "recall", "f1")}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dfganext.errors import UserError
 from dfganext.training.distributed import ALONE, Group
 
 Metrics = dict[str, float]
@@ -30,6 +32,11 @@ class Task(Protocol):
     @property
     def schedule(self) -> torch.optim.lr_scheduler.LRScheduler | None: ...
 
+    @property
+    def rate(self) -> str:
+        """The setting that holds the learning rate, for the sentence that says it is too high."""
+        ...
+
     def batches(self, epoch: int) -> list[Any]: ...
 
     def load(self, batches: list[Any]) -> Iterable[Any]:
@@ -44,10 +51,12 @@ class Task(Protocol):
         """Of the epoch just trained; forgets what `loss` remembered."""
         ...
 
-    def validate(self) -> Metrics: ...
+    def validate(self) -> Metrics:
+        """Of the validation images; `loss` is among them."""
+        ...
 
     def rank(self, metrics: Metrics) -> tuple[float, ...]:
-        """Sorts epochs by their validation metrics; the greatest is the best."""
+        """Sorts epochs by their validation metrics; the greatest is the best. Asked only of those with a finite loss."""
         ...
 
 
@@ -82,6 +91,9 @@ def fit(
 
     Returns:
         One row of metrics an epoch (epoch counted from 1, lr, train_..., validation_...), and the state of the best.
+
+    Raises:
+        UserError: no epoch ended with a finite validation loss.
     """
     # machines may not share a disk: what the first process finds goes to all
     saved = group.from_first(checkpoint.read_bytes() if checkpoint is not None and checkpoint.is_file() else b"")
@@ -103,7 +115,9 @@ def fit(
             history.epochs.append(row)
             if task.schedule is not None:
                 task.schedule.step()
-            if history.best_epoch == 0 or task.rank(row) > task.rank(history.epochs[history.best_epoch - 1]):
+            if math.isfinite(row["validation_loss"]) and (
+                history.best_epoch == 0 or task.rank(row) > task.rank(history.epochs[history.best_epoch - 1])
+            ):
                 history.best_epoch = epoch + 1
                 history.best_state = {
                     name: value.detach().cpu().clone() for name, value in task.model.state_dict().items()
@@ -112,6 +126,12 @@ def fit(
                 _save(task, history, checkpoint)
             if on_epoch is not None:
                 on_epoch(row, speed)
+            if history.best_epoch == 0 and not _finite(task.model):
+                break  # no weight returns from there
+    if history.best_epoch == 0:
+        raise UserError(
+            f"{task.rate}: training diverged, no epoch ended with a finite validation loss; lower {task.rate}."
+        )
     return history
 
 
@@ -125,6 +145,10 @@ def train_epoch(task: Task, epoch: int, bar: tqdm) -> float:
         task.optimiser.step()
         bar.update()
     return sum(map(len, batches)) / (time.perf_counter() - start)
+
+
+def _finite(model: nn.Module) -> bool:
+    return all(bool(weight.isfinite().all()) for weight in model.parameters())
 
 
 def _save(task: Task, history: History, checkpoint: Path) -> None:
