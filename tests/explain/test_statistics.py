@@ -21,6 +21,20 @@ def test_an_even_map():
     assert found["face_mass"] == pytest.approx(FACE.area, abs=1e-4)
 
 
+@pytest.mark.parametrize("face", [FACE, Ellipse(0.5, 0.54, 0.56, 0.76), Ellipse(0.5, 0.5, 1, 1)])
+def test_the_area_of_an_ellipse_within_the_image(face):
+    assert face.area == pytest.approx(np.pi / 4 * face.width * face.height, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("face", "area"), [(Ellipse(0, 0.5, 1, 1), np.pi / 8), (Ellipse(1, 1, 0.6, 0.4), np.pi / 16 * 0.24)]
+)
+def test_what_lies_beyond_the_edges_does_not_count(face, area):
+    assert face.area == pytest.approx(area, abs=1e-5)
+    even = statistics.describe(np.ones((1, 12, 12)), face).face_mass[0]
+    assert face.area == pytest.approx(even, abs=1e-4), "chance is what an even map has"
+
+
 def test_a_single_cell():
     cells = np.zeros((5, 5))
     cells[2, 2] = 7
