@@ -27,6 +27,24 @@ def test_whether_cross_entropy_is_best(fine_tuned, accuracy, bce, verdict):
     assert judged(fine_tuned, all_rows(fine_tuned, accuracy, bce))["a"].verdict == verdict
 
 
+def test_best_of_some_rows_is_not_best_of_all(fine_tuned):
+    first, second = all_rows(fine_tuned, 0.995, 0.8)
+    found = judged(fine_tuned, [first])["a"]
+    assert found.verdict == "not tested" and "make table1" in found.because
+    assert "binary cross entropy, fake where" in found.because and "56 px" in found.because
+    assert "argmax" not in found.because and "96 px, fake" not in found.because
+    other_seed = replace(second, params={**second.params, "seed": "99"})
+    assert judged(fine_tuned, [first, other_seed])["a"].verdict == "not tested", "they were never compared"
+    assert judged(fine_tuned, all_rows(fine_tuned, 0.6, 0.995)[::-1])["a"].verdict == "refuted"
+
+
+def test_the_spectrum_baseline_is_among_the_others_whatever_the_loss_at_hand(fine_tuned):
+    records = all_rows(fine_tuned, 0.995, 0.8)
+    bce = replace(fine_tuned, loss="bce")
+    assert "the spectrum baseline" in judged(fine_tuned, records)["a"].effect
+    assert judged(bce, records[::-1])["a"].effect == judged(fine_tuned, records)["a"].effect
+
+
 def test_best_but_below_the_papers_figure_is_not_enough(fine_tuned):
     found = judged(fine_tuned, all_rows(fine_tuned, 0.9, 0.6))["a"]
     assert found.verdict == "inconclusive" and "99.50 %" in found.because
@@ -39,7 +57,8 @@ def test_random_weights_and_other_networks_cannot_test_the_papers_best(shipped, 
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "bce", "verdict"), [(0.97, 0.97, "refuted"), (0.97, 0.5, "supported"), (0.55, 0.97, "not tested")]
+    ("accuracy", "bce", "verdict"),
+    [(0.97, 0.97, "refuted"), (0.97, 0.5, "supported"), (0.97, 0.3, "inconclusive"), (0.55, 0.97, "not tested")],
 )
 def test_whether_binary_cross_entropy_fails(fine_tuned, accuracy, bce, verdict):
     assert judged(fine_tuned, all_rows(fine_tuned, accuracy, bce))["b"].verdict == verdict
@@ -74,6 +93,13 @@ def test_whether_real_images_maps_sit_on_the_face(fine_tuned, shift, on_face, ve
     chance = 3.14159265 / 4 * face.width * face.height
     maps = map_statistics(shift, on_face=on_face + chance - 0.42)
     assert judged(fine_tuned, maps=maps)["e"].verdict == verdict
+
+
+def test_an_ellipse_beyond_the_image_has_the_chance_of_what_is_inside(fine_tuned):
+    face = replace(fine_tuned.gradcam.face, x=0.0, y=0.5, width=1.0, height=1.0)
+    chosen = replace(fine_tuned, gradcam=replace(fine_tuned.gradcam, face=face))
+    even = map_statistics(1, on_face=3.14159265 / 8 - 0.42)
+    assert "0.393" in judged(chosen, maps=even)["e"].effect and judged(chosen, maps=even)["e"].verdict == "inconclusive"
 
 
 @pytest.mark.parametrize(("slope", "verdict"), [(3, "supported"), (0, "refuted"), (0.35, "inconclusive")])

@@ -6,6 +6,7 @@ Each rule is stated in `Verdict.rule` and applied to effect sizes with 95 % inte
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from dfganext.evaluation import intervals
 from dfganext.evaluation.intervals import Interval
 from dfganext.explain import statistics
 from dfganext.report.evidence import Evidence
-from dfganext.report.table1 import auc_difference, compare, is_fake
+from dfganext.report.table1 import Row, auc_difference, compare, is_fake
 from dfganext.report.text import number, percent, percents
 from dfganext.report.text import span as shown
 
@@ -89,12 +90,11 @@ def _best(evidence: Evidence) -> Finding:
     others = {
         f"{other.model}, {other.variation}": compare(row, other)
         for other in evidence.rows
-        if other.records and other.key not in (row.key, "convnext_bce_argmax")
+        if other.key not in (row.key, "convnext_bce_argmax")
     }
     gaps = {name: found for name, found in others.items() if found is not None}
-    spectrum = _against_spectrum(evidence)
-    if spectrum is not None:
-        gaps["the spectrum baseline"] = spectrum
+    missing = [name for name in others if name not in gaps]
+    gaps["the spectrum baseline"] = _against_spectrum(evidence, row)
     effect += "".join(
         f"; {percent(found['difference'], sign=True)} ({percents(found['interval'])}) over {name}"
         for name, found in gaps.items()
@@ -108,8 +108,11 @@ def _best(evidence: Evidence) -> Finding:
     reached = row.interval[1] >= level
     if any(found["interval"][1] < 0 for found in gaps.values()):
         return REFUTED, effect, "Another row is better.", rule
-    if all(found["interval"][0] > 0 for found in gaps.values()) and gaps and reached:
-        return SUPPORTED, effect, f"Better than all others at hand, and {percent(level)} is within reach.", rule
+    if missing:
+        because = f"Not on record with the same seed: {'; '.join(missing)}. `make table1` runs what is missing."
+        return NOT_TESTED, effect, because, rule
+    if all(found["interval"][0] > 0 for found in gaps.values()) and reached:
+        return SUPPORTED, effect, f"Better than all others, and {percent(level)} is within reach.", rule
     level_text = "" if reached else f" {percent(level)} lies above the interval."
     ties = [name for name, found in gaps.items() if found["interval"][0] <= 0]
     tie_text = f" No difference is certain from: {', '.join(ties)}." if ties else ""
@@ -119,7 +122,7 @@ def _best(evidence: Evidence) -> Finding:
 def _bce(evidence: Evidence) -> Finding:
     rule = (
         "Tested where cross entropy learns, its interval above 60 %. Supported if the interval of BCE, decided at logit > 0, "
-        "holds 50 %; refuted if it lies above."
+        "holds 50 %; refuted if it lies above; inconclusive if below, where the classes part the wrong way round."
     )
     ce, bce, argmax = (evidence.row(f"convnext_{name}") for name in ("ce", "bce", "bce_argmax"))
     if not bce.records or not ce.records:
@@ -135,6 +138,8 @@ def _bce(evidence: Evidence) -> Finding:
             f"Decided rightly, BCE works; argmax over its one logit always says real and scores {percent(argmax.mean)}."
         )
         return REFUTED, effect, because, rule
+    if bce.interval[1] < 0.5:
+        return INCONCLUSIVE, effect, "BCE is surely worse than the flip of a coin: neither at chance nor of use.", rule
     return SUPPORTED, effect, "BCE is at chance although decided rightly.", rule
 
 
@@ -265,15 +270,13 @@ def _density(evidence: Evidence) -> Finding:
     return INCONCLUSIVE, effect, "The interval is too wide to say.", rule
 
 
-def _against_spectrum(evidence: Evidence) -> dict | None:
-    """Accuracy of the network at hand, if it is the one with cross entropy, less that of the spectrum baseline."""
-    if evidence.settings.loss != "ce":
-        return None
-    table = evidence.predictions.merge(
-        evidence.baseline_predictions[["path", "p_fake"]], on="path", suffixes=("", "_b")
-    )
+def _against_spectrum(evidence: Evidence, row: Row) -> dict[str, Any]:
+    """Accuracy with cross entropy, of the network at hand or else of the first on record, less that of the spectrum baseline."""
+    ours_at_hand = evidence.settings.loss == "ce"
+    table = (evidence.predictions if ours_at_hand else row.records[0].predictions)[["path", "label", "logit"]]
+    table = table.merge(evidence.baseline_predictions[["path", "p_fake"]], on="path")
     fake = is_fake(table)
-    ours, theirs = (table.logit > 0).to_numpy() == fake, (table.p_fake_b > 0.5).to_numpy() == fake
+    ours, theirs = (table.logit > 0).to_numpy() == fake, (table.p_fake > 0.5).to_numpy() == fake
     return intervals.accuracy_difference(fake.astype(int), ours, theirs)
 
 
