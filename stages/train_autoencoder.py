@@ -13,13 +13,13 @@ from dfganext.training.curves import Curves
 def main() -> None:
     chosen = settings.load()
     images = paths.images_of_size(chosen.autoencoder.size)
+    train, validation = (arrays.read(images, split) for split in (sampling.TRAIN, sampling.VALIDATION))
     decisive = {"autoencoder": asdict(chosen.autoencoder), "seed": chosen.seed, "files": tracking.sha256_of(images)}
     with (
         checkpoints.resumable(paths.work(), "autoencoder", **decisive) as checkpoint,
         tracking.stage_run("train_autoencoder", chosen, reads=[paths.SPLIT, images], makes=[paths.AUTOENCODER]) as run,
     ):
         curves = Curves(run.log_metrics)
-        train, validation = (arrays.read(images, split) for split in (sampling.TRAIN, sampling.VALIDATION))
         history = training.train(train, validation, chosen.autoencoder, chosen.seed, chosen.machine, checkpoint, curves)
         autoencoder.save(paths.AUTOENCODER, history.best_state)
         curves.write(history, paths.AUTOENCODER_CURVES, paths.AUTOENCODER_SPEED)

@@ -23,12 +23,12 @@ def main() -> None:
 def train(chosen: Settings, group: distributed.Group) -> None:
     """Train as one of a group, whose first process alone writes and logs."""
     images = paths.images_of_size(chosen.convnext.size)
+    shown, validation = (arrays.read(images, split) for split in (sampling.TRAIN, sampling.VALIDATION))
     weights = [path for path in [Path(chosen.convnext.weights)] if path.is_file()]
     inputs = {str(path): tracking.sha256_of(path) for path in (images, *weights)}
     convnext = asdict(replace(chosen.convnext, processes=1))  # training may go on with more or fewer
     decisive = {"convnext": convnext, "loss": chosen.loss, "seed": chosen.seed, "files": inputs}
     group.check_same(decisive)
-    shown, validation = (arrays.read(images, split) for split in (sampling.TRAIN, sampling.VALIDATION))
     fit = partial(
         training.train, shown, validation, chosen.convnext, chosen.loss, chosen.seed, chosen.machine, group=group
     )

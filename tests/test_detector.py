@@ -94,3 +94,8 @@ def test_without_an_operating_point_there_are_defaults(folder):
     (folder / "operating_point.json").unlink()
     loaded = Detector.load(folder)
     assert (loaded.threshold, loaded.temperature, loaded.precision) == (0.5, 1.0, "float32")
+
+
+def test_an_operating_point_that_was_asked_for_must_be_there(folder, tmp_path):
+    with pytest.raises(UserError, match=r"none\.json is missing; `dvc repro evaluate`"):
+        Detector.load(folder, tmp_path / "none.json")

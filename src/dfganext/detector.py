@@ -58,16 +58,18 @@ class Detector:
 
         Args:
             operating_point: file with threshold, temperature and perhaps precision; by default the one in the folder, and
-                0.5, 1 and float32 where there is none.
+                0.5, 1 and float32 where that has none.
             device: by default a GPU where there is one.
 
         Raises:
             UserError: the folder holds no classifier, or a damaged one; the file is no operating point.
         """
         model, config = classifier.load(folder)
-        point = operating_point or folder / OPERATING_POINT_FILE
+        own = folder / OPERATING_POINT_FILE
+        if operating_point is None and own.exists():
+            operating_point = own
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, config, **_read_point(point))
+        return cls(model, config, **({} if operating_point is None else _read_point(operating_point)))
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """Calibrated p_fake of images at the model's own size: uint8 (N, size, size, 3) -> float64 (N,).
@@ -121,19 +123,18 @@ class Detector:
 
 
 def _read_point(path: Path) -> dict[str, Any]:
-    """Threshold, temperature and precision from an operating point's file, or what they are where it has none."""
-    point: dict[str, Any] = {"threshold": 0.5, "temperature": 1.0, "precision": "float32"}
-    if not path.exists():
-        return point
+    """Those of threshold, temperature and precision that an operating point's file has."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise TypeError("no mapping of names to values")
-        point |= {name: found[name] for name in point if name in found}
-        if not (math.isfinite(point["threshold"]) and 0 < point["temperature"] < math.inf):
+        point = {name: found[name] for name in ("threshold", "temperature", "precision") if name in found}
+        if not (math.isfinite(point.get("threshold", 0.5)) and 0 < point.get("temperature", 1.0) < math.inf):
             raise ValueError("threshold and temperature are to be finite, the temperature above 0")
-        if point["precision"] not in ("float32", "bfloat16"):
+        if point.get("precision", "float32") not in ("float32", "bfloat16"):
             raise ValueError("precision is to be float32 or bfloat16")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; `dvc repro evaluate` makes it.") from None
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} holds no operating point ({one_line(error)}); `dvc repro evaluate` makes one."
