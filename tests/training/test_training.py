@@ -91,6 +91,7 @@ def test_both_losses_learn(settings, loss):
         ("test_vit", 40, r"test_vit .* 40 pixels .*patch.*convnext\.size"),
         ("inception_v3", 32, r"inception_v3 .* 32 pixels .*convnext\.size"),
         ("coat_tiny", 64, "no Grad-CAM map can be made of coat_tiny"),
+        ("mvitv2_tiny", 64, "no Grad-CAM map can be made of mvitv2_tiny"),
     ],
 )
 def test_architectures_that_cannot_go_on_are_refused_before_training(settings, architecture, size, why):

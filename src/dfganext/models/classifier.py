@@ -168,8 +168,14 @@ def map_layer(model: nn.Module) -> nn.Module:
 
     Of a transformer with a class token it is the block's first normalisation, as pytorch-grad-cam's documentation has it:
     after the attention that follows, only the class token is read, and no gradient reaches the others.
+
+    Raises:
+        UserError: timm names no stage of this architecture, or none that is there.
     """
-    stage = model.get_submodule(str(model.feature_info[-1]["module"]))  # type: ignore[index]
+    try:
+        stage = model.get_submodule(str(model.feature_info[-1]["module"]))  # type: ignore[index]
+    except (AttributeError, LookupError, TypeError):
+        raise _unmapped(model, "stages timm does not name") from None
     blocks = getattr(stage, "blocks", stage)
     block = blocks[-1] if isinstance(blocks, nn.Sequential | nn.ModuleList) and len(blocks) else stage
     return getattr(block, "norm1", block) if getattr(model, "num_prefix_tokens", 0) else block
@@ -198,9 +204,13 @@ def as_grid(features: object, model: nn.Module) -> Tensor:
             if side and side * side == places:
                 return features[:, prefix:].transpose(1, 2).unflatten(2, (side, side))  # (N, L, C) -> (N, C, h, h)
     form = f"the shape {tuple(features.shape)}" if isinstance(features, Tensor) else "several tensors"
-    raise UserError(
-        f"convnext.architecture: no Grad-CAM map can be made of {_name(model)}, whose last block gives {form} and no square "
-        "grid; choose another, such as convnext_tiny."
+    raise _unmapped(model, f"last block gives {form} and no square grid")
+
+
+def _unmapped(model: nn.Module, why: str) -> UserError:
+    return UserError(
+        f"convnext.architecture: no Grad-CAM map can be made of {_name(model)}, whose {why}; choose another, such as "
+        "convnext_tiny."
     )
 
 
