@@ -121,6 +121,13 @@ def rehearse(model: nn.Module, config: ClassifierConfig, precision: torch.dtype,
     Raises:
         UserError: the architecture cannot do one of these at this size, or not with a batch of one.
     """
+    device = next(model.parameters()).device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):  # dropout must not shift what follows
+        _rehearse(model, config, precision, fewest)
+
+
+def _rehearse(model: nn.Module, config: ClassifierConfig, precision: torch.dtype, fewest: int) -> None:
     seen: list[object] = []
     try:
         copied = copy.deepcopy(model)
