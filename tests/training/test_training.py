@@ -8,6 +8,7 @@ import torch
 
 from dfganext.data.arrays import Images
 from dfganext.errors import UserError
+from dfganext.models import autoencoder as model_of_autoencoder
 from dfganext.models import classifier as classifier_model
 from dfganext.settings import Augment, Machine
 from dfganext.training import augment, autoencoder, checkpoints, classifier, compute, loop
@@ -198,6 +199,25 @@ def test_an_epoch_shows_each_row_once_in_an_order_of_its_own():
     flat = [row for batch in batches for _, row in batch]
     assert sorted(flat) == rows.tolist() and {epoch for batch in batches for epoch, _ in batch} == {2}
     assert flat != [row for batch in augment.shuffled(rows, 3, 5, 1) for _, row in batch]
+
+
+@pytest.mark.parametrize("number", [5, 8, 19])
+def test_an_autoencoder_batch_in_pieces_has_the_gradient_of_the_whole(shipped, monkeypatch, number):
+    monkeypatch.setattr(model_of_autoencoder, "CPU_PIXELS", 8 * 32**2)
+    settings = dataclasses.replace(shipped.autoencoder, size=32, batch_size=number)
+    task = autoencoder.AutoencoderTask(TRAIN, VALIDATION, settings, 1, CPU)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (number, 32, 32, 3), dtype=np.uint8))
+    for loss in task.losses((images, torch.zeros(number))):
+        loss.backward()
+    found = [weight.grad.clone() for weight in task.model.parameters()]
+    task.model.zero_grad()
+    whole = images.permute(0, 3, 1, 2).double() / 255
+    model = task.model.double()
+    expected = torch.mean((model(whole) - whole) ** 2)
+    expected.backward()
+    assert task.train_metrics()["loss"] == pytest.approx(expected.item(), rel=1e-6)
+    for weight, gradient in zip(model.parameters(), found, strict=True):
+        torch.testing.assert_close(gradient.double(), weight.grad, rtol=1e-4, atol=1e-8)
 
 
 def test_the_autoencoder_sees_real_images_only(shipped):

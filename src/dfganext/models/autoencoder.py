@@ -22,6 +22,10 @@ from dfganext.models.batches import batches
 WEIGHTS_FILE = "model.safetensors"
 CHANNELS = (64, 32, 16)
 
+BATCH = 32
+CPU_PIXELS = 8 * 256**2
+"""At a time on a CPU: what 32 images of 256 pixels make of themselves overflows its caches, and each takes twice as long."""
+
 
 class Autoencoder(nn.Module):
     """Three 3x3 convolutions with ReLU and 2x2 max pooling, mirrored with nearest-neighbour upsampling and a sigmoid.
@@ -58,6 +62,11 @@ def build(seed: int) -> Autoencoder:
         return Autoencoder()
 
 
+def at_once(size: int, most: int, device: torch.device | str) -> int:
+    """How many images with so many pixels a side, `most` at most, pass through the network together on a device."""
+    return max(1, min(most, CPU_PIXELS // size**2)) if torch.device(device).type == "cpu" else most
+
+
 def preprocess(images: Tensor) -> Tensor:
     """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in 0...1, channels_last in memory."""
     return (images.float() / 255).permute(0, 3, 1, 2)
@@ -65,23 +74,22 @@ def preprocess(images: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def encode(
-    model: Autoencoder, images: np.ndarray, batch_size: int = 32, device: torch.device | str = "cpu"
+    model: Autoencoder, images: np.ndarray, batch_size: int = BATCH, device: torch.device | str = "cpu"
 ) -> np.ndarray:
     """Latent vectors: uint8 (N, S, S, 3) -> float32 (N, d), d = 16 (S / 8)^2, flattened from (16, S/8, S/8)."""
     encoder = model.to(device).eval().encoder
-    return np.concatenate(
-        [encoder(preprocess(pixels)).flatten(1).cpu().numpy() for _, pixels in batches(images, batch_size, device)]
-    )
+    parts = batches(images, at_once(images.shape[1], batch_size, device), device)
+    return np.concatenate([encoder(preprocess(pixels)).flatten(1).cpu().numpy() for _, pixels in parts])
 
 
 @torch.inference_mode()
 def reconstruction_errors(
-    model: Autoencoder, images: np.ndarray, batch_size: int = 32, device: torch.device | str = "cpu"
+    model: Autoencoder, images: np.ndarray, batch_size: int = BATCH, device: torch.device | str = "cpu"
 ) -> np.ndarray:
     """Mean squared error over pixels and channels, on the 0...1 scale: uint8 (N, S, S, 3) -> float64 (N,)."""
     model = model.to(device).eval()
     errors = []
-    for _, pixels in batches(images, batch_size, device):
+    for _, pixels in batches(images, at_once(images.shape[1], batch_size, device), device):
         batch = preprocess(pixels)
         errors.append((model(batch) - batch).double().square().mean(dim=(1, 2, 3)).cpu().numpy())
     return np.concatenate(errors)

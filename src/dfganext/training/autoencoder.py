@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -37,20 +37,20 @@ class AutoencoderTask:
     def batches(self, epoch: int) -> list[list[tuple[int, int]]]:
         return augment.shuffled(self.rows, epoch, self.settings.batch_size, self.seed)
 
-    def loss(self, batch: Batch) -> Tensor:
-        images = autoencoder.preprocess(batch[0].to(self.device, non_blocking=True))
-        loss = F.mse_loss(self.model(images), images)
-        self._losses += [loss.detach()] * len(images)  # not read here: a GPU would have to be waited for
-        return loss
+    def losses(self, batch: Batch) -> Iterator[Tensor]:
+        images = batch[0].to(self.device, non_blocking=True)
+        for pixels in images.split(autoencoder.at_once(self.settings.size, len(images), self.device)):
+            piece = autoencoder.preprocess(pixels)
+            loss = F.mse_loss(self.model(piece), piece)
+            self._losses += [loss.detach()] * len(piece)  # not read here: a GPU would have to be waited for
+            yield loss * (len(piece) / len(images))
 
     def train_metrics(self) -> Metrics:
         losses, self._losses = torch.stack(self._losses), []
         return {"loss": float(losses.double().mean())}
 
     def validate(self) -> Metrics:
-        errors = autoencoder.reconstruction_errors(
-            self.model, self.validation_pixels, self.settings.batch_size, self.device
-        )
+        errors = autoencoder.reconstruction_errors(self.model, self.validation_pixels, device=self.device)
         return {"loss": float(errors.mean())}
 
     def rank(self, metrics: Metrics) -> tuple[float, ...]:

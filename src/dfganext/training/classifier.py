@@ -85,6 +85,9 @@ class ClassifierTask:
         for loaded, (place, of) in zip(self._loaded(keys), places, strict=True):
             yield Part(*loaded, place, of)
 
+    def losses(self, batch: Part) -> Iterator[Tensor]:
+        yield self.loss(batch)
+
     def loss(self, batch: Part) -> Tensor:
         images, labels = (part.to(self.device, non_blocking=True) for part in (batch.images, batch.labels))
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):

@@ -43,12 +43,15 @@ class Task(Protocol):
         """What `loss` takes of each batch."""
         ...
 
-    def loss(self, batch: Any) -> Tensor:
-        """Mean loss of a training batch, with gradient; may remember outputs for `train_metrics`."""
+    def losses(self, batch: Any) -> Iterable[Tensor]:
+        """Mean loss of a training batch, with gradient, or parts of it that add up to it, each gone back from before the next.
+
+        May remember outputs for `train_metrics`.
+        """
         ...
 
     def train_metrics(self) -> Metrics:
-        """Of the epoch just trained; forgets what `loss` remembered."""
+        """Of the epoch just trained; forgets what `losses` remembered."""
         ...
 
     def validate(self) -> Metrics:
@@ -141,7 +144,8 @@ def train_epoch(task: Task, epoch: int, bar: tqdm) -> float:
     batches, start = task.batches(epoch), time.perf_counter()
     for batch in task.load(batches):
         task.optimiser.zero_grad(set_to_none=True)
-        task.loss(batch).backward()
+        for loss in task.losses(batch):
+            loss.backward()
         task.optimiser.step()
         bar.update()
     return sum(map(len, batches)) / (time.perf_counter() - start)
