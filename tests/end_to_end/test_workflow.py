@@ -179,7 +179,10 @@ def test_table_1_is_run_and_collected(reproduced):
     [
         (("loss: ce", "loss: foo"), "loss must be one of ce, bce, not 'foo'"),
         (("loss: ce", "loss: ce\nlosss: ce"), "unknown key losss"),
-        (("  bandwidth: 0.2", "  bandwidth: wide"), "density.bandwidth must be a number from 1e-06 to 1000000, not 'wide'"),
+        (
+            ("  bandwidth: 0.2", "  bandwidth: wide"),
+            "density.bandwidth must be a number from 1e-06 to 1000000, not 'wide'",
+        ),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_runs(reproduced, change, says):
