@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import dfganext
 from dfganext import process
-from dfganext.data.trees import printable
+from dfganext.data.trees import printable, shortened
 from dfganext.errors import UserError, one_line
 from dfganext.inputs import BATCH_BYTES, BATCH_FILES, find_images, read
 from dfganext.pipeline import INTERRUPTED
@@ -127,7 +127,7 @@ def heatmap_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
     taken: set[str] = set()
     names = {}
     for path in files:
-        stem = os.fsdecode(_cut(os.fsencode(path.stem), STEM_BYTES))
+        stem = shortened(path.stem, STEM_BYTES)
         name, number = f"{stem}.png", 1
         while name.casefold() in taken:  # some file systems ignore case
             number += 1
@@ -268,7 +268,7 @@ def _load(uri: str | None, stack: ExitStack) -> Detector:
     from dfganext import registry
     from dfganext.detector import Detector
 
-    return Detector.load(stack.enter_context(registry.resolve(registry.CHAMPION_URI if uri is None else uri)))
+    return Detector.load(stack.enter_context(registry.resolve(uri)))
 
 
 def _batches(files: Iterable[Path]) -> Iterator[list[tuple[Path, bytes | str]]]:
@@ -289,13 +289,6 @@ def _batches(files: Iterable[Path]) -> Iterator[list[tuple[Path, bytes | str]]]:
 def _in_a_line(text: str) -> str:
     """Text without the characters that would end the line or steer the terminal."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: ascii(found[0])[1:-1], text)
-
-
-def _cut(name: bytes, length: int) -> bytes:
-    """The beginning of a name, not cut within a letter of UTF-8."""
-    while length < len(name) and name[length] & 0xC0 == 0x80:
-        length -= 1
-    return name[:length]
 
 
 def _write_heatmap(path: Path, data: bytes) -> None:

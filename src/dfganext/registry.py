@@ -189,15 +189,16 @@ def champion() -> Any | None:
 
 
 @contextmanager
-def resolve(uri: str) -> Iterator[Path]:
+def resolve(uri: str | None) -> Iterator[Path]:
     """The folder of a detector, for `Detector.load`, as a context: what had to be downloaded is removed afterwards.
 
     Args:
-        uri: models:/<name>@<alias>, models:/<name>/<version>, runs:/<run id>/<path>, or a local folder.
+        uri: models:/<name>@<alias>, models:/<name>/<version>, runs:/<run id>/<path>, or a local folder; None: the champion.
 
     Raises:
         UserError: there is none, or it holds no detector; the message says what to do.
     """
+    uri = CHAMPION_URI if uri is None else uri
     if not re.match(r"[a-z0-9]+:/", uri):
         yield _detector_folder(Path(uri), uri)
         return
@@ -217,8 +218,12 @@ def resolve(uri: str) -> Iterator[Path]:
         yield _detector_folder(folder, uri)
 
 
-def pinned(uri: str) -> str:
-    """models:/<name>@<alias> with the version that the alias stands for now; any other address, and one of no model, as it is."""
+def pinned(uri: str | None) -> str:
+    """models:/<name>@<alias> with the version that the alias stands for now; any other address, and one of no model, as it is.
+
+    None stands for the champion.
+    """
+    uri = CHAMPION_URI if uri is None else uri
     match = re.fullmatch(r"models:/([^/@]+)@([^/@]+)", uri)
     if not match or not tracking.exists():
         return uri

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from dfganext import images, labels
 from dfganext.data.sources import Collection
-from dfganext.data.trees import Found, Reject, label_of, walk
+from dfganext.data.trees import Found, Reject, label_of, shortened, walk
 from dfganext.errors import UserError
 from dfganext.settings import Download
 
@@ -191,7 +191,7 @@ def _numbered(path: PurePosixPath, number: int) -> PurePosixPath:
     stem = path.stem
     if len(end.encode()) >= NAME_BYTES:  # all the name is suffix
         end, stem = f"-{number}", path.name
-    return path.with_name(stem.encode()[: NAME_BYTES - len(end.encode())].decode("utf-8", "ignore") + end)
+    return path.with_name(shortened(stem, NAME_BYTES - len(end.encode())) + end)
 
 
 def _without_class(label: str, path: PurePosixPath) -> PurePosixPath:

@@ -60,6 +60,14 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def shortened(name: str, length: int) -> str:
+    """The beginning of a file's name, of `length` bytes at most, not cut within a letter of UTF-8."""
+    encoded = os.fsencode(name)
+    while length < len(encoded) and encoded[length] & 0xC0 == 0x80:
+        length -= 1
+    return os.fsdecode(encoded[:length])
+
+
 def label_of(path: PurePosixPath) -> str | None:
     """ "real" or "fake", after the nearest folder above a file that is called so, in any case; None without one."""
     return next((part.lower() for part in reversed(path.parts[:-1]) if part.lower() in labels.NAMES), None)

@@ -36,7 +36,7 @@ def load(uri: str | None) -> Model:
     from dfganext.detector import OPERATING_POINT_FILE, Detector
     from dfganext.models.classifier import CONFIG_FILE, WEIGHTS_FILE
 
-    address = registry.pinned(registry.CHAMPION_URI if uri is None else uri)
+    address = registry.pinned(uri)
     with registry.resolve(address) as folder:
         detector = Detector.load(folder, device=torch.device("cpu"))
         names = (WEIGHTS_FILE, CONFIG_FILE, OPERATING_POINT_FILE)

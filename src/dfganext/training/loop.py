@@ -40,7 +40,7 @@ class Task(Protocol):
     def batches(self, epoch: int) -> list[Any]: ...
 
     def load(self, batches: list[Any]) -> Iterable[Any]:
-        """What `loss` takes of each batch."""
+        """What `losses` takes of each batch."""
         ...
 
     def losses(self, batch: Any) -> Iterable[Tensor]:
