@@ -1,18 +1,18 @@
-"""Check params.yaml as a whole, and that data.dvc pins the images that are meant."""
+"""Check params.yaml and data.dvc, and write down what DVC cannot see by itself: library versions and the weights file."""
 
 import sys
 from pathlib import Path
 
 import yaml
 
-from dfganext import paths, pipeline, settings
+from dfganext import files, paths, pipeline, settings, versions
 from dfganext.errors import UserError
 
 PINNED = Path("data.dvc")
 
 
 def main() -> None:
-    settings.load()
+    chosen = settings.load()
     if PINNED.exists():
         refuse_what_would_come_back(PINNED)
     elif paths.DATA.is_dir():
@@ -26,6 +26,27 @@ def main() -> None:
             f"{PINNED} and {paths.DATA}/ are both missing: run `git checkout {PINNED}` for the sample, or put your own images into "
             f"{paths.DATA}/real and {paths.DATA}/fake and run `dvc add {paths.DATA}`."
         )
+    files.write_json(paths.VERSIONS, versions.installed())
+    point_at_weights(paths.WEIGHTS, chosen.convnext)
+
+
+def point_at_weights(place: Path, convnext: settings.Convnext) -> None:
+    """Make `place` a link to the file of `convnext.weights`, whose content DVC then compares, or the setting as text.
+
+    UserError if there is no such file.
+    """
+    file = convnext.weights_file
+    if file is not None and not file.is_file():
+        raise UserError(
+            f"convnext.weights: {file} is no file; give random, imagenet, or the path of a .safetensors or .pth file, an "
+            "absolute one for queued experiments."
+        )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    if file is None:
+        place.write_text(f"{convnext.weights}\n", encoding="utf-8")
+    else:
+        place.symlink_to(file.resolve())
 
 
 def refuse_what_would_come_back(pinned: Path) -> None:

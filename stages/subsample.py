@@ -10,8 +10,7 @@ from dfganext.labels import NAMES
 def main() -> None:
     chosen = settings.load()
     with tracking.stage_run("subsample", chosen, reads=[paths.MANIFEST], makes=[paths.SPLIT]) as run:
-        seed = chosen.seed if chosen.subsample.seed is None else chosen.subsample.seed
-        split = sampling.draw(manifest.read(paths.MANIFEST), chosen.subsample, seed)
+        split = sampling.draw(manifest.read(paths.MANIFEST), chosen.subsample, chosen.subsample.seed)
         sampling.write(paths.SPLIT, split)
         counts = pd.crosstab(split.split, split.label)
         run.log_metrics({f"{row.Index}_{label}": getattr(row, label) for row in counts.itertuples() for label in NAMES})

@@ -1,6 +1,5 @@
 """dvc.yaml and the code name the same files and settings."""
 
-import ast
 from pathlib import Path
 
 import yaml
@@ -25,7 +24,7 @@ def test_every_output_is_a_known_path():
 def test_every_setting_and_source_named_exists():
     flat = settings.flatten(settings.load(ROOT / "params.yaml"))
     for stage, spec in STAGES.items():
-        for key in spec.get("params", []):
+        for key in (entry for entry in spec.get("params", []) if isinstance(entry, str)):
             assert any(name == key or name.startswith(f"{key}.") for name in flat), f"{stage}: {key}"
         for dependency in spec["deps"]:
             if dependency.startswith(("src/", "stages/")):
@@ -39,27 +38,3 @@ def test_every_stage_has_a_script_of_its_name_that_names_itself():
         assert len(text.splitlines()) < 100
         if stage != "check":
             assert f'stage_run("{stage}"' in text.replace("\n            ", "")
-
-
-def test_settings_a_stage_reads_are_declared():
-    """What a script takes from the settings, by attribute, is among its params (machine and logging aside)."""
-    for stage, spec in STAGES.items():
-        tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text())
-        read = {
-            node.attr
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "chosen"
-        } - {"machine"}
-        declared = {key.split(".")[0] for key in spec.get("params", [])}
-        assert read <= declared, f"{stage} reads {read - declared}"
-
-
-def test_the_core_knows_neither_mlflow_nor_dvc():
-    edge = {"tracking.py", "registry.py", "cli.py", "pipeline.py", "model.py"}
-    for file in (ROOT / "src").rglob("*.py"):
-        if file.name in edge:
-            continue
-        for node in ast.walk(ast.parse(file.read_text())):
-            modules = [alias.name for alias in getattr(node, "names", [])] if isinstance(node, ast.Import) else []
-            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not any(module.split(".")[0] in ("mlflow", "dvc") for module in modules), file

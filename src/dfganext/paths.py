@@ -8,6 +8,8 @@ DATA = Path("data")
 SAMPLES = Path("samples")
 
 ARTIFACTS = Path("artifacts")
+VERSIONS = ARTIFACTS / "versions.json"
+WEIGHTS = ARTIFACTS / "weights"
 RAW = ARTIFACTS / "raw"
 MANIFEST = ARTIFACTS / "manifest.csv"
 REJECTS = ARTIFACTS / "rejects.csv"

@@ -69,7 +69,7 @@ class Download:
 
 @dataclass(frozen=True)
 class Subsample:
-    seed: Annotated[int, Within(low=0, high=2**32 - 1)] | None
+    seed: Annotated[int, Within(low=0, high=2**32 - 1)]
     per_class: Annotated[int, Within(low=4)] | None
     train_to_test: Positive
     validation: Annotated[float, Within(above=0, high=0.5)]
@@ -105,6 +105,11 @@ class Convnext:
     weight_decay: Annotated[float, Within(low=0)]
     precision: Literal["auto", "float32", "bfloat16"]
     augment: Augment
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file that training starts from, where `weights` names one."""
+        return None if self.weights in ("random", "imagenet") else Path(self.weights)
 
     def __post_init__(self) -> None:
         if self.processes > self.batch_size:
@@ -152,6 +157,7 @@ class Density:
 @dataclass(frozen=True)
 class Promote:
     metric: Literal["roc_auc", "accuracy", "log_loss"]
+    min_images: Count
     architectures: tuple[str, ...]
     precision: Literal["float32", "bfloat16"]
 

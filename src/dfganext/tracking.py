@@ -30,7 +30,7 @@ from urllib.parse import unquote
 
 from filelock import FileLock
 
-from dfganext import paths
+from dfganext import paths, versions
 from dfganext import settings as settings_module
 from dfganext.errors import UserError
 from dfganext.settings import Settings
@@ -96,6 +96,7 @@ def stage_run(
     Raises:
         UserError: the tracking store cannot be used. What the stage had written by then stays.
     """
+    versions.require_recorded(paths.VERSIONS)
     client, experiment = connect()
     _end_the_dead(client, experiment)
     parent_id, failed_before = _parent(client, experiment, stage, settings)
@@ -325,7 +326,7 @@ def _parent(client: Client, experiment: str, stage: str, settings: Settings) -> 
     origin = _origin()
     tags = {"execution": execution, "execution.started": str(started), **origin}
     run_id = client.create_run(experiment, tags=tags, run_name=_parent_name(stage, origin)).info.run_id
-    _log_params(client, run_id, settings_module.flatten(settings))
+    _log_settings(client, run_id, settings)
     return run_id, False
 
 
@@ -440,10 +441,10 @@ def _log_metrics(client: Client, run_id: str, metrics: Mapping[str, float], step
     client.log_batch(run_id, metrics=[Metric(key, float(value), now, step or 0) for key, value in metrics.items()])
 
 
-def _log_params(client: Client, run_id: str, params: Mapping[str, object]) -> None:
+def _log_settings(client: Client, run_id: str, settings: Settings) -> None:
     from mlflow.entities import Param
 
-    texts = settings_module.as_texts(params)
+    texts = settings_module.as_texts(settings_module.flatten(settings))
     client.log_batch(run_id, params=[Param(key, text) for key, text in texts.items()])
 
 

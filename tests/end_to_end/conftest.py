@@ -1,7 +1,6 @@
 """Clones of the repository as it stands, with settings shrunk until a pipeline takes a minute."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -9,18 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-
-SMALL = {
-    "per_class": "60",
-    "architecture": "test_convnext",
-    "size": "32",
-    "epochs": "2",
-    "architectures": "[test_convnext]",
-    "near_duplicate_bits": "8",
-    "first": "{size: 32, threshold: 0.0035}",
-    "second": "{size: 16, threshold: 0.0025}",
-    "faithfulness": "2",
-}
+from helpers import shrink
 
 
 class Project:
@@ -56,14 +44,6 @@ class Project:
     def clone(self, folder: Path) -> "Project":
         self.run("git", "clone", "--quiet", str(self.folder), str(folder))
         return Project(folder)
-
-
-def shrink(params: str) -> str:
-    """Settings of the same shape, with less to do."""
-    for key, value in SMALL.items():
-        params, count = re.subn(rf"^(  {key}: ).*$", rf"\g<1>{value}", params, flags=re.MULTILINE)
-        assert count, f"params.yaml has no {key}"
-    return params
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,244 @@
+"""dvc.yaml declares all that decides a stage's outputs: modules, settings, library versions."""
+
+import ast
+import dataclasses
+import importlib
+import re
+import shutil
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers import shrink
+
+from dfganext import settings, tracking, versions
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+CANNOT_CHANGE_AN_OUTPUT = {
+    "src/dfganext/__init__.py": "holds the package's version",
+    "src/dfganext/errors.py": "words of error messages",
+    "src/dfganext/paths.py": "dvc.yaml repeats every path, and test_paths.py compares the two",
+    "src/dfganext/pipeline.py": "exit codes and signals",
+    "src/dfganext/process.py": "threads and memory: the same bits faster (tests/test_process.py)",
+    "src/dfganext/settings.py": "the settings that a stage reads are declared one by one",
+    "src/dfganext/tracking.py": "writes to MLflow, not to an output; promote and report, which read MLflow, declare it",
+    "src/dfganext/training/checkpoints.py": "training goes on to the same bytes (tests/training/test_training.py)",
+    "src/dfganext/versions.py": "each version that a stage depends on is declared",
+    "stages/__init__.py": "puts src on the path",
+}
+READS_MLFLOW = ("promote", "report")
+
+
+def excused(stage: str) -> set[str]:
+    return set(CANNOT_CHANGE_AN_OUTPUT) - ({"src/dfganext/tracking.py"} if stage in READS_MLFLOW else set())
+
+
+def imported(file: Path) -> set[str]:
+    """Dotted names that a module imports, inside functions too, but not for type checking alone."""
+    found: set[str] = set()
+
+    class Imports(ast.NodeVisitor):
+        def visit_If(self, node: ast.If) -> None:
+            if "TYPE_CHECKING" not in ast.dump(node.test):
+                self.generic_visit(node)
+
+        def visit_Import(self, node: ast.Import) -> None:
+            found.update(alias.name for alias in node.names)
+
+        def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+            assert node.level == 0, f"{file}: relative import"
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+
+    Imports().visit(ast.parse(file.read_text(encoding="utf-8")))
+    return found
+
+
+def modules_of(name: str) -> set[Path]:
+    """Files of this repository that are executed when `name` is imported: the module, and its packages' __init__.py."""
+    parts, found = name.split("."), set()
+    base = ROOT / "src" if parts[0] == "dfganext" else ROOT
+    for length in range(1, len(parts) + 1):
+        place = base.joinpath(*parts[:length])
+        found |= {file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()}
+    return found
+
+
+@cache
+def closure(stage: str) -> frozenset[Path]:
+    """Every file of this repository that a stage's script imports, directly or through others.
+
+    promote also copies what the served model imports into the version.
+    """
+    files = {ROOT / "stages" / "__init__.py", ROOT / "stages" / f"{stage}.py"}
+    files |= {ROOT / "src/dfganext/serving/model.py"} if stage == "promote" else set()
+    return reached_from(files)
+
+
+def reached_from(files: set[Path]) -> frozenset[Path]:
+    """These files, and every one of this repository that they import, directly or through others; empty ones left out."""
+    pending, seen = set(files), set()
+    while pending:
+        file = pending.pop()
+        seen.add(file)
+        names = {name for name in imported(file) if name.split(".")[0] in ("dfganext", "stages")}
+        pending |= set().union(*map(modules_of, names)) - seen
+    return frozenset(file for file in seen if file.read_text(encoding="utf-8").strip())
+
+
+def declared(stage: str) -> list[str]:
+    return [next(iter(one)) if isinstance(one, dict) else one for one in STAGES[stage]["deps"]]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_module_that_decides_an_output_is_a_dependency(stage):
+    named = [ROOT / dependency for dependency in declared(stage)]
+    missing = {
+        file.relative_to(ROOT).as_posix()
+        for file in closure(stage)
+        if not any(file == one or one in file.parents for one in named)
+    }
+    assert sorted(missing - excused(stage)) == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_module_is_a_dependency_of_a_stage_that_does_not_import_it(stage):
+    for dependency in declared(stage):
+        place = ROOT / dependency
+        if place.suffix == ".py":
+            assert place in closure(stage), dependency
+        elif dependency.startswith("src/"):
+            assert any(place in file.parents for file in closure(stage)), dependency
+
+
+def test_the_closure_sees_imports_inside_functions(tmp_path):
+    module = tmp_path / "module.py"
+    module.write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import a\ndef f():\n    from b import c\n"
+    )
+    assert imported(module) == {"typing.TYPE_CHECKING", "b.c"}
+    assert ROOT / "src/dfganext/explain/gradcam.py" in closure(
+        "robustness"
+    )  # detector.py imports it where a map is made
+
+
+@pytest.mark.parametrize("stage", sorted(set(STAGES) - {"check"}))  # which writes the versions down
+def test_every_library_that_decides_an_output_is_a_dependency_by_its_version(stage):
+    """Those that the stage's modules import, and those that these need in turn."""
+    used = libraries_of(frozenset(closure(stage) - {ROOT / name for name in excused(stage)}))
+    params = [entry for entry in STAGES[stage].get("params", []) if isinstance(entry, dict)]
+    named = [name for entry in params for name in entry.get("artifacts/versions.json", [])]
+    assert sorted(named) == sorted(used)
+
+
+def libraries_of(files: frozenset[Path]) -> set[str]:
+    by_module = metadata.packages_distributions()
+    roots = {name.split(".")[0] for file in files for name in imported(file)}
+    pending = {normal(one) for root in roots for one in by_module.get(root, [])} & set(versions.LIBRARIES)
+    found: set[str] = set()
+    while pending:
+        library = pending.pop()
+        found.add(library)
+        needs = {
+            normal(re.match(r"[\w.-]+", line)[0]) for line in metadata.requires(library) or [] if "extra ==" not in line
+        }
+        needs |= {"opencv-python-headless"} if "opencv-python" in needs else set()
+        pending |= needs & set(versions.LIBRARIES) - found
+    return found
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+CORE = ["images.py", "models", "training", "evaluation", "explain", "density", "data", "settings.py", "detector.py"]
+
+
+def test_the_core_knows_neither_mlflow_nor_dvc():
+    """Nor does it import a module that does."""
+    for place in CORE:
+        module = ROOT / "src" / "dfganext" / place
+        assert module.exists(), place
+        for file in module.rglob("*.py") if module.is_dir() else [module]:
+            roots = {name.split(".")[0] for one in reached_from({file}) for name in imported(one)}
+            assert not roots & {"mlflow", "dvc"}, file
+
+
+class Recorder:
+    """Notes which settings are read, by the names that `dvc exp run -S` takes."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.read: set[str] = set()
+        self.names: dict[int, str] = {}
+        self.kept: list[object] = []
+        for kind in vars(settings).values():
+            if dataclasses.is_dataclass(kind) and kind is not settings.Within:
+                patch.setattr(kind, "__getattribute__", self._noting())
+
+    def watch(self, section: object, prefix: str = "") -> None:
+        self.kept.append(section)  # as long as it lives, nothing else has its id
+        self.names[id(section)] = prefix
+        for field in dataclasses.fields(section):
+            value = object.__getattribute__(section, field.name)
+            if dataclasses.is_dataclass(value):
+                self.watch(value, f"{prefix}{field.name}.")
+
+    def _noting(self) -> Any:
+        def read(section: object, name: str) -> object:
+            value = object.__getattribute__(section, name)
+            known = id(section) in self.names and name in type(section).__dataclass_fields__
+            if known and not dataclasses.is_dataclass(value):
+                self.read.add(self.names[id(section)] + name)
+            return value
+
+        return read
+
+
+@pytest.fixture(scope="module")
+def settings_read(root, tmp_path_factory) -> dict[str, set[str]]:
+    """Settings that each stage reads, from running them all on a little of the sample."""
+    folder = tmp_path_factory.mktemp("workspace")
+    shutil.copytree(root / "samples", folder / "samples")
+    (folder / "data").symlink_to("samples")
+    (folder / "data.dvc").write_text("outs: [{path: data}]")
+    (folder / "params.yaml").write_text(shrink((root / "params.yaml").read_text(encoding="utf-8")))
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("DVC_ROOT", str(folder))
+        patch.setattr(tracking, "_log_settings", lambda *_: None)  # which reads them all
+        shutil.copy(root / "dvc.yaml", folder)
+        load = settings.load
+        for stage in STAGES:
+            with patch.context() as during:
+                recorder = Recorder(during)
+
+                def watched(*arguments, recorder=recorder):
+                    chosen = load(*arguments)
+                    recorder.watch(chosen)
+                    return chosen
+
+                during.setattr(settings, "load", watched)
+                importlib.import_module(f"stages.{stage}").main()
+            found[stage] = recorder.read
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", sorted(set(STAGES) - {"check"}))  # which depends on params.yaml as a whole
+def test_the_settings_that_a_stage_reads_are_its_params(settings_read, stage):
+    declared = [entry for entry in STAGES[stage].get("params", []) if isinstance(entry, str)]
+    undeclared = {
+        key
+        for key in settings_read[stage]
+        if not key.startswith("machine.") and not any(key == one or key.startswith(f"{one}.") for one in declared)
+    }
+    assert sorted(undeclared) == []
+    unread = [
+        one for one in declared if not any(key == one or key.startswith(f"{one}.") for key in settings_read[stage])
+    ]
+    assert unread == []
