@@ -58,6 +58,7 @@ def subsample(count: int) -> tuple[float, float]:
             "label": [("real", "fake")[number % 2] for number in range(count)],
             "sha256": digests,
             "phash": digests,
+            "phash_mirrored": digests,
         }
     )
     settings = Subsample(seed=None, per_class=None, train_to_test=5, validation=0.1, near_duplicate_bits=44)

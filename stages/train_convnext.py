@@ -3,7 +3,6 @@
 import sys
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 
 from dfganext import paths, pipeline, settings, tracking
 from dfganext.data import arrays, sampling
@@ -24,7 +23,8 @@ def train(chosen: Settings, group: distributed.Group) -> None:
     """Train as one of a group, whose first process alone writes and logs."""
     images = paths.images_of_size(chosen.convnext.size)
     shown, validation = (arrays.read(images, split) for split in (sampling.TRAIN, sampling.VALIDATION))
-    weights = [path for path in [Path(chosen.convnext.weights)] if path.is_file()]
+    file = classifier.weights_file(chosen.convnext.weights)
+    weights = [file] if file is not None and file.is_file() else []
     inputs = {str(path): tracking.sha256_of(path) for path in (images, *weights)}
     convnext = asdict(replace(chosen.convnext, processes=1))  # training may go on with more or fewer
     decisive = {"convnext": convnext, "loss": chosen.loss, "seed": chosen.seed, "files": inputs}

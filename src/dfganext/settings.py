@@ -95,6 +95,7 @@ class Augment:
 class Convnext:
     architecture: str
     weights: str
+    match: Literal["name", "order"]
     size: Annotated[int, Within(low=32, multiple=8)]
     epochs: Count
     batch_size: Count

@@ -13,7 +13,7 @@ from pathlib import Path
 import imagehash
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dfganext import files
 from dfganext.data import manifest, sources
@@ -71,6 +71,7 @@ def test_a_row_says_all_there_is_to_say(built, put, tmp_path):
         "label": "real",
         "sha256": hashlib.sha256(data).hexdigest(),
         "phash": str(imagehash.phash(decoded, hash_size=16)),
+        "phash_mirrored": str(imagehash.phash(ImageOps.mirror(decoded), hash_size=16)),
         "width": 24,
         "height": 40,
         "format": "JPEG",
@@ -78,7 +79,7 @@ def test_a_row_says_all_there_is_to_say(built, put, tmp_path):
         "quantisation": "3 9",
         "bytes": len(data),
     }
-    assert len(row["phash"]) == 64
+    assert len(row["phash"]) == 64 and row["phash"] != row["phash_mirrored"]
     assert list(result.manifest["path"]) == ["fake/2.png", "real/train/1.png"]
     assert (tmp_path / "raw/real/train/1.png").read_bytes() == data
     assert (tmp_path / "raw/real/train/1.png").stat().st_ino == source.stat().st_ino

@@ -1,18 +1,21 @@
 """The sample: balanced, seeded, and near duplicates on one side."""
 
 import dataclasses
+import io
 import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image, ImageOps
 from scipy.sparse.csgraph import connected_components
 
-from dfganext.data import sampling
+from dfganext.data import manifest, sampling
 from dfganext.errors import UserError
 from dfganext.settings import Subsample
 
 SETTINGS = Subsample(seed=None, per_class=None, train_to_test=5, validation=0.1, near_duplicate_bits=10)
+HASHES = ["phash", "phash_mirrored"]
 
 
 def a_manifest(real: int = 60, fake: int = 60, seed: int = 0) -> pd.DataFrame:
@@ -24,6 +27,7 @@ def a_manifest(real: int = 60, fake: int = 60, seed: int = 0) -> pd.DataFrame:
             "label": [label for label, _ in rows],
             "sha256": [rng.bytes(32).hex() for _ in rows],
             "phash": [rng.bytes(32).hex() for _ in rows],
+            "phash_mirrored": [rng.bytes(32).hex() for _ in rows],
         }
     )
 
@@ -49,11 +53,11 @@ def test_null_takes_as_many_as_both_have():
 
 
 def test_the_same_seed_gives_the_same_sample_whatever_the_order_of_rows():
-    manifest = a_manifest()
-    one = sampling.draw(manifest, SETTINGS, seed=3)
-    two = sampling.draw(manifest.sample(frac=1, random_state=5), SETTINGS, seed=3)
+    table = a_manifest()
+    one = sampling.draw(table, SETTINGS, seed=3)
+    two = sampling.draw(table.sample(frac=1, random_state=5), SETTINGS, seed=3)
     pd.testing.assert_frame_equal(one, two)
-    assert not one.equals(sampling.draw(manifest, SETTINGS, seed=4))
+    assert not one.equals(sampling.draw(table, SETTINGS, seed=4))
 
 
 def test_too_many_asked_for_says_how_many_there_are():
@@ -73,41 +77,101 @@ def test_a_split_without_a_class_is_refused():
         UserError, match=r"no real image is left for validation.* subsample\.near_duplicate_bits \(128\)"
     ):
         sampling.draw(a_manifest(), everything_alike, seed=1)
-    manifest = a_manifest()
-    fakes = manifest.label == "fake"
-    manifest.loc[fakes, "phash"] = manifest.phash[fakes].iloc[0]
+    table = a_manifest()
+    fakes = table.label == "fake"
+    table.loc[fakes, HASHES] = table.loc[60, HASHES].to_list()
     with pytest.raises(UserError, match=r"no fake image is left for validation.* 60 of the 120 drawn count as one"):
-        sampling.draw(manifest, SETTINGS, seed=1)
+        sampling.draw(table, SETTINGS, seed=1)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_near_duplicates_stay_together_across_classes_and_chains(seed):
-    manifest = a_manifest(seed=seed)
+    table = a_manifest(seed=seed)
     chain = [3, 70, 20, 100]  # real, fake, real, fake: each 8 bits from the last
     for one, two in itertools.pairwise(chain):
-        manifest.loc[two, "phash"] = flipped(manifest.phash[one], 8 if one != 20 else 10)
-    manifest.loc[[5, 6], "phash"] = manifest.phash[5]
-    split = sampling.draw(manifest, SETTINGS, seed=seed).set_index("path")
+        bits = 8 if one != 20 else 10
+        table.loc[two, HASHES] = [flipped(each, bits) for each in table.loc[one, HASHES]]
+    table.loc[6, HASHES] = table.loc[5, HASHES]
+    split = sampling.draw(table, SETTINGS, seed=seed).set_index("path")
     for together in (chain, [5, 6]):
-        assert split.loc[manifest.path[together]].split.nunique() == 1
-        assert split.loc[manifest.path[together]].group.nunique() == 1
+        assert split.loc[table.path[together]].split.nunique() == 1
+        assert split.loc[table.path[together]].group.nunique() == 1
     assert split.groupby("group").split.nunique().max() == 1
     assert (split.groupby(["split", "label"]).size().unstack().to_numpy() == [[10, 10], [45, 45], [5, 5]]).all()
 
 
-@pytest.mark.parametrize("bits", [0, 1, 5, 10, 44])
-def test_groups_agree_with_comparing_all_pairs(bits):
-    rng = np.random.default_rng(bits)
-    seeds = rng.integers(0, 256, (40, 32), dtype=np.uint8)
-    hashes = np.repeat(seeds, 5, axis=0)
-    for row in hashes:
+def altered(hashes: np.ndarray, bits: int, rng: np.random.Generator) -> np.ndarray:
+    """Copies, each with up to 2 x bits + 1 of its bits turned."""
+    copies = hashes.copy()
+    for row in copies:
         for bit in rng.choice(256, rng.integers(0, 2 * bits + 2), replace=False):
             row[bit // 8] ^= np.uint8(1 << bit % 8)
-    distance = np.unpackbits(hashes[:, None] ^ hashes[None], axis=2).sum(axis=2)
-    expected = connected_components(distance <= bits, directed=False)[1]
-    found = sampling.near_duplicate_groups(hashes, bits)
+    return copies
+
+
+@pytest.mark.parametrize("block", [7, 512])
+@pytest.mark.parametrize("bits", [0, 1, 5, 10, 44])
+def test_groups_agree_with_comparing_all_pairs(bits, block, monkeypatch):
+    monkeypatch.setattr(sampling, "BLOCK", block)
+    rng = np.random.default_rng(bits)
+    both = rng.integers(0, 256, (2, 40, 32), dtype=np.uint8).repeat(
+        5, axis=1
+    )  # hashes and mirrored hashes of 40 pictures
+    both[:, ::3] = both[::-1, ::3]  # a third of the copies is mirrored
+    hashes, mirrored = (altered(each, bits, rng) for each in both)
+
+    def distance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return np.unpackbits(one[:, None] ^ other[None], axis=2).sum(axis=2, dtype=int)
+
+    direct = (distance(hashes, hashes) + distance(mirrored, mirrored)) / 2
+    across = (distance(hashes, mirrored) + distance(mirrored, hashes)) / 2
+    expected = connected_components(np.minimum(direct, across) <= bits, directed=False)[1]
+    found = sampling.near_duplicate_groups(hashes, mirrored, bits)
     assert (np.equal.outer(found, found) == np.equal.outer(expected, expected)).all()
-    assert len(np.unique(found)) > 1
+    without_mirroring = connected_components(direct <= bits, directed=False)[0]
+    assert 1 < len(np.unique(found)) < without_mirroring
+    turned = rng.random(200) < 0.5
+    again = sampling.near_duplicate_groups(
+        np.where(turned[:, None], mirrored, hashes), np.where(turned[:, None], hashes, mirrored), bits
+    )
+    assert (again == found).all(), "which of an image and its mirror image is at hand makes no difference"
+
+
+def picture(seed: int) -> Image.Image:
+    """Smooth noise without symmetry."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((96, 96), Image.Resampling.BICUBIC)
+
+
+def saved_smaller(image: Image.Image) -> Image.Image:
+    """As the web returns it: shrunk and compressed."""
+    buffer = io.BytesIO()
+    image.resize((80, 80)).save(buffer, "JPEG", quality=50)
+    return Image.open(buffer)
+
+
+@pytest.mark.parametrize("mirrored_first", [False, True])
+def test_a_mirrored_copy_shares_the_group_of_its_original(shipped, mirrored_first):
+    pictures = [picture(seed) for seed in range(60)]
+    pictures[30] = saved_smaller(ImageOps.mirror(pictures[7]))
+    pictures[50] = ImageOps.flip(pictures[8])  # upside down is another picture
+    if mirrored_first:
+        pictures = pictures[::-1]
+    hashes = [manifest.perceptual_hashes(np.asarray(one)) for one in pictures]
+    bits = shipped.subsample.near_duplicate_bits
+    groups = sampling.near_duplicate_groups(
+        *(sampling.unpack_hashes(pd.Series(column)) for column in zip(*hashes, strict=True)), bits
+    )
+    pairs = [(row, other) for row, other in itertools.combinations(range(60), 2) if groups[row] == groups[other]]
+    assert pairs == [(29, 52) if mirrored_first else (7, 30)]
+
+
+def test_mirrored_copies_stay_in_one_split():
+    table = a_manifest()
+    table.loc[100, "phash"], table.loc[100, "phash_mirrored"] = table.phash_mirrored[3], flipped(table.phash[3], 20)
+    split = sampling.draw(table, SETTINGS, seed=1).set_index("path")
+    assert split.loc[table.path[[3, 100]]].group.nunique() == 1
+    assert split.group.nunique() == 119
 
 
 def test_written_tables_read_back(tmp_path):

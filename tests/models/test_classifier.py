@@ -1,6 +1,8 @@
 """The classifier: heads, weights from files, preprocessing, and round trips."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,6 +109,11 @@ def test_tensors_that_share_memory_are_saved(tmp_path):
     assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(("weights", "file"), [("random", None), ("imagenet", None), ("a/w.pth", "a/w.pth")])
+def test_the_weights_file_of_a_setting(weights, file):
+    assert classifier.weights_file(weights) == (None if file is None else Path(file))
+
+
 @pytest.mark.parametrize("form", ["safetensors", "pth", "nested pth", "other names"])
 def test_weights_from_a_file_fill_all_but_the_head(tmp_path, form):
     source = timm.create_model(TINY, num_classes=1000)
@@ -118,8 +125,9 @@ def test_weights_from_a_file_fill_all_but_the_head(tmp_path, form):
         torch.save({f"layer{number}": value for number, value in enumerate(state.values())}, path)
     else:
         torch.save({"model": state} if form == "nested pth" else state, path)
-    model, _ = classifier.build(TINY, "ce", 64, str(path), seed=9)
-    again, _ = classifier.build(TINY, "ce", 64, str(path), seed=9)
+    match = "order" if form == "other names" else "name"
+    model, _ = classifier.build(TINY, "ce", 64, str(path), seed=9, match=match)
+    again, _ = classifier.build(TINY, "ce", 64, str(path), seed=9, match=match)
     for name, value in model.state_dict().items():
         is_head = name.startswith("head.fc")
         assert torch.equal(value, again.state_dict()[name] if is_head else state[name]), name
@@ -130,10 +138,35 @@ def test_batch_normalised_weights_by_order(tmp_path):
     state = timm.create_model("test_efficientnet", num_classes=1000).state_dict()
     kept = {f"x{n}": value for n, (name, value) in enumerate(state.items()) if "num_batches" not in name}
     torch.save(kept, tmp_path / "w.pth")
-    model, _ = classifier.build("test_efficientnet", "bce", 64, str(tmp_path / "w.pth"))
+    model, _ = classifier.build("test_efficientnet", "bce", 64, str(tmp_path / "w.pth"), match="order")
     assert torch.equal(model.state_dict()["conv_stem.weight"], state["conv_stem.weight"])
     assert torch.equal(model.state_dict()["bn2.running_var"], state["bn2.running_var"])
     assert model(torch.randn(4, 3, 64, 64)).abs().max() < 2, "a head of timm's own starts far from even odds"
+
+
+def test_other_names_are_refused_unless_order_is_asked_for(tmp_path):
+    state = timm.create_model(TINY, num_classes=1000).state_dict()
+    first = next(iter(state))
+    torch.save({f"layer{number}": value for number, value in enumerate(state.values())}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=rf"w\.pth .*no tensor for {first}.*set convnext\.match to order"):
+        classifier.build(TINY, "ce", 64, str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("match", ["name", "order"])
+def test_shapes_must_agree_however_tensors_are_matched(tmp_path, match):
+    state = timm.create_model(TINY, num_classes=1000).state_dict()
+    name = list(state)[3]
+    state[name] = torch.zeros(3, 5)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=rf"{re.escape(name)} has the shape \(3, 5\) and not \("):
+        classifier.build(TINY, "ce", 64, str(tmp_path / "w.pth"), match=match)
+
+
+def test_a_file_with_too_few_tensors_is_refused_by_order(tmp_path):
+    state = timm.create_model(TINY, num_classes=1000).state_dict()
+    torch.save(dict(list(state.items())[:5]), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=rf"no tensor for {re.escape(list(state)[5])}; by order too"):
+        classifier.build(TINY, "ce", 64, str(tmp_path / "w.pth"), match="order")
 
 
 def test_weights_that_cannot_be_used(tmp_path):
@@ -142,9 +175,12 @@ def test_weights_that_cannot_be_used(tmp_path):
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(UserError, match="cannot be read as weights"):
         classifier.build(TINY, "ce", 64, str(tmp_path / "text.pth"))
-    torch.save({"model": {1, 2, 3}}, tmp_path / "set.pth")  # a type outside what weights_only admits
-    with pytest.raises(UserError, match=r"cannot be read|no mapping"):
-        classifier.build(TINY, "ce", 64, str(tmp_path / "set.pth"))
+    torch.save({"model": tmp_path}, tmp_path / "path.pth")  # a type outside what weights_only admits
+    with pytest.raises(UserError, match=r"path\.pth cannot be read"):
+        classifier.build(TINY, "ce", 64, str(tmp_path / "path.pth"))
+    torch.save({"model": [1, 2, 3]}, tmp_path / "list.pth")
+    with pytest.raises(UserError, match=r"list\.pth holds no mapping"):
+        classifier.build(TINY, "ce", 64, str(tmp_path / "list.pth"))
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "other.pth")
     with pytest.raises(UserError, match="does not fit test_convnext"):
         classifier.build(TINY, "ce", 64, str(tmp_path / "other.pth"))

@@ -16,7 +16,7 @@ from typing import Any
 import imagehash
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from dfganext import images, labels
@@ -30,6 +30,7 @@ TYPES: dict[str, Any] = {
     "label": str,
     "sha256": str,
     "phash": str,
+    "phash_mirrored": str,
     "width": "int64",
     "height": "int64",
     "format": str,
@@ -38,7 +39,8 @@ TYPES: dict[str, Any] = {
     "bytes": "int64",
 }
 """The columns. path is relative to the raw folder; width and height are as decoded, after EXIF rotation; phash is 256 bits in
-hexadecimal; quantisation holds the mean of each JPEG quantisation table, in table order, and is empty for other formats."""
+hexadecimal, phash_mirrored the same of the left-right mirror image; quantisation holds the mean of each JPEG quantisation table,
+in table order, and is empty for other formats."""
 
 REJECT_TYPES: dict[str, Any] = {"source": str, "reason": str, "detail": str}
 """reason is one of a few fixed phrases, to count by; detail says more."""
@@ -145,9 +147,15 @@ def read(path: Path) -> pd.DataFrame:
         ) from None
 
 
-def perceptual_hash(image: np.ndarray) -> str:
-    """256-bit pHash of a uint8 RGB image, (height, width, 3): ImageHash's, 16 x 16 low frequencies of a DCT; 64 hex digits."""
-    return str(imagehash.phash(Image.fromarray(image), hash_size=PHASH_SIDE))
+def perceptual_hashes(image: np.ndarray) -> tuple[str, str]:
+    """256-bit pHash of a uint8 RGB image, (height, width, 3), and of its left-right mirror image.
+
+    ImageHash's: which of the 16 x 16 lowest frequencies of a DCT are above their median; 64 hex digits.
+    """
+    side = 4 * PHASH_SIDE  # to which ImageHash would shrink the image for each of the two
+    small = Image.fromarray(image).convert("L").resize((side, side), Image.Resampling.LANCZOS)
+    one, mirrored = (imagehash.phash(picture, hash_size=PHASH_SIDE) for picture in (small, ImageOps.mirror(small)))
+    return str(one), str(mirrored)
 
 
 def _candidates(collection: Collection, raw: Path) -> tuple[dict[PurePosixPath, Found], list[Reject]]:
@@ -235,11 +243,13 @@ def _take(found: Found, path: PurePosixPath, raw: Path, settings: Download) -> _
         reason = next((reason for part, reason in _REASONS.items() if part in str(error)), "not usable")
         return Reject(found.source, reason, str(error))
     _place(found.file, data, raw / path)
+    phash, phash_mirrored = perceptual_hashes(pixels)
     row = {
         "path": path.as_posix(),
         "label": path.parts[0],
         "sha256": hashlib.sha256(data).hexdigest(),
-        "phash": perceptual_hash(pixels),
+        "phash": phash,
+        "phash_mirrored": phash_mirrored,
         "width": pixels.shape[1],
         "height": pixels.shape[0],
         "format": header.format,

@@ -54,8 +54,13 @@ def outputs_of(loss: str) -> int:
     return {"ce": 2, "bce": 1}[loss]
 
 
+def weights_file(weights: str) -> Path | None:
+    """The file that `convnext.weights` names, whether or not it exists; None for "random" and "imagenet"."""
+    return None if weights in ("random", "imagenet") else Path(weights)
+
+
 def build(
-    architecture: str, loss: str, size: int, weights: str = "random", seed: int = 0
+    architecture: str, loss: str, size: int, weights: str = "random", seed: int = 0, match: str = "name"
 ) -> tuple[nn.Module, ClassifierConfig]:
     """Make a classifier with a fresh head.
 
@@ -65,6 +70,8 @@ def build(
         size: pixels a side that it will be fed.
         weights: "random", "imagenet" (from the Hugging Face hub), or the path of a .safetensors or .pth file.
         seed: of the random initial values.
+        match: which tensor of the file goes where: "name", the one of the same name, or "order", the first to the first and so
+            on, for files from other code bases. Shapes must agree in both cases.
 
     Raises:
         UserError: unknown architecture, one that cannot be made for this size, weights that cannot be fetched, read or fitted.
@@ -81,8 +88,9 @@ def build(
         raise
     except Exception as error:  # architectures have many ways of their own to refuse a size
         raise unfit(architecture, size, error) from error
-    if weights not in ("random", "imagenet"):
-        _load_backbone(model, Path(weights))
+    file = weights_file(weights)
+    if file is not None:
+        _load_backbone(model, file, match)
     if weights != "random":
         _quieten_head(model, seed)
     normalise = timm.data.resolve_model_data_config(model)
@@ -268,8 +276,8 @@ def _quieten_head(model: nn.Module, seed: int) -> None:
         nn.init.zeros_(head.bias)
 
 
-def _load_backbone(model: nn.Module, path: Path) -> None:
-    """Fill all but the head from a checkpoint: by name where names agree, else by order where all shapes agree."""
+def _load_backbone(model: nn.Module, path: Path, match: str) -> None:
+    """Fill all but the head from a checkpoint."""
     state = _read_checkpoint(path)
     classifier = model.pretrained_cfg["classifier"]  # type: ignore[index]
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
@@ -278,28 +286,31 @@ def _load_backbone(model: nn.Module, path: Path) -> None:
         return not name.startswith(heads) and not name.endswith("num_batches_tracked")
 
     target = {name: value for name, value in model.state_dict().items() if wanted(name)}
-    found = _by_name(target, state) or _by_order(target, state)
-    if found is None:
-        raise UserError(
-            f"convnext.weights: {path} does not fit {_name(model)}: "
-            f"of its {len(target)} tensors before the head, {sum(n in state for n in target)} are there by name."
+    found = state if match == "name" else _by_order(target, state)
+    mismatch = _first_mismatch(target, found)
+    if mismatch is not None:
+        advice = (
+            "give a file of this architecture, or, if its tensors only have other names, set convnext.match to order"
+            if match == "name"
+            else "by order too, the file must be of this architecture"
         )
-    model.load_state_dict(found, strict=False)
+        raise UserError(f"convnext.weights: {path} does not fit {_name(model)}: {mismatch}; {advice}.")
+    model.load_state_dict({name: found[name] for name in target}, strict=False)
 
 
-def _by_name(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    if all(name in state and state[name].shape == value.shape for name, value in target.items()):
-        return {name: state[name] for name in target}
-    return None
-
-
-def _by_order(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+def _by_order(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The first tensors of `state`, under the names of `target`; a head may follow them."""
     candidates = [value for name, value in state.items() if not name.endswith("num_batches_tracked")]
-    if len(candidates) < len(target):
-        return None
-    pairs = list(zip(target.items(), candidates, strict=False))  # a head may follow
-    if all(value.shape == candidate.shape for (_, value), candidate in pairs):
-        return {name: candidate for (name, _), candidate in pairs}
+    return dict(zip(target, candidates, strict=False))
+
+
+def _first_mismatch(target: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with the first tensor of `target` that `found` lacks or has in another shape."""
+    for name, value in target.items():
+        if name not in found:
+            return f"it has no tensor for {name}"
+        if found[name].shape != value.shape:
+            return f"its tensor for {name} has the shape {tuple(found[name].shape)} and not {tuple(value.shape)}"
     return None
 
 

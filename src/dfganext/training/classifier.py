@@ -55,7 +55,9 @@ class ClassifierTask:
         self.seed, self.group = seed, group
         self.device = compute.device(machine.device)
         self.precision = compute.precision(settings.precision, self.device)
-        model, self.config = classifier.build(settings.architecture, loss, settings.size, settings.weights, seed)
+        model, self.config = classifier.build(
+            settings.architecture, loss, settings.size, settings.weights, seed, settings.match
+        )
         self.model: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)
         fewest = max(min(map(len, self.batches(0))), group.size)  # each process computes with one image at least
         rehearse(self.model, self.config, self.precision, fewest)
