@@ -2,7 +2,7 @@
 
 import json
 
-from dfganext import files, paths, pipeline, registry, settings, tracking
+from dfganext import files, paths, pipeline, promotion, settings, tracking
 from dfganext.evaluation import evaluate
 
 MODEL = paths.CONVNEXT
@@ -13,33 +13,28 @@ def main() -> None:
     reads = [paths.SPLIT, MODEL, paths.OPERATING_POINT, paths.EVALUATE_METRICS]
     with tracking.stage_run("promote", chosen, reads=reads) as run:
         scores = json.loads(paths.EVALUATE_METRICS.read_text(encoding="utf-8"))
-        promotion = registry.promote(
+        data = promotion.Data.read(paths.SPLIT, paths.MANIFEST, paths.RAW, chosen.subsample.near_duplicate_bits)
+        promoted = promotion.promote(
             MODEL,
             paths.OPERATING_POINT,
-            paths.SPLIT,
-            paths.RAW,
+            data,
             chosen.promote,
             run_id=run.makers.get(MODEL.as_posix(), run.id),
-            tags={
-                "dataset.sha256": tracking.sha256_of(paths.SPLIT),
-                "test.accuracy": f"{scores['convnext']['accuracy']:.6f}",
-            },
+            tags={"test.accuracy": f"{scores['convnext']['accuracy']:.6f}"},
         )
-        run.set_tags(
-            {"promotion": promotion.outcome, "promotion.reason": promotion.reason, "version": promotion.version}
-        )
+        run.set_tags({"promotion": promoted.outcome, "promotion.reason": promoted.reason, "version": promoted.version})
         files.write_json(
             paths.CANDIDATE,
             {
                 "model": tracking.sha256_of(MODEL),
                 "operating_point": tracking.sha256_of(paths.OPERATING_POINT),
-                "metric": promotion.metric,
-                "score": promotion.score,
+                "metric": promoted.metric,
+                "score": promoted.score,
             },
         )
-        run.log_metrics({f"validation_{promotion.metric}": promotion.score})
+        run.log_metrics({f"validation_{promoted.metric}": promoted.score})
         run.log_headline(evaluate.headline(scores))
-        print(f"version {promotion.version} {promotion.outcome}: {promotion.reason}")
+        print(f"version {promoted.version} {promoted.outcome}: {promoted.reason}")
 
 
 if __name__ == "__main__":
