@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import re
 import sys
@@ -65,7 +66,7 @@ def predict(options: argparse.Namespace) -> int:
         heatmaps = heatmap_files(files, options.heatmaps) if options.heatmaps else {}
         if options.csv:
             _spare_images([options.csv], files, "--csv", "file")
-        detector = _load(options.model, stack)
+        detector = _load(options.model, options.threshold, stack)
         writers: list[_Rows] = [stack.enter_context(_CsvRows(options.csv))] if options.csv else []
         writers.append(stack.enter_context(_JsonRows()) if options.json else stack.enter_context(_TableRows(files)))
         unread = 0
@@ -86,6 +87,7 @@ def score(options: argparse.Namespace) -> int:
         options.out,
         options.model,
         options.workers,
+        threshold=options.threshold,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     print(
@@ -256,6 +258,12 @@ def _add_model(command: argparse.ArgumentParser) -> None:
         metavar="URI",
         help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/PATH or a local folder; default: the champion",
     )
+    command.add_argument(
+        "--threshold",
+        type=_probability,
+        metavar="T",
+        help="an image is fake where p_fake is above T, 0 to 1; default: the model's own, chosen on validation images",
+    )
 
 
 def _count(text: str) -> int:
@@ -264,11 +272,24 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _load(uri: str | None, stack: ExitStack) -> Detector:
-    from dfganext import registry
-    from dfganext.detector import Detector
+def _probability(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no threshold: give a number from 0 to 1")
+    return value
 
-    return Detector.load(stack.enter_context(registry.resolve(uri)))
+
+def _load(uri: str | None, threshold: float | None, stack: ExitStack) -> Detector:
+    from dfganext import registry
+    from dfganext.detector import NOT_CALIBRATED, Detector
+
+    detector = Detector.load(stack.enter_context(registry.resolve(uri)), threshold=threshold)
+    if not detector.calibrated:
+        print(f"dfganext: {NOT_CALIBRATED}", file=sys.stderr)
+    return detector
 
 
 def _batches(files: Iterable[Path]) -> Iterator[list[tuple[Path, bytes | str]]]:

@@ -1,10 +1,7 @@
-import json
-import shutil
-
 import numpy as np
 
 from dfganext.inputs import Found
-from dfganext.scoring import model, rows
+from dfganext.scoring import rows
 
 
 def test_digests_keep_zeros_at_their_end(monkeypatch):
@@ -14,12 +11,3 @@ def test_digests_keep_zeros_at_their_end(monkeypatch):
     known, unread = told.among([Found(str(index), 0) for index in range(5)])
     assert known.tolist() == [True, False, True, False, True]
     assert unread == 1
-
-
-def test_the_same_weights_in_another_precision_are_another_model(made, tmp_path):
-    shutil.copytree(made / "model", tmp_path / "fast")
-    point = tmp_path / "fast" / "operating_point.json"
-    point.write_text(json.dumps(json.loads(point.read_text()) | {"precision": "bfloat16"}))
-    exact, fast = (model.load(str(folder)) for folder in (made / "model", tmp_path / "fast"))
-    assert exact.sha256 != fast.sha256
-    assert exact.sha256 == model.load(str(made / "model")).sha256

@@ -45,6 +45,7 @@ def score(
     model: str | None = None,
     workers: int | None = None,
     part_images: int = PART_IMAGES,
+    threshold: float | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Summary:
     """Judge the images that have no row in a folder yet, and write their rows to it.
@@ -55,7 +56,8 @@ def score(
         model: as for `registry.resolve`; by default the champion.
         workers: processes that judge; by default one a processor core, where there are GPUs WORKERS_A_GPU for each.
         part_images: images a Parquet file.
-        say: is told how far it is, a line now and then.
+        threshold: an image is fake where p_fake is above it; by default the model's own.
+        say: is told how far it is, a line now and then, and what had to be assumed.
 
     Raises:
         UserError: Ray is missing or cannot be reached, there is no image or no model, out holds something else, or its rows
@@ -64,7 +66,11 @@ def score(
     _needs_ray()
     listing = images_at(places)
     folder = folder_at(out)
-    chosen = rows.agreed(folder, models.load(model))
+    chosen = rows.agreed(folder, models.load(model, threshold))
+    if not chosen.calibrated:
+        from dfganext.detector import NOT_CALIBRATED
+
+        say(f"dfganext: {NOT_CALIBRATED}")
     plan = Plan(listing, rows.Scored.read(folder), part_images)
     parts = iter(plan)
     first = next(parts, None)
