@@ -21,7 +21,7 @@ import dfganext
 from dfganext import process
 from dfganext.data.trees import printable, shortened
 from dfganext.errors import UserError, one_line
-from dfganext.inputs import BATCH_BYTES, BATCH_FILES, find_images, read
+from dfganext.inputs import BATCH_BYTES, BATCH_FILES, Unread, find_images, read
 from dfganext.pipeline import INTERRUPTED
 
 if TYPE_CHECKING:  # torch takes seconds to import; a mistyped path is reported before that
@@ -91,12 +91,12 @@ def score(options: argparse.Namespace) -> int:
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     print(
-        f"{done.judged:,} of {done.total:,} images judged now, {done.before:,} before; {done.unread:,} could not be read (see "
-        f"column error). Rows: {printable(done.where)}"
+        f"{done.judged:,} of {done.total:,} images judged now ({done.again:,} of them again), {done.before:,} before; "
+        f"{done.unread:,} could not be read (see column error). Rows: {printable(done.where)}"
     )
     for first, last in done.lost:
         print(
-            f"dfganext: No rows from {first} to {last}: {ATTEMPTS} workers died of them; free memory and start again.",
+            f"dfganext: No new rows from {first} to {last}: {ATTEMPTS} workers died of them; free memory and start again.",
             file=sys.stderr,
         )
     return 1 if done.unread or done.lost else 0
@@ -109,7 +109,8 @@ def judge_files(detector: Detector, files: Iterable[Path], heatmaps: dict[Path, 
         heatmaps: where the heat map of each file goes; empty for none.
     """
     for batch in _batches(files):
-        verdicts = detector.judge([data for _, data in batch], explain=bool(heatmaps))
+        encoded = [data if isinstance(data, bytes) else data.reason for _, data in batch]
+        verdicts = detector.judge(encoded, explain=bool(heatmaps))
         for (path, _), verdict in zip(batch, verdicts, strict=True):
             row: dict[str, Any] = {"path": printable(str(path)), "label": verdict.label, "p_fake": verdict.p_fake}
             row |= {"threshold": verdict.threshold, "error": verdict.error}
@@ -238,8 +239,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "score",
         help="judge very many images, on Ray, to Parquet files",
-        description="Write Parquet files with a row an image: path, label, p_fake, error, model_version. Started again, it goes "
-        "on where it stopped, and judges what has come since. RAY_ADDRESS names a Ray cluster to run on; default: this machine.",
+        description="Write Parquet files with a row an image: path, label, p_fake, threshold, error, retry, size, modified, "
+        "model_version. Started again, it goes on where it stopped, and judges what has come or changed since, and what could "
+        "not be read for a reason that may have passed. RAY_ADDRESS names a Ray cluster to run on; default: this machine.",
         epilog="Exit code 0: all judged; 1: some could not be read; 2: wrong usage or no model.",
     )
     command.add_argument(
@@ -292,14 +294,14 @@ def _load(uri: str | None, threshold: float | None, stack: ExitStack) -> Detecto
     return detector
 
 
-def _batches(files: Iterable[Path]) -> Iterator[list[tuple[Path, bytes | str]]]:
-    """Paths with their files' bytes, or with a text that says why they could not be read."""
-    batch: list[tuple[Path, bytes | str]] = []
+def _batches(files: Iterable[Path]) -> Iterator[list[tuple[Path, bytes | Unread]]]:
+    """Paths with their files' bytes, or with why they could not be read."""
+    batch: list[tuple[Path, bytes | Unread]] = []
     held = 0
     for path in files:
         data = read(path)
         batch.append((path, data))
-        held += len(data)
+        held += len(data) if isinstance(data, bytes) else 0
         if len(batch) == BATCH_FILES or held > BATCH_BYTES:
             yield batch
             batch, held = [], 0
