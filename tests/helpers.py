@@ -40,7 +40,7 @@ def detector(folder: Path, good: bool, threshold: float = 0.5, architecture: str
     turn = -1 if good else 1
     state = {name: turn * value if name.startswith(head) else value for name, value in model.state_dict().items()}
     classifier.save(folder, state, config)
-    (folder / "operating_point.json").write_text(json.dumps({"threshold": threshold}))
+    (folder / "operating_point.json").write_text(json.dumps({"threshold": threshold, "temperature": 1.0}))
     return folder
 
 

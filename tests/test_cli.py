@@ -77,6 +77,38 @@ def test_the_table(here, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(PATHS)
 
 
+def test_a_folder_without_an_operating_point_needs_a_threshold(here, capsys):
+    Path("model/operating_point.json").unlink()
+    assert predict("images/a.png", "--csv", "rows.csv") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and not Path("rows.csv").exists()
+    assert err.startswith("dfganext: model/operating_point.json is missing: ") and err.count("\n") == 1
+    assert "--threshold" in err and "`dvc repro evaluate`" in err
+    assert predict("images/a.png", "--json", "--threshold", "0.3") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)[0]["threshold"] == 0.3
+    assert err == (
+        "dfganext: No temperature is known for this model, so it is taken to be 1: p_fake is not calibrated.\n"
+    )
+
+
+def test_the_option_wins_over_the_operating_point(here, capsys):
+    for threshold, label in (("0", "fake"), ("1", "real")):
+        assert predict("images/a.png", "images/no-suffix", "--json", "--threshold", threshold) == 0
+        out, err = capsys.readouterr()
+        assert [(row["label"], row["threshold"]) for row in json.loads(out)] == [(label, float(threshold))] * 2
+        assert err == ""
+
+
+@pytest.mark.parametrize("text", ["1.01", "-0.1", "nan", "inf", "half", ""])
+@pytest.mark.parametrize("words", [["predict", "images"], ["score", "images", "out"]])
+def test_a_threshold_is_a_number_from_0_to_1(here, capsys, words, text):
+    with pytest.raises(SystemExit) as end:
+        cli.main([*words, f"--threshold={text}"])
+    assert end.value.code == 2
+    assert "argument --threshold" in capsys.readouterr().err
+
+
 def test_heatmaps_have_names_of_their_own(here, capsys):
     assert predict("images", "--heatmaps", "maps", "--json") == 1
     rows = json.loads(capsys.readouterr().out)

@@ -18,6 +18,10 @@ def folder(tmp_path):
     return detector(tmp_path / "detector", good=True)
 
 
+def write_point(folder, **point):
+    (folder / "operating_point.json").write_text(json.dumps(point))
+
+
 def logits_of(folder, pixels):
     return classifier.predict_logits(*classifier.load(folder), pixels)
 
@@ -26,13 +30,13 @@ def test_p_fake_is_the_calibrated_one(folder):
     data = [png(label, label) for label in (0, 1)]
     pixels = np.stack([images.resize(images.decode(one), 32) for one in data])
     logits = logits_of(folder, pixels)
-    for point, temperature in (({}, 1.0), ({"temperature": 0.25}, 0.25), ({"temperature": 3.0, "threshold": 0.4}, 3.0)):
-        (folder / "operating_point.json").write_text(json.dumps(point))
+    for threshold, temperature in ((0.5, 1.0), (0.5, 0.25), (0.4, 3.0)):
+        write_point(folder, threshold=threshold, temperature=temperature)
         loaded = Detector.load(folder)
         expected = 1 / (1 + np.exp(-logits / temperature))
         verdicts = loaded.judge(data)
         assert [one.p_fake for one in verdicts] == pytest.approx(expected, abs=1e-6)
-        assert {one.threshold for one in verdicts} == {point.get("threshold", 0.5)}
+        assert {one.threshold for one in verdicts} == {threshold}
         for verdict, p in zip(verdicts, expected, strict=True):
             assert verdict.label == ("fake" if p > verdict.threshold else "real")
 
@@ -74,28 +78,76 @@ def test_a_config_of_before_there_was_a_choice_still_loads(folder):
         "",
         "[]",
         "3",
-        '{"threshold": "0.5"}',
-        '{"threshold": null}',
-        '{"threshold": NaN}',
-        '{"threshold": Infinity}',
-        '{"temperature": 0}',
-        '{"temperature": [1]}',
-        '{"precision": "float16"}',
-        '{"precision": ["float32"]}',
+        '{"threshold": "0.5", "temperature": 1}',
+        '{"threshold": null, "temperature": 1}',
+        '{"threshold": NaN, "temperature": 1}',
+        '{"threshold": Infinity, "temperature": 1}',
+        '{"threshold": true, "temperature": 1}',
+        '{"threshold": 0.5, "temperature": 0}',
+        '{"threshold": 0.5, "temperature": [1]}',
+        '{"threshold": 0.5, "temperature": 1, "precision": "float16"}',
+        '{"threshold": 0.5, "temperature": 1, "precision": ["float32"]}',
     ],
 )
-def test_what_is_no_operating_point_is_named(folder, content):
+@pytest.mark.parametrize("threshold", [None, 0.3])
+def test_what_is_no_operating_point_is_named(folder, content, threshold):
     (folder / "operating_point.json").write_text(content)
     with pytest.raises(UserError, match=r"operating_point\.json holds no operating point \(.+\)"):
+        Detector.load(folder, threshold=threshold)
+
+
+WHAT_TO_DO = r"operating_point\.json {}: .*`dvc repro evaluate`.*--threshold"
+
+
+def test_a_folder_without_an_operating_point_is_refused(folder):
+    (folder / "operating_point.json").unlink()
+    with pytest.raises(UserError, match=WHAT_TO_DO.format("is missing")):
         Detector.load(folder)
 
 
-def test_without_an_operating_point_there_are_defaults(folder):
-    (folder / "operating_point.json").unlink()
-    loaded = Detector.load(folder)
-    assert (loaded.threshold, loaded.temperature, loaded.precision) == (0.5, 1.0, "float32")
+@pytest.mark.parametrize(
+    ("point", "lacking"),
+    [({"temperature": 2.0}, "threshold"), ({"threshold": 0.4}, "temperature"), ({}, "threshold and no temperature")],
+)
+def test_an_operating_point_that_lacks_a_value_is_refused(folder, point, lacking):
+    write_point(folder, **point)
+    with pytest.raises(UserError, match=WHAT_TO_DO.format(f"has no {lacking}")):
+        Detector.load(folder)
 
 
 def test_an_operating_point_that_was_asked_for_must_be_there(folder, tmp_path):
-    with pytest.raises(UserError, match=r"none\.json is missing; `dvc repro evaluate`"):
+    with pytest.raises(UserError, match=r"none\.json is missing: .*`dvc repro evaluate`"):
         Detector.load(folder, tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("point", "temperature", "calibrated"),
+    [
+        (None, 1.0, False),
+        ({}, 1.0, False),
+        ({"threshold": 0.9}, 1.0, False),
+        ({"temperature": 3.0}, 3.0, True),
+        ({"threshold": 0.9, "temperature": 3.0}, 3.0, True),
+    ],
+)
+def test_a_given_threshold_wins_and_an_unknown_temperature_is_1_and_told(folder, point, temperature, calibrated):
+    (folder / "operating_point.json").unlink()
+    if point is not None:
+        write_point(folder, **point)
+    loaded = Detector.load(folder, threshold=0.3)
+    assert (loaded.threshold, loaded.temperature, loaded.calibrated) == (0.3, temperature, calibrated)
+    (verdict,) = loaded.judge([png(1, 3)])
+    pixels = images.resize(images.decode(png(1, 3)), 32)[None]
+    assert verdict.p_fake == pytest.approx(1 / (1 + np.exp(-logits_of(folder, pixels)[0] / temperature)), abs=1e-6)
+    assert verdict.label == ("fake" if verdict.p_fake > 0.3 else "real")
+
+
+def test_a_given_threshold_keeps_the_precision(folder):
+    write_point(folder, threshold=0.5, temperature=2.0, precision="bfloat16")
+    assert Detector.load(folder, threshold=0.3).precision == "bfloat16"
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), -0.1, 1.1])
+def test_a_threshold_outside_0_to_1_is_refused(folder, threshold):
+    with pytest.raises(UserError, match=r"threshold .* between 0 and 1"):
+        Detector.load(folder, threshold=threshold)

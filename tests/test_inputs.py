@@ -5,7 +5,7 @@ import pytest
 from helpers import png
 
 from dfganext import inputs
-from dfganext.inputs import Found
+from dfganext.inputs import Found, Unread
 
 
 def test_images_come_in_the_order_of_their_whole_paths(tmp_path):
@@ -18,7 +18,8 @@ def test_images_come_in_the_order_of_their_whole_paths(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     expected = sorted(str(tmp_path / name) for name in (*names, "b/unnamed"))
     size = len(png(0, 1))
-    assert list(inputs.images_below(tmp_path)) == [Found(path, size) for path in expected]
+    found = list(inputs.images_below(tmp_path))
+    assert found == [Found(path, size, Path(path).stat().st_mtime_ns) for path in expected]
 
 
 def test_links_to_files_are_followed_broken_ones_told_and_those_to_folders_left_out(tmp_path):
@@ -35,12 +36,12 @@ def test_links_to_files_are_followed_broken_ones_told_and_those_to_folders_left_
         "deep/folder.png": "..",
     }.items():
         (folder / name).symlink_to(target)
-    size = len(png(0, 1))
-    sizes = {"broken.PNG": 0, "good.png": size, "loop.jpg": 0, "unnamed": size}
-    assert list(inputs.images_below(folder)) == [Found(str(folder / name), size) for name, size in sizes.items()]
-    assert inputs.find_images([str(folder)]) == [folder / name for name in sizes]
-    assert inputs.read(folder / "broken.PNG") == "cannot be read (No such file or directory)"
-    assert isinstance(inputs.read(folder / "loop.jpg"), str)
+    here = len(png(0, 1)), (tmp_path / "elsewhere").stat().st_mtime_ns
+    expected = {"broken.PNG": (0, None), "good.png": here, "loop.jpg": (0, None), "unnamed": here}
+    assert list(inputs.images_below(folder)) == [Found(str(folder / name), *told) for name, told in expected.items()]
+    assert inputs.find_images([str(folder)]) == [folder / name for name in expected]
+    assert inputs.read(folder / "broken.PNG") == Unread("cannot be read (No such file or directory)", temporary=True)
+    assert isinstance(inputs.read(folder / "loop.jpg"), Unread)
 
 
 def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path):
@@ -55,16 +56,16 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path):
 def test_read_says_why_not(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(b"bytes")
     assert inputs.read(tmp_path / "a.png") == inputs.read(str(tmp_path / "a.png")) == b"bytes"
-    assert inputs.read(tmp_path / "b.png") == "cannot be read (No such file or directory)"
-    assert inputs.read(tmp_path) == "not a regular file"
+    assert inputs.read(tmp_path / "b.png") == Unread("cannot be read (No such file or directory)", temporary=True)
+    assert inputs.read(tmp_path) == Unread("not a regular file", temporary=False)
     monkeypatch.setattr(inputs, "MAX_FILE_BYTES", 4)
-    assert inputs.read(tmp_path / "a.png") == "more than 512 MiB"
+    assert inputs.read(tmp_path / "a.png") == Unread("more than 512 MiB", temporary=False)
 
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    assert inputs.read(tmp_path) == "cannot be read (Permission denied)"
+    assert inputs.read(tmp_path) == Unread("cannot be read (Permission denied)", temporary=True)
 
 
 @pytest.mark.parametrize("depth", [3000])

@@ -80,7 +80,7 @@ def test_the_better_becomes_champion_and_the_worse_is_told_why(here, run_id):
     assert (again.outcome, again.version, again.champion) == ("champion", "2", "2")
 
     shutil.copytree("good", "other")
-    Path("other/operating_point.json").write_text(json.dumps({"threshold": 0.4}))
+    Path("other/operating_point.json").write_text(json.dumps({"threshold": 0.4, "temperature": 1.0}))
     equal = promote("other", run_id)  # another operating point is another version; equal is not better
     assert (equal.outcome, equal.version, equal.champion) == ("refused", "3", "2")
 

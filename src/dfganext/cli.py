@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import re
 import sys
@@ -20,7 +21,7 @@ import dfganext
 from dfganext import process
 from dfganext.data.trees import printable, shortened
 from dfganext.errors import UserError, one_line
-from dfganext.inputs import BATCH_BYTES, BATCH_FILES, find_images, read
+from dfganext.inputs import BATCH_BYTES, BATCH_FILES, Unread, find_images, read
 from dfganext.pipeline import INTERRUPTED
 
 if TYPE_CHECKING:  # torch takes seconds to import; a mistyped path is reported before that
@@ -65,7 +66,7 @@ def predict(options: argparse.Namespace) -> int:
         heatmaps = heatmap_files(files, options.heatmaps) if options.heatmaps else {}
         if options.csv:
             _spare_images([options.csv], files, "--csv", "file")
-        detector = _load(options.model, stack)
+        detector = _load(options.model, options.threshold, stack)
         writers: list[_Rows] = [stack.enter_context(_CsvRows(options.csv))] if options.csv else []
         writers.append(stack.enter_context(_JsonRows()) if options.json else stack.enter_context(_TableRows(files)))
         unread = 0
@@ -86,15 +87,16 @@ def score(options: argparse.Namespace) -> int:
         options.out,
         options.model,
         options.workers,
+        threshold=options.threshold,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     print(
-        f"{done.judged:,} of {done.total:,} images judged now, {done.before:,} before; {done.unread:,} could not be read (see "
-        f"column error). Rows: {printable(done.where)}"
+        f"{done.judged:,} of {done.total:,} images judged now ({done.again:,} of them again), {done.before:,} before; "
+        f"{done.unread:,} could not be read (see column error). Rows: {printable(done.where)}"
     )
     for first, last in done.lost:
         print(
-            f"dfganext: No rows from {first} to {last}: {ATTEMPTS} workers died of them; free memory and start again.",
+            f"dfganext: No new rows from {first} to {last}: {ATTEMPTS} workers died of them; free memory and start again.",
             file=sys.stderr,
         )
     return 1 if done.unread or done.lost else 0
@@ -107,7 +109,8 @@ def judge_files(detector: Detector, files: Iterable[Path], heatmaps: dict[Path, 
         heatmaps: where the heat map of each file goes; empty for none.
     """
     for batch in _batches(files):
-        verdicts = detector.judge([data for _, data in batch], explain=bool(heatmaps))
+        encoded = [data if isinstance(data, bytes) else data.reason for _, data in batch]
+        verdicts = detector.judge(encoded, explain=bool(heatmaps))
         for (path, _), verdict in zip(batch, verdicts, strict=True):
             row: dict[str, Any] = {"path": printable(str(path)), "label": verdict.label, "p_fake": verdict.p_fake}
             row |= {"threshold": verdict.threshold, "error": verdict.error}
@@ -236,8 +239,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "score",
         help="judge very many images, on Ray, to Parquet files",
-        description="Write Parquet files with a row an image: path, label, p_fake, error, model_version. Started again, it goes "
-        "on where it stopped, and judges what has come since. RAY_ADDRESS names a Ray cluster to run on; default: this machine.",
+        description="Write Parquet files with a row an image: path, label, p_fake, threshold, error, retry, size, modified, "
+        "model_version. Started again, it goes on where it stopped, and judges what has come or changed since, and what could "
+        "not be read for a reason that may have passed. RAY_ADDRESS names a Ray cluster to run on; default: this machine.",
         epilog="Exit code 0: all judged; 1: some could not be read; 2: wrong usage or no model.",
     )
     command.add_argument(
@@ -256,6 +260,12 @@ def _add_model(command: argparse.ArgumentParser) -> None:
         metavar="URI",
         help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/PATH or a local folder; default: the champion",
     )
+    command.add_argument(
+        "--threshold",
+        type=_probability,
+        metavar="T",
+        help="an image is fake where p_fake is above T, 0 to 1; default: the model's own, chosen on validation images",
+    )
 
 
 def _count(text: str) -> int:
@@ -264,21 +274,34 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _load(uri: str | None, stack: ExitStack) -> Detector:
+def _probability(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no threshold: give a number from 0 to 1")
+    return value
+
+
+def _load(uri: str | None, threshold: float | None, stack: ExitStack) -> Detector:
     from dfganext import registry
-    from dfganext.detector import Detector
+    from dfganext.detector import NOT_CALIBRATED, Detector
 
-    return Detector.load(stack.enter_context(registry.resolve(uri)))
+    detector = Detector.load(stack.enter_context(registry.resolve(uri)), threshold=threshold)
+    if not detector.calibrated:
+        print(f"dfganext: {NOT_CALIBRATED}", file=sys.stderr)
+    return detector
 
 
-def _batches(files: Iterable[Path]) -> Iterator[list[tuple[Path, bytes | str]]]:
-    """Paths with their files' bytes, or with a text that says why they could not be read."""
-    batch: list[tuple[Path, bytes | str]] = []
+def _batches(files: Iterable[Path]) -> Iterator[list[tuple[Path, bytes | Unread]]]:
+    """Paths with their files' bytes, or with why they could not be read."""
+    batch: list[tuple[Path, bytes | Unread]] = []
     held = 0
     for path in files:
         data = read(path)
         batch.append((path, data))
-        held += len(data)
+        held += len(data) if isinstance(data, bytes) else 0
         if len(batch) == BATCH_FILES or held > BATCH_BYTES:
             yield batch
             batch, held = [], 0

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dfganext import images, labels
+from dfganext import images, labels, paths
 from dfganext.errors import UserError, one_line
 from dfganext.evaluation import calibration
 from dfganext.models import classifier
@@ -21,6 +21,13 @@ from dfganext.models.classifier import ClassifierConfig
 from dfganext.training import compute
 
 OPERATING_POINT_FILE = "operating_point.json"
+
+NOT_CALIBRATED = "No temperature is known for this model, so it is taken to be 1: p_fake is not calibrated."
+
+_WHAT_TO_DO = (
+    f"`dvc repro evaluate` writes one ({paths.OPERATING_POINT.as_posix()}), to be put beside the weights that it evaluated; "
+    "or give `dfganext predict` a threshold with --threshold."
+)
 
 
 @dataclass(frozen=True)
@@ -39,37 +46,52 @@ class Verdict:
 
 
 class Detector:
-    """A trained classifier with its operating point: the temperature of its probabilities, and the threshold on them."""
+    """A trained classifier with its operating point: the temperature of its probabilities, and the threshold on them.
+
+    calibrated: whether the temperature is known; where it is not (None), it is 1 and p_fake is not calibrated.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         config: ClassifierConfig,
-        threshold: float = 0.5,
-        temperature: float = 1.0,
+        threshold: float,
+        temperature: float | None,
         precision: str = "float32",
     ) -> None:
         self.model, self.config = model.eval().to(memory_format=torch.channels_last), config
-        self.threshold, self.temperature, self.precision = threshold, temperature, precision
+        self.calibrated = temperature is not None
+        self.threshold, self.temperature, self.precision = (
+            threshold,
+            1.0 if temperature is None else temperature,
+            precision,
+        )
 
     @classmethod
-    def load(cls, folder: Path, operating_point: Path | None = None, device: torch.device | None = None) -> Detector:
+    def load(
+        cls,
+        folder: Path,
+        operating_point: Path | None = None,
+        device: torch.device | None = None,
+        threshold: float | None = None,
+    ) -> Detector:
         """Read a classifier from its folder.
 
         Args:
-            operating_point: file with threshold, temperature and perhaps precision; by default the one in the folder, and
-                0.5, 1 and float32 where that has none.
+            operating_point: file with threshold and temperature, and with precision where that is not float32, in which
+                evaluation computes; by default the one in the folder.
             device: by default a GPU where there is one.
+            threshold: between 0 and 1, in place of the file's; with it, the file may be missing or lack values.
 
         Raises:
-            UserError: the folder holds no classifier, or a damaged one; the file is no operating point.
+            UserError: the folder holds no classifier, or a damaged one; the file is missing or is no operating point.
         """
+        if threshold is not None and not 0 <= threshold <= 1:  # NaN neither
+            raise UserError(f"The threshold {threshold:g} is not between 0 and 1: give another.")
         model, config = classifier.load(folder)
         own = folder / OPERATING_POINT_FILE
-        if operating_point is None and own.exists():
-            operating_point = own
-        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, config, **({} if operating_point is None else _read_point(operating_point)))
+        point = _read_point(operating_point or own, threshold)
+        return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), config, **point)
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """Calibrated p_fake of images at the model's own size: uint8 (N, size, size, 3) -> float64 (N,).
@@ -122,21 +144,32 @@ class Detector:
         return [gradcam.png(gradcam.overlay(image, one)) for image, one in zip(pixels, raw, strict=True)]
 
 
-def _read_point(path: Path) -> dict[str, Any]:
-    """Those of threshold, temperature and precision that an operating point's file has."""
+def _read_point(path: Path, threshold: float | None) -> dict[str, Any]:
+    """threshold, temperature, and precision if named, of an operating point's file; a threshold that is given wins.
+
+    With a given threshold, the file need not exist or hold a threshold and a temperature: the temperature is None then.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise TypeError("no mapping of names to values")
         point = {name: found[name] for name in ("threshold", "temperature", "precision") if name in found}
+        if any(isinstance(value, bool) for value in point.values()):
+            raise TypeError("true and false are no values of an operating point")
         if not (math.isfinite(point.get("threshold", 0.5)) and 0 < point.get("temperature", 1.0) < math.inf):
-            raise ValueError("threshold and temperature are to be finite, the temperature above 0")
+            raise ValueError("threshold and temperature must be finite, the temperature above 0")
         if point.get("precision", "float32") not in ("float32", "bfloat16"):
-            raise ValueError("precision is to be float32 or bfloat16")
+            raise ValueError("precision must be float32 or bfloat16")
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; `dvc repro evaluate` makes it.") from None
+        if threshold is None:
+            raise UserError(f"{path} is missing: {_WHAT_TO_DO}") from None
+        return {"threshold": threshold, "temperature": None}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} holds no operating point ({one_line(error)}); `dvc repro evaluate` makes one."
         ) from error
+    if threshold is not None:
+        return {"temperature": None, **point, "threshold": threshold}
+    if missing := [name for name in ("threshold", "temperature") if name not in point]:
+        raise UserError(f"{path} has no {' and no '.join(missing)}: {_WHAT_TO_DO}")
     return point

@@ -30,10 +30,21 @@ BATCH_FILES, BATCH_BYTES = 32, 64 * 2**20
 
 
 class Found(NamedTuple):
-    """An image file: where it is, and its size in bytes."""
+    """An image file: where it is, its size in bytes, and when it was last modified, in ns since 1970 (None: not known).
+
+    Size and time tell one content under this path from the next.
+    """
 
     path: str
     size: int
+    modified: int | None = None
+
+
+class Unread(NamedTuple):
+    """Why there are no bytes of a file. temporary: for a reason that may pass, such as an I/O error or a missing permission."""
+
+    reason: str
+    temporary: bool
 
 
 def find_images(paths: Iterable[str]) -> list[Path]:
@@ -107,18 +118,23 @@ def begins_like_image(beginning: bytes) -> bool:
     return _BEGINNINGS.match(beginning) is not None
 
 
-def read(path: str | Path) -> bytes | str:
-    """A file's bytes, or a text that says why they could not be read."""
+def read(path: str | Path) -> bytes | Unread:
+    """A file's bytes, or why they could not be read."""
     path = Path(path)
     try:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):
             next(path.iterdir(), None)  # says why a folder is here in the place of its images
         if not stat.S_ISREG(found.st_mode):
-            return "not a regular file"
-        return path.read_bytes() if found.st_size <= MAX_FILE_BYTES else TOO_LARGE
+            return Unread("not a regular file", temporary=False)
+        return path.read_bytes() if found.st_size <= MAX_FILE_BYTES else Unread(TOO_LARGE, temporary=False)
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return Unread(f"cannot be read ({error.strerror})", temporary=True)
+
+
+def found_at(path: str, status: os.stat_result) -> Found:
+    """A local file with the size and time of its status."""
+    return Found(path, status.st_size, status.st_mtime_ns)
 
 
 def _entries(folder: str) -> Iterator[Found]:
@@ -134,7 +150,7 @@ def _entries(folder: str) -> Iterator[Found]:
                         yield Found(entry.path, 0)
                     continue
                 if stat.S_ISREG(found.st_mode) and (named_like_image(entry.name) or _begins_like_image(entry.path)):
-                    yield Found(entry.path, found.st_size)
+                    yield found_at(entry.path, found)
 
 
 def _begins_like_image(path: str) -> bool:

@@ -6,12 +6,13 @@ Object stores are reached through pyarrow, which is imported only where an addre
 from __future__ import annotations
 
 import glob
+import hashlib
 import heapq
 import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,16 +23,25 @@ from urllib.parse import quote, unquote, urlsplit
 
 from dfganext import inputs
 from dfganext.errors import UserError, one_line
-from dfganext.inputs import Found
+from dfganext.inputs import Found, Unread
 
 if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem
+    from pyarrow.fs import FileInfo, FileSystem
 
 CONNECTIONS = 16
 """Requests to an object store at a time: each waits long for little."""
 
 STALE_SECONDS = 3600
 """A temporary file as old as this was left behind by a writer that was killed."""
+
+CLAIM = "_claim-"
+"""Beginning of the names of small files with which writers announce themselves. Readers of Parquet folders pass over them."""
+
+SETTLE_SECONDS = 5.0
+"""More than an object store takes from a listing to the next file written."""
+
+ABANDONED_SECONDS = 60.0
+"""A claim that is older than another one by this was left behind: its writer would be done."""
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _GLOB = re.compile(r"[*?[]")
@@ -42,13 +52,13 @@ class Listing:
     """Images to score.
 
     images yields each file once, in the order of the paths, absolute or with their address; read takes such a path and gives
-    the file's bytes, or a text that says why there are none. It can be pickled. remote: over a network, where reading fails for
+    the file's bytes, or why there are none. It can be pickled. remote: over a network, where reading fails for
     reasons that have nothing to do with the file.
     """
 
     name: str
     images: Iterator[Found]
-    read: Callable[[str], bytes | str]
+    read: Callable[[str], bytes | Unread]
     remote: bool
 
 
@@ -70,6 +80,13 @@ class Folder(Protocol):
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, in the place of one that has this name, and the folder where it is missing. OSError."""
+        ...
+
+    def create(self, name: str, data: bytes) -> None:
+        """Write a file unless there is one of this name. Of several writers at once, one succeeds. OSError.
+
+        The file may be of another writer afterwards, or not be there yet: read it to know.
+        """
         ...
 
 
@@ -134,6 +151,20 @@ class LocalFolder:
             temporary.unlink(missing_ok=True)
             raise
 
+    def create(self, name: str, data: bytes) -> None:
+        target = Path(self.name, name)
+        temporary = f".{name}.{uuid.uuid4().hex}.tmp"
+        self.write(temporary, data)
+        try:
+            os.link(target.with_name(temporary), target)  # fails where there is one, and shows it whole
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            with suppress(FileExistsError), target.open("xb") as stream:
+                stream.write(data)
+        finally:
+            target.with_name(temporary).unlink(missing_ok=True)
+
     def _tidy(self) -> None:
         for path in Path(self.name).glob(".*.tmp"):
             with suppress(OSError):
@@ -186,30 +217,37 @@ class Stored:
             if one.type == FileType.Directory:
                 yield Found(f"{folder}{one.base_name}/", 0)
             elif one.type == FileType.File:
-                yield Found(f"{folder}{one.base_name}", one.size)
+                yield Found(f"{folder}{one.base_name}", one.size, one.mtime_ns)
 
     def kind(self) -> str:
         """ "file", "folder" or "" where there is nothing. UserError if the store does not say."""
         from pyarrow.fs import FileType
 
+        return {FileType.File: "file", FileType.Directory: "folder"}.get(self._info().type, "")
+
+    def found(self) -> Found:
+        """The file at this very place, with its size and time. UserError if the store does not say."""
+        info = self._info()
+        return Found(self.address, info.size, info.mtime_ns)
+
+    def _info(self) -> FileInfo:
         try:
-            info = self.filesystem.get_file_info(self.path)
+            return self.filesystem.get_file_info(self.path)
         except OSError as error:
             raise UserError(_no_access(self.address, error)) from None
-        return {FileType.File: "file", FileType.Directory: "folder"}.get(info.type, "")
 
     def read(self, address: str, limit: int | None = None) -> bytes:
         """The content, or its first `limit` bytes. OSError."""
         with self.filesystem.open_input_stream(self.inside(address)) as stream:
             return stream.read(limit)
 
-    def image(self, address: str) -> bytes | str:
+    def image(self, address: str) -> bytes | Unread:
         """As `inputs.read`."""
         try:
             data = self.read(address, inputs.MAX_FILE_BYTES + 1)
         except OSError as error:
-            return f"cannot be read ({one_line(error)})"
-        return data if len(data) <= inputs.MAX_FILE_BYTES else inputs.TOO_LARGE
+            return Unread(f"cannot be read ({one_line(error)})", temporary=True)
+        return data if len(data) <= inputs.MAX_FILE_BYTES else Unread(inputs.TOO_LARGE, temporary=False)
 
     def begins_like_image(self, address: str) -> bool:
         """Whether the content is that of an image, by its first bytes."""
@@ -221,7 +259,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class StoredFolder:
-    """A `Folder` in an object store, which shows a file once it was sent whole."""
+    """A `Folder` in an object store, which shows a file once it was sent whole.
+
+    Of Azure this holds for new files; of one that is replaced, pyarrow may leave an empty one where its process is killed.
+    """
 
     place: Stored
 
@@ -243,8 +284,46 @@ class StoredFolder:
         filesystem = self.place.filesystem
         if filesystem.type_name in ("local", "hdfs"):  # object stores have no folders to make
             filesystem.create_dir(self.place.path)
-        with filesystem.open_output_stream(f"{self.place.path}/{name}") as stream:
+        target = f"{self.place.path}/{name}"
+        if filesystem.type_name != "local":
+            with filesystem.open_output_stream(target) as stream:
+                stream.write(data)
+            return
+        temporary = f"{self.place.path}/.{name}.{uuid.uuid4().hex}.tmp"  # a disk shows what is written as it is written
+        with filesystem.open_output_stream(temporary) as stream:
             stream.write(data)
+        filesystem.move(temporary, target)
+
+    def create(self, name: str, data: bytes) -> None:
+        """As `Folder.create`, of stores where pyarrow can only replace files: each writer announces itself, waits, and looks.
+
+        A writer whose file is announced before another one looks is seen by it; the one whose data have the lower digest
+        writes. One that comes later finds the file, provided that the first one took less than SETTLE_SECONDS from its look
+        to its file. After another such wait, all read the same file.
+        """
+        claim = f"{CLAIM}{hashlib.sha256(data).hexdigest()}-{uuid.uuid4().hex}"
+        self.write(claim, b"claimed")
+        try:
+            time.sleep(SETTLE_SECONDS)
+            there = {found.path.rpartition("/")[2]: found.modified for found in self.place.entries(f"{self.name}/")}
+            if name not in there and not self._preceded(claim, there):
+                self.write(name, data)
+            time.sleep(SETTLE_SECONDS)
+        finally:
+            with suppress(
+                OSError
+            ):  # a permission to write may not be one to delete; the claim counts for a minute only
+                self.place.filesystem.delete_file(f"{self.place.path}/{claim}")
+
+    @staticmethod
+    def _preceded(claim: str, there: Mapping[str, int | None]) -> bool:
+        """Whether there is a claim before this one that is no leftover of a killed writer, by the store's own clock."""
+        mine, digest = there.get(claim), claim[: len(CLAIM) + 64]
+        return any(
+            mine is None or modified is None or modified > mine - ABANDONED_SECONDS * 10**9
+            for name, modified in there.items()
+            if name.startswith(CLAIM) and name[: len(digest)] < digest
+        )
 
 
 def _is_remote(place: str) -> bool:
@@ -268,7 +347,10 @@ def _local_images(places: Iterable[Path]) -> Iterator[Found]:
     for place in places:
         for path in [place] if inputs.exists(place) else _matches(place):
             (folders if path.is_dir() else files).add(path)
-    listed = (Found(str(path), path.stat().st_size if path.is_file() else 0) for path in sorted(files, key=str))
+    listed = (
+        inputs.found_at(str(path), path.stat()) if path.is_file() else Found(str(path), 0)
+        for path in sorted(files, key=str)
+    )
     return _each_once(heapq.merge(listed, *map(inputs.images_below, sorted(folders))))
 
 
@@ -289,7 +371,7 @@ def _stored_images(address: str) -> Listing:
     place = Stored.at(address)
     kind = place.kind()
     if kind == "file":
-        found: Iterator[Found] = iter([Found(place.address, 0)])
+        found: Iterator[Found] = iter([place.found()])
     elif kind == "folder":
         found = _stored_below(place, f"{place.address}/", None)
     else:

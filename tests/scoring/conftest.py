@@ -7,7 +7,7 @@ import shutil
 import pytest
 from helpers import detector, enter_root, png
 
-from dfganext import scoring
+from dfganext import scoring, stores
 
 if importlib.util.find_spec("ray") is None:  # to import it now would be too early: scoring settles its environment
     collect_ignore_glob = ["test_*.py"]
@@ -31,6 +31,12 @@ def made(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """The stores of these tests answer at once."""
+    monkeypatch.setattr(stores, "SETTLE_SECONDS", 0.1)
+
+
 @pytest.fixture
 def here(made, tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -46,7 +52,7 @@ def scored(made, tmp_path_factory):
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.chdir(made)
         done = scoring.score(["in"], str(out), "model", workers=2, part_images=12)
-    assert (done.where, done.total, done.before, done.judged, done.unread, done.lost) == (
-        str(out), 40, 0, 40, 3, []
+    assert (done.where, done.total, done.before, done.judged, done.again, done.unread, done.lost) == (
+        str(out), 40, 0, 40, 0, 3, []
     )  # fmt: skip
     return out

@@ -2,13 +2,14 @@ import numpy as np
 
 from dfganext import inputs, stores
 from dfganext.inputs import Found
-from dfganext.scoring.parts import Plan
+from dfganext.scoring.parts import Part, Plan
 from dfganext.scoring.rows import Scored, digests_of
 
 
 def plan_of(paths, done=(), part_images=4):
-    told = Scored(np.sort(digests_of(list(done))), np.zeros(len(done), bool))
-    listing = stores.Listing("in", iter([Found(path, 1) for path in paths]), inputs.read, remote=False)
+    ones, false = np.ones(len(done), np.int64), np.zeros(len(done), bool)
+    told = Scored.of(["part"], [(digests_of(list(done)), ones, ones, false, false)])
+    listing = stores.Listing("in", iter([Found(path, 1, 1) for path in paths]), inputs.read, remote=False)
     plan = Plan(listing, told, part_images)
     return plan, list(plan)
 
@@ -36,3 +37,77 @@ def test_images_that_joined_or_left_change_nothing_for_the_others():
         left = [image.path for part in parts for image in part.images]
         assert left == [name for name in present if name not in done]
         assert (plan.total, plan.before) == (len(present), len(present) - len(left))
+
+
+def again_of(files, found, part_images=4):
+    """The parts for images (path, size), where files hold rows (path, size, retry)."""
+    told = [
+        (
+            digests_of([path for path, _, _ in file]),
+            np.array([size for _, size, _ in file]),
+            np.ones(len(file), np.int64),
+            np.array([retry for _, _, retry in file], bool),
+            np.array([retry for _, _, retry in file], bool),
+        )
+        for file in files
+    ]
+    scored = Scored.of([f"part-{number}" for number in range(len(files))], told)
+    images = iter([Found(path, size, 1) for path, size in found])
+    plan = Plan(stores.Listing("in", images, inputs.read, remote=False), scored, part_images)
+    return plan, list(plan)
+
+
+def test_what_changed_or_may_pass_is_done_again_by_the_file_that_has_its_row():
+    files = [
+        [("/in/a", 1, False), ("/in/b", 1, False), ("/in/c", 1, True)],
+        [("/in/d", 1, False), ("/in/e", 1, False)],
+        [("/in/f", 1, False)],
+    ]
+    found = [("/in/a", 2), ("/in/b", 1), ("/in/c", 1), ("/in/d", 2), ("/in/e", 3), ("/in/f", 1), ("/in/new", 1)]
+    plan, parts = again_of(files, found)
+    told = {part.name: ([image.path for image in part.images], part.replaces) for part in parts}
+    assert told.pop("part-0") == (["/in/a", "/in/c"], True)
+    assert told.pop("part-1") == (["/in/d", "/in/e"], True)
+    assert list(told.values()) == [(["/in/new"], False)]
+    assert all(not part.without for part in parts)
+    assert (plan.total, plan.before, plan.unread_before) == (7, 2, 0)
+    (again,) = [part for part in parts if part.name == "part-0"]
+    assert Part.of_row(again.as_block().to_pylist()[0]) == again
+
+
+def test_each_file_is_replaced_once_whatever_the_order_and_size():
+    generator = np.random.default_rng(0)
+    for _ in range(30):
+        names = [f"/in/{index:03d}" for index in range(60)]
+        owner = generator.integers(0, 6, 60)  # 5: no row
+        files = [
+            [(name, 1, False) for name, file in zip(names, owner, strict=True) if file == number] for number in range(5)
+        ]
+        changed = {name for name in names if generator.random() < 0.5}
+        present = [name for name in names if generator.random() < 0.8]
+        _, parts = again_of(files, [(name, 2 if name in changed else 1) for name in present])
+        replaced = [part for part in parts if part.replaces]
+        assert len({part.name for part in replaced}) == len(replaced)
+        fresh = [image.path for part in parts if not part.replaces for image in part.images]
+        assert fresh == [name for name, file in zip(names, owner, strict=True) if file == 5 and name in present]
+        for part in replaced:
+            mine = {name for name, _, _ in files[int(part.name[-1])]}
+            assert [image.path for image in part.images] == [name for name in present if name in mine & changed]
+
+
+def test_a_folder_that_can_be_listed_again_loses_its_row():
+    files = [[("/in/a", 1, False), ("/in/closed", 0, True), ("/in/other", 0, True)], [("/in/closed/b", 0, False)]]
+    _, parts = again_of(files, [("/in/a", 1), ("/in/closed/x/1", 1), ("/in/closed/x/2", 1), ("/in/d", 1)])
+    told = {part.name: part for part in parts if part.replaces}
+    assert list(told) == ["part-0"]  # what is no folder now, or had no error that may pass, stays
+    assert told["part-0"].images == []
+    assert list(told["part-0"].without) == [bytes(digests_of(["/in/closed"])[0])]
+
+
+def test_a_second_row_of_a_path_is_removed():
+    files = [[("/in/a", 1, False), ("/in/b", 1, False)], [("/in/b", 1, False), ("/in/c", 1, False)]]
+    plan, parts = again_of(files, [("/in/a", 1), ("/in/b", 1), ("/in/c", 1)])
+    (part,) = parts
+    assert (part.name, part.images) == ("part-1", [])
+    assert list(part.without) == [bytes(digests_of(["/in/b"])[0])]
+    assert plan.before == 3

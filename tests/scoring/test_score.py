@@ -41,6 +41,11 @@ def test_rows_are_what_predict_says(made, scored, monkeypatch, capsys):
     expected = pd.DataFrame(json.loads(capsys.readouterr().out)).sort_values("path", ignore_index=True)
     table = rows(scored)
     assert tuple(table.columns) == COLUMNS
+    assert table.threshold.tolist() == expected.threshold.tolist() == [0.45] * 40
+    assert not table.retry.any()
+    files = [os.stat(path.encode().decode("unicode_escape").encode("utf-8", "surrogateescape")) for path in table.path]
+    assert table["size"].tolist() == [file.st_size for file in files]
+    assert table.modified.astype("int64").tolist() == [file.st_mtime_ns for file in files]
     for name in ("path", "label", "error"):
         assert table[name].fillna("").tolist() == expected[name].fillna("").tolist()
     np.testing.assert_allclose(table.p_fake, expected.p_fake, atol=1e-5)
@@ -55,14 +60,14 @@ def test_rows_are_what_predict_says(made, scored, monkeypatch, capsys):
 def test_started_again_it_does_what_is_left(here, made, scored, capsys):
     shutil.copytree(scored, here / "out")
     assert score(str(made / "in"), "out", "--model", "model") == 1  # broken images are among them still
-    assert "0 of 40 images judged now, 40 before; 3 could not be read" in capsys.readouterr().out
+    assert "0 of 40 images judged now (0 of them again), 40 before; 3 could not be read" in capsys.readouterr().out
     parts = sorted((here / "out").glob("part-*.parquet"))
     parts[1].unlink()
     (here / "new").mkdir()
     for index in range(3):
         (here / "new" / f"{index}.png").write_bytes(png(0, index))
     assert score(str(made / "in"), f"file://{here}/new/[01].png", "out", "--model", "model") == 1
-    assert "14 of 42 images judged now, 28 before; 3 could not be read" in capsys.readouterr().out
+    assert "14 of 42 images judged now (0 of them again), 28 before; 3 could not be read" in capsys.readouterr().out
     table = rows(here / "out")
     assert table.path.is_unique
     before = rows(scored)
@@ -70,12 +75,105 @@ def test_started_again_it_does_what_is_left(here, made, scored, capsys):
     assert set(table.path) - set(before.path) == {str(here / "new" / "0.png"), str(here / "new" / "1.png")}
 
 
+def as_before(out):
+    """Make the files as the version wrote them that knew nothing of sizes and times."""
+    for part in out.glob("part-*.parquet"):
+        pd.read_parquet(part)[["path", "label", "p_fake", "error", "model_version"]].to_parquet(part, index=False)
+
+
+def test_what_changed_and_what_may_pass_is_judged_again(here, capsys):
+    """An image that was overwritten, one that was not there, a folder that could not be listed; the others' rows stay."""
+    (here / "elsewhere").mkdir()
+    (here / "in" / "late.png").symlink_to("../elsewhere/late.png")
+    words = ["in", "out", "--model", "model"]
+    assert score(*words) == 1
+    assert "41 of 41 images judged now (0 of them again), 0 before; 4 could not be read" in capsys.readouterr().out
+    before = rows(here / "out").set_index("path")
+    late, changed, mended = (str(here / "in" / name) for name in ("late.png", "0/00.png", "truncated.png"))
+    assert before.retry[before.retry].index.tolist() == [late]
+
+    (here / "elsewhere" / "late.png").write_bytes(png(1, 3))
+    Path(changed).write_bytes(png(1, 77))
+    Path(mended).write_bytes(png(0, 78))
+    os.utime(here / "in" / "0" / "03.png", (1, 1))
+    assert score(*words) == 1
+    assert "4 of 41 images judged now (4 of them again), 37 before; 2 could not be read" in capsys.readouterr().out
+    after = rows(here / "out").set_index("path")
+    assert after.index.tolist() == before.index.tolist()
+    again = [late, changed, mended, str(here / "in" / "0" / "03.png")]
+    pd.testing.assert_frame_equal(after.drop(again), before.drop(again))
+    expected = Detector.load(here / "model").judge([Path(path).read_bytes() for path in again])
+    np.testing.assert_allclose(after.p_fake[again], [verdict.p_fake for verdict in expected], atol=1e-5)
+    assert not after.retry.any()
+
+    assert score(*words) == 1
+    assert "0 of 41 images judged now (0 of them again), 41 before; 2 could not be read" in capsys.readouterr().out
+
+
+def test_rows_of_an_earlier_version_are_made_anew(here, scored, capsys, made, monkeypatch):
+    shutil.copytree(scored, here / "out")
+    as_before(here / "out")
+    monkeypatch.chdir(made)
+    gone = made / "in" / "empty.jpg"
+    kept = gone.stat()
+    gone.unlink()
+    try:
+        assert score("in", str(here / "out"), "--model", "model") == 1
+        out, err = capsys.readouterr()
+        assert "39 of 39 images judged now (39 of them again), 0 before; 2 could not be read" in out
+        assert "39 rows" in err and "of an earlier version" in err
+    finally:
+        gone.touch()
+        os.utime(gone, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    table, before = rows(here / "out"), rows(scored)
+    assert table.path.tolist() == before.path.tolist()
+    unknown = table.modified.isna()
+    assert table.path[unknown].tolist() == [str(gone)]  # what left IN keeps its row
+    pd.testing.assert_frame_equal(table[~unknown], before[~unknown])
+
+
+def test_two_models_that_start_at_once_cannot_mix(here):
+    """Each command as a shell starts it, into one folder that is not there yet."""
+    threads = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [str(Path(sys.executable).parent / "dfganext"), "score", "in", "out", "--workers", "1", "--model"]
+    runs = {
+        name: subprocess.Popen(
+            [*command, name], cwd=here, env=threads, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for name in ("model", "other")
+    }
+    told = {name: (run.communicate(timeout=300), run.returncode) for name, run in runs.items()}
+    codes = {name: code for name, (_, code) in told.items()}
+    assert sorted(codes.values()) == [1, 2], (
+        told
+    )  # of the images that can be judged, and of the folder's being another's
+    (loser,) = [name for name, code in codes.items() if code == 2]
+    error = [line for line in told[loser][0][1].splitlines() if line.startswith("dfganext: ")]
+    assert len(error) == 1 and "holds verdicts of another model" in error[0]
+    table = rows(here / "out")
+    assert len(table) == 40 and table.path.is_unique
+    assert table.threshold.nunique() == table.model_version.nunique() == 1
+
+
+def test_a_threshold_of_ones_own(here, capsys):
+    (here / "model" / "operating_point.json").unlink()
+    assert score("in", "out", "--model", "model") == 2
+    assert "operating_point.json is missing" in capsys.readouterr().err
+    assert score("in", "out", "--model", "model", "--threshold", "0") == 1
+    assert capsys.readouterr().err.startswith("dfganext: No temperature is known for this model")
+    table = rows(here / "out")
+    assert set(table.threshold) == {0.0} and set(table.label.dropna()) == {"fake"}
+    assert json.loads((here / "out" / RECORD).read_text())["model"]["temperature"] is None
+    assert score("in", "out", "--model", "model", "--threshold", "0.5") == 2
+    assert "name another folder, or that model with --model and --threshold" in capsys.readouterr().err
+
+
 def test_an_object_store_at_both_ends(here, capsys):
     """pyarrow reaches the disk under local:// the way it reaches s3://."""
     (here / "in" / "1" / os.fsdecode(b"caf\xe9.gif")).unlink()  # no key of an object store is like that
     assert score(f"local://{here}/in/[02]", f"local://{here}/out", "--model", "model") == 0
     assert (
-        f"24 of 24 images judged now, 0 before; 0 could not be read (see column error). Rows: local://{here}/out"
+        f"24 of 24 images judged now (0 of them again), 0 before; 0 could not be read (see column error). Rows: local://{here}/out"
         in (capsys.readouterr().out)
     )
     images = sorted(path for name in "02" for path in (here / "in" / name).iterdir())
@@ -271,7 +369,7 @@ def test_a_cluster(here, monkeypatch):
         until_open(("127.0.0.1", port), head)
         code, out = Run(here, "in", "out", "--model", "model").end()
         assert code == 1
-        assert "40 of 40 images judged now, 0 before; 3 could not be read" in out
+        assert "40 of 40 images judged now (0 of them again), 0 before; 3 could not be read" in out
     finally:
         family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
         for process in family:

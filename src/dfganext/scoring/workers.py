@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfganext.data.trees import printable
 from dfganext.errors import one_line
-from dfganext.inputs import BATCH_BYTES, BATCH_FILES, Found
+from dfganext.inputs import BATCH_BYTES, BATCH_FILES, Found, Unread
 from dfganext.scoring import model
 from dfganext.scoring.parts import Done, Part
 from dfganext.scoring.rows import Row, to_parquet
@@ -53,8 +53,8 @@ class Worker:
         files: reference to a `Model`'s files, as arrays of bytes.
         version: what the rows say of the model.
         read: a `Listing`'s.
-        strict: where none of a part's images can be read, it is for a reason that has nothing to do with them, and there shall
-            be no rows that say so.
+        strict: where none of a new part's images can be read, it is for a reason that has nothing to do with them, and there
+            shall be no rows that say so.
         threads: reads at a time.
         folder: where the rows go.
         watch: handle of the `Watch`.
@@ -64,7 +64,7 @@ class Worker:
         self,
         files: Any,
         version: str,
-        read: Callable[[str], bytes | str],
+        read: Callable[[str], bytes | Unread],
         strict: bool,
         threads: int,
         folder: Folder,
@@ -87,6 +87,8 @@ class Worker:
 
     def _do(self, part: Part) -> Done:
         """What the user can put right is told, not raised: Ray would bury it in a traceback."""
+        import pyarrow as pa
+
         deaths = self.wait(self.watch.begin.remote(part.name))
         guilty = {place for place in deaths if place >= 0 and deaths.count(place) > 1}
         if len(deaths) - 2 * len(guilty) >= ATTEMPTS:
@@ -95,27 +97,29 @@ class Worker:
             rows = list(self._one_by_one(part, guilty))
         else:
             rows = list(judge_images(self.detector, part.images, self.read, self.threads))
-        if self.strict and not any(row.data_read for row in rows):
+        if self.strict and not part.replaces and not any(row.data_read for row in rows):
             return Done(part.name, failure=f"{rows[0].path} {rows[0].error}, and so does all that follows it")
         try:
-            self.folder.write(part.name, to_parquet(rows, self.version))
-        except OSError as error:
+            before = self.folder.read(part.name) if part.replaces else None
+            self.folder.write(part.name, to_parquet(rows, self.version, before, part.without))
+        except (OSError, pa.ArrowException) as error:
             return Done(part.name, failure=f"{self.folder.name}/{part.name} cannot be written ({one_line(error)})")
         self.wait(self.watch.end.remote(part.name))
-        return Done(part.name, len(rows), sum(row.error is not None for row in rows))
+        return Done(part.name, len(rows), sum(row.error is not None for row in rows), again=part.replaces)
 
     def _one_by_one(self, part: Part, guilty: set[int]) -> Iterator[Row]:
         """Rows of a part that workers died of: should it happen again, it is known at which image."""
         for place, image in enumerate(part.images):
             if place in guilty:
-                yield Row(printable(image.path), None, None, KILLER, True)
+                threshold = self.detector.threshold
+                yield Row(printable(image.path), None, None, threshold, KILLER, False, image.size, image.modified, True)
             else:
                 self.wait(self.watch.at.remote(part.name, place))
                 yield from judge_images(self.detector, [image], self.read)
 
 
 def judge_images(
-    detector: Detector, images: Sequence[Found], read: Callable[[str], bytes | str], threads: int = 1
+    detector: Detector, images: Sequence[Found], read: Callable[[str], bytes | Unread], threads: int = 1
 ) -> Iterator[Row]:
     """A row an image, in order; the next batch is read, `threads` files at a time, while one is judged."""
     with ThreadPoolExecutor(threads) as pool:
@@ -140,6 +144,18 @@ def _batches(images: Sequence[Found]) -> Iterator[list[Found]]:
         yield batch
 
 
-def _judge(detector: Detector, batch: Sequence[tuple[Found, bytes | str]]) -> Iterator[Row]:
-    for (image, data), verdict in zip(batch, detector.judge([data for _, data in batch]), strict=True):
-        yield Row(printable(image.path), verdict.label, verdict.p_fake, verdict.error, isinstance(data, bytes))
+def _judge(detector: Detector, batch: Sequence[tuple[Found, bytes | Unread]]) -> Iterator[Row]:
+    encoded = [data if isinstance(data, bytes) else data.reason for _, data in batch]
+    for (image, data), verdict in zip(batch, detector.judge(encoded), strict=True):
+        read = isinstance(data, bytes)
+        yield Row(
+            printable(image.path),
+            verdict.label,
+            verdict.p_fake,
+            verdict.threshold,
+            verdict.error,
+            isinstance(data, Unread) and data.temporary,
+            image.size,
+            image.modified,
+            read,
+        )
