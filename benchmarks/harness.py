@@ -1,4 +1,4 @@
-"""Timing in turns, and the tables that come of it."""
+"""Timing in turns, and the tables of results."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ COLUMNS = (
     "ours",
     "ours_low",
     "ours_high",
+    "against",
     "rival",
     "rival_low",
     "rival_high",
@@ -39,13 +40,15 @@ COLUMNS = (
     "goal",
     "reached",
 )
-"""ours, rival: medians, with the least and the greatest value. ratio: how many times better ours is. limit: what this hardware
-gives, measured in the same run, in the same unit."""
+"""ours, rival: medians, with the least and the greatest value. against: what the rival is. ratio: how many times better ours is.
+limit: what this hardware gives, measured in the same run, in the same unit."""
+
+NUMBERS = ("ours", "ours_low", "ours_high", "rival", "rival_low", "rival_high", "ratio", "limit", "share_of_limit")
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a row is to reach: `of` it no less than `least`, or no more than `most`."""
+    """A bound for one column of a row: at least `least`, or at most `most`."""
 
     of: Literal["ratio", "share_of_limit", "ours"]
     least: float | None = None
@@ -76,9 +79,19 @@ class Table:
         limit: float | None = None,
         goal: Goal | None = None,
         better: Literal["lower", "higher"] = "lower",
+        against: str = "",
     ) -> None:
-        """Add a row and print it. ours, rival: values of all rounds, in `unit`, as is the limit."""
-        numbers: dict[str, float | None] = dict.fromkeys(COLUMNS[3:-2])
+        """Add a row and print it.
+
+        Args:
+            ours, rival: values of all rounds, in `unit`.
+            limit: in the same unit.
+            better: whether the lower or the higher value is the better one.
+            against: what the rival is, in the words that the README's table uses.
+        """
+        if bool(rival) != bool(against):
+            raise ValueError(f"{case}, {measure}: a rival needs its values and a name")
+        numbers: dict[str, float | None] = dict.fromkeys(NUMBERS)
         for name, values in (("ours", ours), ("rival", rival)):
             if values:
                 numbers |= {name: statistics.median(values), f"{name}_low": min(values), f"{name}_high": max(values)}
@@ -90,7 +103,9 @@ class Table:
         row = {name: "" if value is None else f"{value:.4g}" for name, value in numbers.items()}
         reached = "" if goal is None else ("yes" if goal.reached(numbers[goal.of] or 0.0) else "no")
         self.rows.append(
-            {"case": case, "measure": measure, "unit": unit} | row | {"goal": str(goal or ""), "reached": reached}
+            {"case": case, "measure": measure, "unit": unit, "against": against}
+            | row
+            | {"goal": str(goal or ""), "reached": reached}
         )
         print(self._line(self.rows[-1]), flush=True)
 
@@ -112,7 +127,9 @@ class Table:
         parts = [f"{self.subject}: {row['case']}, {row['measure']}: {row['ours']} {row['unit']}"]
         parts[0] += f" ({row['ours_low']}…{row['ours_high']})" if row["ours_low"] != row["ours_high"] else ""
         if row["rival"]:
-            parts.append(f"rival {row['rival']} ({row['rival_low']}…{row['rival_high']}), ratio {row['ratio']}")
+            parts.append(
+                f"{row['against']}: {row['rival']} ({row['rival_low']}…{row['rival_high']}), ratio {row['ratio']}"
+            )
         if row["limit"]:
             parts.append(f"limit {row['limit']}, share {row['share_of_limit']}")
         if row["goal"]:
@@ -138,7 +155,7 @@ def alternate(
 
 
 def plain_environment() -> dict[str, str]:
-    """The environment of a process that is to run as a user's would: in this Python's, without what `process.prepare` has set."""
+    """This process's environment without what `process.prepare` has set, and with this Python first on the path."""
     kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE")}
     return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
@@ -156,11 +173,11 @@ def shipped_but(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 class Child:
-    """Python code in a process of its own, which has its own memory: an expression or a call a time, answered in JSON.
+    """A process of its own that calls functions of a module, one at a time, and answers in JSON.
 
     Args:
-        module: what it imports, benchmarks.NAME.
-        plain: without `process.prepare`, as a rival runs.
+        module: the module that it imports, benchmarks.NAME.
+        plain: run it without `process.prepare`, as rivals run.
     """
 
     def __init__(self, module: str, plain: bool = False) -> None:

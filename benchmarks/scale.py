@@ -17,10 +17,10 @@ import psutil
 
 from benchmarks import pictures
 from benchmarks.harness import ROOT, Child, Table, peak_mib
+from dfganext import settings
 from dfganext.data import arrays, sampling
 from dfganext.models import classifier
 from dfganext.process import cores
-from dfganext.settings import Resize, Subsample
 
 COUNTS = (1_000, 10_000, 100_000)
 SIZE = 32
@@ -61,9 +61,9 @@ def subsample(count: int) -> tuple[float, float]:
             "phash_mirrored": digests,
         }
     )
-    settings = Subsample(seed=None, per_class=None, train_to_test=5, validation=0.1, near_duplicate_bits=44)
+    shipped = settings.load(ROOT / "params.yaml")
     began = time.perf_counter()
-    sampling.draw(manifest, settings, 20)
+    sampling.draw(manifest, shipped.subsample, shipped.seed)
     return time.perf_counter() - began, peak_mib()
 
 
@@ -77,7 +77,7 @@ def resize(folder: str, count: int) -> tuple[float, float]:
         Path(folder),
         Path(folder) / "arrays",
         48,
-        Resize(interpolation="lanczos", equalise=False),
+        settings.load(ROOT / "params.yaml").resize,
         cores(),
     )
     return time.perf_counter() - began, peak_mib()

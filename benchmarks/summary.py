@@ -10,35 +10,26 @@ from pathlib import Path
 from benchmarks.harness import RESULTS
 
 LINES = (
-    (
-        "density",
-        "exact kernel density, d = 16,384, of {points} points",
-        "scikit-learn, `leaf_size` = n",
-        r"(?P<points>\d+) points",
-    ),
-    (
-        "resize",
-        "{format} of 1024 px to 256, {filter}",
-        "a Pillow loop",
-        r"(?P<format>\w+) 1024 to 256, (?P<filter>\w+)",
-    ),
-    ("train_cpu", "an epoch on the CPU at {size} px", "float32, JPEG files decoded each epoch", r"(?P<size>\d+) px"),
-    ("train_gpu", "an epoch on the GPU at {size} px", "timm's settings, a file an image", r"(?P<size>\d+) px"),
-    ("serve", "one served image, {precision}", "`mlflow.pytorch`", r"one image, (?P<precision>\w+)"),
+    ("density", "exact kernel density, d = 16,384, of {points} points", r"(?P<points>\d+) points"),
+    ("resize", "{format} of 1024 px to 256, {filter}", r"(?P<format>\w+) 1024 to 256, (?P<filter>\w+)$"),
+    ("train_cpu", "an epoch on the CPU at {size} px", r"(?P<size>\d+) px"),
+    ("train_gpu", "an epoch on the GPU at {size} px", r"(?P<size>\d+) px"),
+    ("serve", "one served image, {precision}", r"one image, (?P<precision>\w+)"),
     (
         "serve",
         "{clients} clients at once, {precision}",
-        "`mlflow.pytorch`",
         r"(?P<clients>\d+) clients, (?P<precision>\w+)",
     ),
     (
         "repro",
         "`dvc repro` up to `resize`, nothing to do, {count} images",
-        "a file an image",
         r"nothing to do, (?P<count>\d+)",
     ),
 )
-"""Subject, what was timed, against what, and the cases meant."""
+"""Subject, what was timed, and the pattern of its cases."""
+
+SPEEDS = ("time", "rate")
+"""First words of the measures whose ratio is one of speeds."""
 
 
 def main() -> None:
@@ -46,20 +37,20 @@ def main() -> None:
 
 
 def table() -> list[str]:
-    """Lines of Markdown: a row a case that has a rival, in the order of LINES."""
+    """Lines of Markdown: a row for each rival of each case, in the order of LINES."""
     rows = results()
     lines = ["| what | against | times as fast |", "|---|---|---|"]
-    for subject, what, rival, pattern in LINES:
+    for subject, what, pattern in LINES:
         for row in rows.get(subject, []):
             match = re.match(pattern, row["case"])
-            if match and row["ratio"]:
+            if match and row["ratio"] and row["measure"].startswith(SPEEDS):
                 text = what.format(**match.groupdict())
-                lines.append(f"| {text} | {rival} | {float(row['ratio']):.1f} |")
+                lines.append(f"| {text} | {row['against']} | {float(row['ratio']):.1f} |")
     return lines
 
 
 def results() -> Mapping[str, list[dict[str, str]]]:
-    """Rows by subject; where a subject was measured on several machines, those of the last file by name."""
+    """Rows by subject; of a subject measured on several machines, those of the last file by name."""
     found = {}
     for file in sorted(RESULTS.glob("*.csv")):
         with Path(file).open(newline="", encoding="utf-8") as stream:

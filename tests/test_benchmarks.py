@@ -1,18 +1,24 @@
-"""The tables of benchmarks/: how they are counted, and that the README quotes what the files say."""
+"""benchmarks/: the rivals give the same answers and are set up as documented, how tables are counted, what the README quotes."""
 
+import base64
 import csv
+import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
-from benchmarks import harness, summary
+from benchmarks import density, harness, pictures, resize, scale, serve, summary, train_cpu, training
 from benchmarks.harness import Child, Goal, Table
-from dfganext import process
+from dfganext import images, process
+from dfganext.models import classifier
 
 
-def test_a_row_has_medians_ratio_share_and_what_was_reached():
+def test_a_row_has_medians_ratio_share_and_whether_its_goal_is_reached():
     table = Table("x")
-    table.add("a", "time", "s", [1.0, 4.0, 2.0], [6.0, 10.0], 1.5, Goal("ratio", least=4))
-    table.add("b", "rate", "1/s", [8.0], [4.0], goal=Goal("ratio", least=3), better="higher")
+    table.add("a", "time", "s", [1.0, 4.0, 2.0], [6.0, 10.0], 1.5, Goal("ratio", least=4), against="A")
+    table.add("b", "rate", "1/s", [8.0], [4.0], goal=Goal("ratio", least=3), better="higher", against="B")
     table.add("c", "memory", "MiB", [8.0], goal=Goal("ours", most=8))
     table.add("d", "error", "nats", [0.0], goal=Goal("ours", most=1e-6))
     first, second, third, fourth = table.rows
@@ -20,12 +26,19 @@ def test_a_row_has_medians_ratio_share_and_what_was_reached():
     assert (first["share_of_limit"], first["goal"], first["reached"]) == ("0.75", "ratio >= 4", "yes")
     assert (second["ratio"], second["reached"], second["limit"]) == ("2", "no", "")
     assert (third["goal"], third["reached"], fourth["reached"]) == ("ours <= 8", "yes", "yes")
+    assert [row["against"] for row in table.rows] == ["A", "B", "", ""]
+
+
+@pytest.mark.parametrize("more", [{"rival": [3.0]}, {"against": "A"}])
+def test_a_row_names_its_rival_if_and_only_if_it_has_one(more):
+    with pytest.raises(ValueError, match="a, time: a rival needs its values and a name"):
+        Table("x").add("a", "time", "s", [1.0], **more)
 
 
 def test_the_file_is_named_by_hardware_and_versions(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
     table = Table("subject")
-    table.add("a", "time", "s", [1.0], [3.0])
+    table.add("a", "time", "s", [1.0], [3.0], against="A")
     table.write("numpy")
     (file,) = (tmp_path / "results").iterdir()
     assert (
@@ -35,7 +48,7 @@ def test_the_file_is_named_by_hardware_and_versions(tmp_path, monkeypatch):
     )
     with file.open() as stream:
         (row,) = csv.DictReader(stream)
-    assert row["ratio"] == "3"
+    assert row["ratio"] == "3" and row["against"] == "A"
 
 
 def test_contenders_take_turns():
@@ -49,6 +62,176 @@ def test_a_child_answers_and_a_failure_is_not_taken_for_an_answer():
         child.call("picture", 8, "no seed")
     with Child("dfganext.process", plain=True) as child:
         assert child.call("cores") == process.cores()
+
+
+def cases(table):
+    return {(row["case"], row["against"]) for row in table.rows if row["rival"]}
+
+
+def test_resize_meets_pillow_in_a_pool_of_as_many_workers(tmp_path):
+    table = Table("resize")
+    resize.compare(table, "JPEG", 4, source=512, rounds=1)
+    cores = process.cores()
+    for filter in resize.INTERPOLATIONS:
+        case = f"JPEG 512 to 256, {filter}"
+        pools = {f"Pillow in a pool of {cores} {kind}" for kind in ("threads", "processes")}
+        assert pools & {against for name, against in cases(table) if name == case}
+        assert (f"{case}, one loop", "one loop over Pillow") in cases(table)
+
+
+def test_resize_refuses_a_rival_with_other_pixels():
+    pixels = np.zeros((2, 4, 4, 3), np.uint8)
+    resize.assert_same_pixels(pixels, pixels + 1)
+    with pytest.raises(AssertionError, match="differ by 2 of 255"):
+        resize.assert_same_pixels(pixels, pixels + np.uint8(2))
+
+
+def test_drafted_jpegs_are_other_pixels(tmp_path):
+    """Why the rival does without `Image.draft`."""
+    from PIL import Image
+
+    path = tmp_path / "a.jpeg"
+    path.write_bytes(pictures.encoded(1024, 0, "JPEG"))
+    with Image.open(path) as image:
+        image.draft("RGB", (512, 512))
+        drafted = np.asarray(image.convert("RGB").resize((256, 256), Image.Resampling.LANCZOS))
+    with pytest.raises(AssertionError, match="differ by"):
+        resize.assert_same_pixels(images.prepare(images.decode(path.read_bytes()), 256), drafted)
+
+
+def test_both_densities_of_rivals_are_right():
+    points, queries = density.vectors(30, 50, seed=0), density.vectors(7, 50, seed=1)
+    exact = [density.by_hand(points, query, 0.2) for query in queries]
+    np.testing.assert_allclose(density.in_trees(points, queries, 0.2), exact, rtol=1e-10)
+    np.testing.assert_allclose(density.in_numpy(points, queries, 0.2), exact, rtol=1e-10)
+
+
+def test_the_numpy_rival_works_in_chunks(monkeypatch):
+    monkeypatch.setattr(density, "CHUNK", 3)
+    test_both_densities_of_rivals_are_right()
+
+
+def test_density_meets_both_rivals():
+    table = Table("density")
+    density.compare(table, 40, 6, 64, rounds=1)
+    rivals = {row["against"] for row in table.rows if row["measure"] == "time"}
+    assert rivals == {f"scikit-learn, `leaf_size` = n, {process.cores()} processes", density.NUMPY}
+    assert {row["reached"] for row in table.rows if row["measure"] == "error"} == {"yes"}
+
+
+CHANGES = {
+    "convnext.architecture": "test_convnext",
+    "convnext.size": 32,
+    "convnext.batch_size": 4,
+    "convnext.precision": "bfloat16",
+    "machine.device": "cpu",
+    "machine.workers": 2,
+}
+
+
+@pytest.fixture
+def rival(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_state", {})
+    training.write_files(tmp_path, 8)
+    training.prepare_rival(str(tmp_path), CHANGES, None)
+    return training._state
+
+
+def test_the_training_rival_caches_decoded_images_and_trains_in_bfloat16_and_channels_last(rival, tmp_path):
+    assert isinstance(rival["data"].pixels, np.ndarray) and rival["data"].pixels.dtype == np.uint8
+    files = training.files_of(str(tmp_path), None)
+    ours = [images.prepare(images.decode(file.read_bytes()), 32) for file in files]
+    np.testing.assert_array_equal(rival["data"].pixels, ours)
+    assert rival["optimiser"].defaults["fused"] is True
+    assert rival["loader"].num_workers == 2 and rival["loader"].persistent_workers
+    seen = []
+    convolution = next(layer for layer in rival["model"].modules() if isinstance(layer, torch.nn.Conv2d))
+    convolution.register_forward_hook(lambda layer, given, output: seen.append((given[0], output)))
+    training.epoch_rival(0)
+    assert len(seen) == 2
+    for given, output in seen:
+        assert given.is_contiguous(memory_format=torch.channels_last) and output.dtype == torch.bfloat16
+    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_workers_of_the_training_rival_augment_differently(rival):
+    rival["data"].pixels[:] = rival["data"].pixels[0]
+    batches = [batch.numpy() for batch, _ in rival["loader"]]  # one of each worker
+    assert not np.array_equal(batches[0], batches[1])
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "message"),
+    [
+        ([0.7, 0.5], [0.7, 0.4], "losses differ"),
+        ([0.7, 0.5], [0.8, 0.5], "losses differ"),
+        ([0.7, 0.7], [0.7, 0.7], "did not change the loss"),
+    ],
+)
+def test_training_refuses_a_rival_that_learns_otherwise(ours, theirs, message):
+    def child(losses):
+        left = iter(losses)
+        return SimpleNamespace(call=lambda name, *_: next(left) if name.startswith("loss") else None)
+
+    with pytest.raises(AssertionError, match=message):
+        training.assert_same_training(child(ours), child(theirs), "folder", {})
+
+
+def test_training_on_a_cpu_meets_its_rival():
+    table = Table("train_cpu")
+    train_cpu.compare(table, 32, 32, 16, "test_convnext", rounds=1)
+    assert cases(table) == {("32 px, test_convnext, batches of 16", train_cpu.AGAINST)}
+
+
+def test_the_served_rival_judges_the_same_jpeg(tmp_path):
+    from benchmarks.served_rival import Classifier
+
+    model, config = classifier.build("test_convnext", "ce", 32, seed=0)
+    classifier.save(tmp_path, model.state_dict(), config)
+    facts = {"architecture": "test_convnext", "outputs": 2, "size": 32, "precision": "float32"}
+    (tmp_path / "facts.json").write_text(json.dumps(facts | {"mean": config.mean, "std": config.std}))
+    rival = Classifier()
+    rival.load_context(
+        SimpleNamespace(artifacts={"weights": tmp_path / classifier.WEIGHTS_FILE, "config": tmp_path / "facts.json"})
+    )
+    data = [pictures.encoded(64, seed, "JPEG") for seed in range(3)]
+    pixels = np.stack([config.prepare(images.decode(one)) for one in data])
+    expected = 1 / (1 + np.exp(-classifier.predict_logits(model, config, pixels)))
+    records = rival.predict(None, {"image": [base64.b64encode(one).decode() for one in data]})
+    np.testing.assert_allclose([record["p_fake"] for record in records], expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_served_images_meet_their_rival_in_both_precisions():
+    table = Table("serve")
+    serve.compare(table, "test_convnext", 32, turns=1, burst=2, client_requests=1, rounds=1)
+    names = {f"{what}, {precision}" for what in ("one image", "8 clients") for precision in serve.PRECISIONS}
+    assert cases(table) == {(name, serve.AGAINST) for name in names}
+
+
+def test_scale_takes_the_shipped_settings(tmp_path):
+    assert scale.subsample(40)[0] > 0
+    pictures.folder_of(tmp_path, 4, scale.SIZE, "PNG")
+    assert scale.resize(str(tmp_path), 4)[0] > 0
+
+
+def test_the_table_has_a_row_for_each_rival_and_only_of_speeds(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(summary, "RESULTS", tmp_path)
+    table = Table("density")
+    table.add("5 points, 2 queries", "time", "s", [2.0], [5.0], against="A")
+    table.add("5 points, 2 queries", "time", "s", [2.0], [1.0], against="B")
+    table.add("5 points, 2 queries", "memory", "MiB", [2.0], [1.0], against="B")
+    table.write()
+    table = Table("resize")
+    table.add("PNG 1024 to 256, bicubic", "time", "s", [2.0], [3.0], against="C")
+    table.add("PNG 1024 to 256, bicubic, one loop", "time", "s", [2.0], [6.0], against="D")
+    table.write()
+    assert summary.table()[2:] == [
+        "| exact kernel density, d = 16,384, of 5 points | A | 2.5 |",
+        "| exact kernel density, d = 16,384, of 5 points | B | 0.5 |",
+        "| PNG of 1024 px to 256, bicubic | C | 1.5 |",
+    ]
 
 
 def test_the_readme_quotes_the_files(root):
