@@ -8,7 +8,7 @@ from dfganext import paths, pipeline, settings, tracking
 from dfganext.data import arrays, sampling
 from dfganext.models import classifier
 from dfganext.settings import Settings
-from dfganext.training import checkpoints, distributed
+from dfganext.training import checkpoints, compute, distributed
 from dfganext.training import classifier as training
 from dfganext.training.curves import Curves
 
@@ -26,12 +26,12 @@ def train(chosen: Settings, group: distributed.Group) -> None:
     file = classifier.weights_file(chosen.convnext.weights)
     weights = [file] if file is not None and file.is_file() else []
     inputs = {str(path): tracking.sha256_of(path) for path in (images, *weights)}
-    convnext = asdict(replace(chosen.convnext, processes=1))  # training may go on with more or fewer
-    decisive = {"convnext": convnext, "loss": chosen.loss, "seed": chosen.seed, "files": inputs}
+    machine, precision = compute.resolve(chosen.machine, chosen.convnext.precision)
+    convnext = replace(chosen.convnext, precision=precision)
+    same = asdict(replace(convnext, processes=1))  # training may go on with more or fewer
+    decisive = {"convnext": same, "device": machine.device, "loss": chosen.loss, "seed": chosen.seed, "files": inputs}
     group.check_same(decisive)
-    fit = partial(
-        training.train, shown, validation, chosen.convnext, chosen.loss, chosen.seed, chosen.machine, group=group
-    )
+    fit = partial(training.train, shown, validation, convnext, chosen.loss, chosen.seed, machine, group=group)
     if not group.first:
         fit()
         return
@@ -41,7 +41,7 @@ def train(chosen: Settings, group: distributed.Group) -> None:
             "train_convnext", chosen, reads=[paths.SPLIT, images, *weights], makes=[paths.CONVNEXT]
         ) as run,
     ):
-        run.set_tags({"processes": group.size})
+        run.set_tags({"processes": group.size, "precision": precision, "device": machine.device})
         curves = Curves(run.log_metrics)
         history, config = fit(checkpoint, curves)
         classifier.save(paths.CONVNEXT, history.best_state, replace(config, **asdict(chosen.resize)))

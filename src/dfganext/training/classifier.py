@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,9 +56,10 @@ class ClassifierTask:
         self.seed, self.group = seed, group
         self.device = compute.device(machine.device)
         self.precision = compute.precision(settings.precision, self.device)
-        model, self.config = classifier.build(
+        model, config = classifier.build(
             settings.architecture, loss, settings.size, settings.weights, seed, settings.match
         )
+        self.config = replace(config, precision=compute.name_of(self.precision), device=self.device.type)
         self.model: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)
         fewest = max(min(map(len, self.batches(0))), group.size)  # each process computes with one image at least
         rehearse(self.model, self.config, self.precision, fewest)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import torch
 
 from dfganext.errors import UserError
+from dfganext.settings import Machine
 
 
 def device(setting: str) -> torch.device:
@@ -25,6 +27,24 @@ def precision(setting: str, device: torch.device) -> torch.dtype:
     else:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def name_of(precision: torch.dtype) -> str:
+    """torch.float32 -> "float32"."""
+    return str(precision).removeprefix("torch.")
+
+
+def resolve(machine: Machine, setting: str) -> tuple[Machine, str]:
+    """Replace `auto` by what it means on this machine, both as the device and as the precision.
+
+    Args:
+        setting: the precision: auto, float32 or bfloat16.
+
+    Returns:
+        `machine` with the device cpu or cuda, and float32 or bfloat16.
+    """
+    chosen = device(machine.device)
+    return replace(machine, device=chosen.type), name_of(precision(setting, chosen))
 
 
 def make_repeatable() -> None:
