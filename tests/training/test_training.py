@@ -11,7 +11,7 @@ from dfganext.errors import UserError
 from dfganext.models import autoencoder as model_of_autoencoder
 from dfganext.models import classifier as classifier_model
 from dfganext.settings import Augment, Machine
-from dfganext.training import augment, autoencoder, checkpoints, classifier, compute, loop
+from dfganext.training import augment, autoencoder, classifier, compute, loop
 from dfganext.training.distributed import ALONE, Group
 
 CPU = Machine(workers=0, device="cpu")
@@ -229,19 +229,6 @@ def test_the_autoencoder_sees_real_images_only(shipped):
     other.pixels[VALIDATION.labels == 1] = 255
     assert same(history, autoencoder.train(dark, other, settings, 1, CPU))
     assert history.epochs[-1]["train_loss"] < history.epochs[0]["train_loss"]
-
-
-def test_checkpoints_are_found_by_what_decides(tmp_path):
-    with checkpoints.resumable(tmp_path, "m", lr=1) as one:
-        one.write_text("x")
-    assert not one.exists(), "removed when all went well"
-    with pytest.raises(KeyboardInterrupt), checkpoints.resumable(tmp_path, "m", lr=1) as again:
-        assert again == one
-        again.write_text("half")
-        raise KeyboardInterrupt
-    assert one.read_text() == "half"
-    with checkpoints.resumable(tmp_path, "m", lr=2) as other:
-        assert other != one
 
 
 CPU_DEVICE = torch.device("cpu")

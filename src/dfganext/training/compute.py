@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -29,12 +30,12 @@ def precision(setting: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def name_of(precision: torch.dtype) -> str:
-    """torch.float32 -> "float32"."""
-    return str(precision).removeprefix("torch.")
+def name_of(precision: torch.dtype) -> Literal["float32", "bfloat16"]:
+    """What the settings call one of the two precisions."""
+    return "bfloat16" if precision == torch.bfloat16 else "float32"
 
 
-def resolve(machine: Machine, setting: str) -> tuple[Machine, str]:
+def resolve(machine: Machine, setting: str) -> tuple[Machine, Literal["float32", "bfloat16"]]:
     """Replace `auto` by what it means on this machine, both as the device and as the precision.
 
     Args:
@@ -44,7 +45,7 @@ def resolve(machine: Machine, setting: str) -> tuple[Machine, str]:
         `machine` with the device cpu or cuda, and float32 or bfloat16.
     """
     chosen = device(machine.device)
-    return replace(machine, device=chosen.type), name_of(precision(setting, chosen))
+    return replace(machine, device="cuda" if chosen.type == "cuda" else "cpu"), name_of(precision(setting, chosen))
 
 
 def make_repeatable() -> None:
