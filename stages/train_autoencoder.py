@@ -1,12 +1,10 @@
 """Train the autoencoder on real images and keep its best epoch."""
 
-from dataclasses import asdict
-
 from dfganext import paths, pipeline, settings, tracking
 from dfganext.data import arrays, sampling
 from dfganext.models import autoencoder
 from dfganext.training import autoencoder as training
-from dfganext.training import checkpoints
+from dfganext.training import checkpoints, compute
 from dfganext.training.curves import Curves
 
 
@@ -14,13 +12,16 @@ def main() -> None:
     chosen = settings.load()
     images = paths.images_of_size(chosen.autoencoder.size)
     train, validation = (arrays.read(images, split) for split in (sampling.TRAIN, sampling.VALIDATION))
-    decisive = {"autoencoder": asdict(chosen.autoencoder), "seed": chosen.seed, "files": tracking.sha256_of(images)}
+    machine, precision = compute.resolve(chosen.machine, "float32")
+    what = (train, validation, chosen.autoencoder, chosen.seed, machine)
+    inputs = training.inputs_of(*what)
     with (
-        checkpoints.resumable(paths.work(), "autoencoder", **decisive) as checkpoint,
+        checkpoints.resumable(paths.work(), "autoencoder", inputs, training.MODULES, training.LIBRARIES) as checkpoint,
         tracking.stage_run("train_autoencoder", chosen, reads=[paths.SPLIT, images], makes=[paths.AUTOENCODER]) as run,
     ):
+        run.set_tags({"precision": precision, "device": machine.device})
         curves = Curves(run.log_metrics)
-        history = training.train(train, validation, chosen.autoencoder, chosen.seed, chosen.machine, checkpoint, curves)
+        history = training.train(*what, checkpoint, curves)
         autoencoder.save(paths.AUTOENCODER, history.best_state)
         curves.write(history, paths.AUTOENCODER_CURVES, paths.AUTOENCODER_SPEED)
         run.log_metrics({"best_epoch": history.best_epoch})

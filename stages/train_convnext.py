@@ -8,7 +8,7 @@ from dfganext import paths, pipeline, settings, tracking
 from dfganext.data import arrays, sampling
 from dfganext.models import classifier
 from dfganext.settings import Settings
-from dfganext.training import checkpoints, distributed
+from dfganext.training import checkpoints, compute, distributed
 from dfganext.training import classifier as training
 from dfganext.training.curves import Curves
 
@@ -25,25 +25,23 @@ def train(chosen: Settings, group: distributed.Group) -> None:
     shown, validation = (arrays.read(images, split) for split in (sampling.TRAIN, sampling.VALIDATION))
     file = classifier.weights_file(chosen.convnext.weights)
     weights = [file] if file is not None and file.is_file() else []
-    inputs = {str(path): tracking.sha256_of(path) for path in (images, *weights)}
-    convnext = asdict(replace(chosen.convnext, processes=1))  # training may go on with more or fewer
-    decisive = {"convnext": convnext, "loss": chosen.loss, "seed": chosen.seed, "files": inputs}
-    group.check_same(decisive)
-    fit = partial(
-        training.train, shown, validation, chosen.convnext, chosen.loss, chosen.seed, chosen.machine, group=group
-    )
+    machine, precision = compute.resolve(chosen.machine, chosen.convnext.precision)
+    what = (shown, validation, replace(chosen.convnext, precision=precision), chosen.loss, chosen.seed, machine)
+    inputs = training.inputs_of(*what)
+    group.check_same(inputs)
+    fit = partial(training.train, *what, group=group)
     if not group.first:
         fit()
         return
     with (
-        checkpoints.resumable(paths.work(), "convnext", **decisive) as checkpoint,
+        checkpoints.resumable(paths.work(), "convnext", inputs, training.MODULES, training.LIBRARIES) as checkpoint,
         tracking.stage_run(
             "train_convnext", chosen, reads=[paths.SPLIT, images, *weights], makes=[paths.CONVNEXT]
         ) as run,
     ):
-        run.set_tags({"processes": group.size})
+        run.set_tags({"processes": group.size, "precision": precision, "device": machine.device})
         curves = Curves(run.log_metrics)
-        history, config = fit(checkpoint, curves)
+        history, config = fit(checkpoint=checkpoint, on_epoch=curves)
         classifier.save(paths.CONVNEXT, history.best_state, replace(config, **asdict(chosen.resize)))
         curves.write(history, paths.CONVNEXT_CURVES, paths.CONVNEXT_SPEED)
         run.log_metrics({"best_epoch": history.best_epoch})

@@ -185,7 +185,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Machine:
-    """How to compute, never what: no stage depends on these, because they change no output."""
+    """How to compute; no stage depends on these.
+
+    workers changes no bit of any output; device changes rounding, which training amplifies.
+    """
 
     workers: Annotated[int, Within(low=0)]
     device: Literal["auto", "cpu", "cuda"]

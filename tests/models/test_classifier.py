@@ -1,5 +1,6 @@
 """The classifier: heads, weights from files, preprocessing, and round trips."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -63,6 +64,18 @@ def test_saved_and_loaded_gives_the_same_logits(tmp_path):
     assert config_again == config
     expected = classifier.predict_logits(model, config, images, batch_size=2)
     np.testing.assert_allclose(classifier.predict_logits(again, config, images, batch_size=5), expected, atol=1e-5)
+
+
+def test_what_it_was_trained_with_is_kept_and_unknown_of_earlier_versions(tmp_path):
+    model, config = classifier.build(TINY, "ce", 64)
+    config = dataclasses.replace(config, precision="bfloat16", device="cuda")
+    classifier.save(tmp_path, model.state_dict(), config)
+    assert classifier.load(tmp_path)[1] == config
+    file = tmp_path / classifier.CONFIG_FILE
+    values = json.loads(file.read_text())
+    del values["precision"], values["device"]
+    file.write_text(json.dumps(values))
+    assert classifier.load(tmp_path)[1] == dataclasses.replace(config, precision=None, device=None)
 
 
 def test_a_folder_without_a_model(tmp_path):

@@ -11,7 +11,7 @@ from dfganext.errors import UserError
 from dfganext.models import autoencoder as model_of_autoencoder
 from dfganext.models import classifier as classifier_model
 from dfganext.settings import Augment, Machine
-from dfganext.training import augment, autoencoder, checkpoints, classifier, compute, loop
+from dfganext.training import augment, autoencoder, classifier, compute, loop
 from dfganext.training.distributed import ALONE, Group
 
 CPU = Machine(workers=0, device="cpu")
@@ -231,24 +231,48 @@ def test_the_autoencoder_sees_real_images_only(shipped):
     assert history.epochs[-1]["train_loss"] < history.epochs[0]["train_loss"]
 
 
-def test_checkpoints_are_found_by_what_decides(tmp_path):
-    with checkpoints.resumable(tmp_path, "m", lr=1) as one:
-        one.write_text("x")
-    assert not one.exists(), "removed when all went well"
-    with pytest.raises(KeyboardInterrupt), checkpoints.resumable(tmp_path, "m", lr=1) as again:
-        assert again == one
-        again.write_text("half")
-        raise KeyboardInterrupt
-    assert one.read_text() == "half"
-    with checkpoints.resumable(tmp_path, "m", lr=2) as other:
-        assert other != one
+CPU_DEVICE = torch.device("cpu")
 
 
-def test_precision_and_device():
-    cpu = torch.device("cpu")
-    assert compute.precision("float32", cpu) is torch.float32 and compute.precision("bfloat16", cpu) is torch.bfloat16
-    assert compute.precision("auto", cpu) in (torch.float32, torch.bfloat16)
-    if not torch.cuda.is_available():
-        assert compute.device("auto") == cpu
+def with_bfloat16(patch, has: bool) -> None:
+    patch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
+    patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_is_bfloat16_where_the_processor_has_it_and_else_float32(monkeypatch, native):
+    with_bfloat16(monkeypatch, native)
+    assert compute.precision("auto", CPU_DEVICE) is (torch.bfloat16 if native else torch.float32)
+    assert compute.precision("float32", CPU_DEVICE) is torch.float32
+    assert compute.precision("bfloat16", CPU_DEVICE) is torch.bfloat16
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_on_a_gpu_asks_the_gpu(monkeypatch, native):
+    with_bfloat16(monkeypatch, not native)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert compute.precision("auto", torch.device("cuda")) is (torch.bfloat16 if native else torch.float32)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_auto_is_the_cuda_device_where_there_is_one(monkeypatch, there):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert compute.device("auto").type == ("cuda" if there else "cpu")
+    assert compute.device("cpu") == CPU_DEVICE
+    if there:
+        assert compute.device("cuda").type == "cuda"
+    else:
         with pytest.raises(UserError, match=r"machine\.device"):
             compute.device("cuda")
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_auto_is_resolved_once_and_recorded_with_the_model(monkeypatch, settings, native, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with_bfloat16(monkeypatch, native)
+    auto = Machine(workers=0, device="auto")
+    assert compute.resolve(auto, "auto") == (CPU, precision)
+    chosen = dataclasses.replace(settings, precision="auto", epochs=1)
+    history, config = classifier.train(TRAIN, VALIDATION, chosen, "ce", 5, auto)
+    assert (config.precision, config.device) == (precision, "cpu")
+    assert same(history, train(dataclasses.replace(chosen, precision=precision)))

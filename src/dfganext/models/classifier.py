@@ -34,7 +34,10 @@ CONFIG_FILE = "config.json"
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """What it takes, beside the weights, to apply a classifier as it was trained."""
+    """What it takes, beside the weights, to apply a classifier as it was trained.
+
+    precision ("float32" or "bfloat16") and device ("cpu" or "cuda") say with what it was trained; None where that is unknown.
+    """
 
     architecture: str
     loss: str
@@ -43,6 +46,8 @@ class ClassifierConfig:
     std: tuple[float, ...]
     interpolation: str = "lanczos"
     equalise: bool = False
+    precision: str | None = None
+    device: str | None = None
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """A decoded image as stage `resize` would store it: uint8 (height, width, 3) -> (size, size, 3)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,9 +14,22 @@ from dfganext.data.arrays import Images
 from dfganext.labels import REAL
 from dfganext.models import autoencoder
 from dfganext.settings import Autoencoder, Machine
-from dfganext.training import augment, compute, loop
+from dfganext.training import augment, checkpoints, compute, loop
 from dfganext.training.augment import Batch
 from dfganext.training.loop import History, Metrics
+
+MODULES = (
+    "labels.py",
+    "models/autoencoder.py",
+    "models/batches.py",
+    "training/augment.py",
+    "training/autoencoder.py",
+    "training/compute.py",
+    "training/loop.py",
+)
+"""Source files that decide how training goes; a checkpoint is of no use to others."""
+
+LIBRARIES = ("numpy", "torch")
 
 
 class AutoencoderTask:
@@ -55,6 +69,19 @@ class AutoencoderTask:
 
     def rank(self, metrics: Metrics) -> tuple[float, ...]:
         return (-metrics["validation_loss"],)
+
+
+def inputs_of(
+    train: Images, validation: Images, settings: Autoencoder, seed: int, machine: Machine
+) -> dict[str, object]:
+    """All that decides how training goes, beside the code: what to key a checkpoint by, of types that JSON knows.
+
+    Args:
+        machine: without `auto`, as `compute.resolve` returns it.
+    """
+    decisive = {key: value for key, value in asdict(settings).items() if key != "threshold"}
+    images = {name: checkpoints.digest_of(part, REAL) for name, part in (("train", train), ("validation", validation))}
+    return {"autoencoder": decisive, "seed": seed, "device": machine.device, "images": images}
 
 
 def train(

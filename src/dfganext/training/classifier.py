@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +21,24 @@ from dfganext.evaluation import metrics
 from dfganext.models import classifier
 from dfganext.models.classifier import ClassifierConfig
 from dfganext.settings import Convnext, Machine
-from dfganext.training import augment, compute, loop
+from dfganext.training import augment, checkpoints, compute, loop
 from dfganext.training.distributed import ALONE, Group
 from dfganext.training.loop import History, Metrics
+
+MODULES = (
+    "evaluation/metrics.py",
+    "labels.py",
+    "models/batches.py",
+    "models/classifier.py",
+    "training/augment.py",
+    "training/classifier.py",
+    "training/compute.py",
+    "training/distributed.py",
+    "training/loop.py",
+)
+"""Source files that decide how training goes; a checkpoint is of no use to others."""
+
+LIBRARIES = ("albumentations", "numpy", "opencv-python-headless", "timm", "torch")
 
 
 class Part(NamedTuple):
@@ -55,9 +72,10 @@ class ClassifierTask:
         self.seed, self.group = seed, group
         self.device = compute.device(machine.device)
         self.precision = compute.precision(settings.precision, self.device)
-        model, self.config = classifier.build(
+        model, config = classifier.build(
             settings.architecture, loss, settings.size, settings.weights, seed, settings.match
         )
+        self.config = replace(config, precision=compute.name_of(self.precision), device=self.device.type)
         self.model: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)
         fewest = max(min(map(len, self.batches(0))), group.size)  # each process computes with one image at least
         rehearse(self.model, self.config, self.precision, fewest)
@@ -178,6 +196,23 @@ def describe(labels: np.ndarray, logits: np.ndarray) -> Metrics:
     with np.errstate(invalid="ignore"):  # of an epoch that diverged
         loss = float(np.mean(np.logaddexp(0, np.where(labels == 1, -logits, logits))))
     return {"loss": loss} | {name: scores[name] for name in ("accuracy", "precision", "recall", "f1")}
+
+
+def inputs_of(
+    train: Images, validation: Images, settings: Convnext, loss: str, seed: int, machine: Machine
+) -> dict[str, object]:
+    """All that decides how training goes, beside the code: what to key a checkpoint by, of types that JSON knows.
+
+    Args:
+        settings, machine: without `auto`, as `compute.resolve` returns it.
+    """
+    decisive = asdict(replace(settings, processes=1))  # training may go on with more or fewer
+    file = classifier.weights_file(settings.weights)
+    if file is not None and file.is_file():
+        with file.open("rb") as stream:
+            decisive["weights"] = hashlib.file_digest(stream, "sha256").hexdigest()
+    images = {"train": checkpoints.digest_of(train), "validation": checkpoints.digest_of(validation)}
+    return {"convnext": decisive, "loss": loss, "seed": seed, "device": machine.device, "images": images}
 
 
 def train(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from typing import Literal
 
 import torch
 
 from dfganext.errors import UserError
+from dfganext.settings import Machine
 
 
 def device(setting: str) -> torch.device:
@@ -25,6 +28,24 @@ def precision(setting: str, device: torch.device) -> torch.dtype:
     else:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def name_of(precision: torch.dtype) -> Literal["float32", "bfloat16"]:
+    """What the settings call one of the two precisions."""
+    return "bfloat16" if precision == torch.bfloat16 else "float32"
+
+
+def resolve(machine: Machine, setting: str) -> tuple[Machine, Literal["float32", "bfloat16"]]:
+    """Replace `auto` by what it means on this machine, both as the device and as the precision.
+
+    Args:
+        setting: the precision: auto, float32 or bfloat16.
+
+    Returns:
+        `machine` with the device cpu or cuda, and float32 or bfloat16.
+    """
+    chosen = device(machine.device)
+    return replace(machine, device="cuda" if chosen.type == "cuda" else "cpu"), name_of(precision(setting, chosen))
 
 
 def make_repeatable() -> None:

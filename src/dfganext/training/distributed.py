@@ -123,7 +123,8 @@ class Group:
         if self.from_first(own) != own:
             raise UserError(
                 f"The settings or inputs of process {self.rank + 1} of {self.size} are not those of the first: bring params.yaml, "
-                "artifacts/images and files of weights to the same state on all machines."
+                "artifacts/images and files of weights to the same state on all machines, and set convnext.precision to float32 where "
+                "not all their processors have bfloat16."
             )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dfganext.errors import UserError
+from dfganext.training import checkpoints
 from dfganext.training.distributed import ALONE, Group
 
 Metrics = dict[str, float]
@@ -157,7 +158,7 @@ def _finite(model: nn.Module) -> bool:
 
 def _save(task: Task, history: History, checkpoint: Path) -> None:
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    partial = checkpoint.with_suffix(".partial")
+    partial = checkpoints.partial(checkpoint)
     state = {
         "model": task.model.state_dict(),
         "optimiser": task.optimiser.state_dict(),
