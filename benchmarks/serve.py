@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from benchmarks import pictures
@@ -88,7 +89,8 @@ def save(folder: Path, model: torch.nn.Module, config: classifier.ClassifierConf
     for precision in PRECISIONS:
         point = folder / f"{precision}.json"
         point.write_text(json.dumps({"threshold": 0.5, "temperature": 1.0, "precision": precision}))
-        registry.save_model(folder / f"ours-{precision}", folder / "detector", point)
+        contents = registry.Contents(folder / "detector", point, trained_on=pd.DataFrame({"sha256": []}))
+        registry.save_model(folder / f"ours-{precision}", contents)
         facts = {"architecture": config.architecture, "outputs": classifier.outputs_of(config.loss)}
         facts |= {"size": config.size, "mean": config.mean, "std": config.std, "precision": precision}
         described = folder / f"rival-{precision}.json"

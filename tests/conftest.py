@@ -12,8 +12,10 @@ os.environ |= {
 for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
     os.environ.pop(name, None)
 
+from contextlib import suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import helpers  # noqa: E402
 import pytest  # noqa: E402
 
 from dfganext import settings  # noqa: E402
@@ -40,3 +42,34 @@ def faces() -> Path:
     if not (folder / "real").is_dir():
         pytest.skip("the real faces (../shared/faces) are not here")
     return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A root with images, a good and a bad detector and, after the first test, a store."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = helpers.enter_root(tmp_path_factory.mktemp("made"), patch)
+        helpers.faces(folder)
+        helpers.detector(folder / "good", good=True)
+        helpers.detector(folder / "bad", good=False)
+    return folder
+
+
+@pytest.fixture
+def here(made, monkeypatch) -> Path:
+    """That root as working directory, with no model registered."""
+    from dfganext import registry, tracking
+
+    helpers.enter_root(made, monkeypatch)
+    helpers.faces(made)
+    with suppress(tracking.NotFoundError):
+        tracking.connect()[0].delete_registered_model(registry.MODEL)
+    return made
+
+
+@pytest.fixture
+def run_id(here) -> str:
+    from dfganext import tracking
+
+    client, experiment = tracking.connect()
+    return client.create_run(experiment, run_name="promote").info.run_id

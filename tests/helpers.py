@@ -1,16 +1,20 @@
 """What several test modules make: an empty root, tiny detectors whose order is known, images to judge; a port nobody has."""
 
 import csv
+import hashlib
 import io
 import json
 import re
 import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dfganext import settings
+from dfganext.data import manifest
 from dfganext.labels import NAMES
 from dfganext.models import classifier
 
@@ -52,19 +56,50 @@ def png(label: int, seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def faces(root: Path, validation: int = 20) -> tuple[Path, Path]:
-    """A split table and the folder of its images: per class as many for validation, and one each to train and to test."""
-    raw, rows = root / "raw", []
+def faces(root: Path, validation: int = 20, drawn: int = 0) -> None:
+    """split.csv, manifest.csv and raw/: per class as many images for validation, and one each to train and to test.
+
+    Another `drawn` starts the split at another image, so that some trained on before are now for validation.
+    """
+    rows, described = [], []
     for label, name in enumerate(NAMES):
-        (raw / name).mkdir(parents=True)
+        (root / "raw" / name).mkdir(parents=True, exist_ok=True)
         for index in range(validation + 2):
-            path = raw / name / f"{index}.png"
-            path.write_bytes(png(label, index))
-            split = "train" if index == 0 else "test" if index == 1 else "validation"
-            rows.append([path.relative_to(raw).as_posix(), name, split, "-", len(rows)])
+            path, data = f"{name}/{index}.png", png(label, index)
+            (root / "raw" / path).write_bytes(data)
+            sha256 = hashlib.sha256(data).hexdigest()
+            split = {0: "train", 1: "test"}.get((index - drawn) % (validation + 2), "validation")
+            rows.append([path, name, split, sha256, len(rows)])
+            described.append({"path": path, "label": name, "sha256": sha256, **hashes(label, index)})
     with (root / "split.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["path", "label", "split", "sha256", "group"], *rows])
-    return root / "split.csv", raw
+    filling = dict.fromkeys(manifest.TYPES, "0")
+    with (root / "manifest.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(manifest.TYPES))
+        writer.writeheader()
+        writer.writerows(filling | row for row in described)
+
+
+def hashes(label: int, index: int) -> dict[str, str]:
+    """Perceptual hashes that are far apart for different images."""
+    drawn = np.random.default_rng([label, index]).bytes(64).hex()
+    return {"phash": drawn[:64], "phash_mirrored": drawn[64:]}
+
+
+def promotion_settings(**changes: Any) -> settings.Promote:
+    """Of a promotion of the tiny detectors: by ROC AUC, on at least two images of each class."""
+    values = {"metric": "roc_auc", "min_images": 2, "architectures": ("test_convnext",), "precision": "float32"}
+    return settings.Promote(**values | changes)
+
+
+def promote(name: str, run_id: str, near_duplicate_bits: int = 8, tags: dict[str, str] | None = None, **changes: Any):
+    """Promote the detector in the folder `name` on the `faces` in the working directory."""
+    from dfganext import promotion
+
+    data = promotion.Data.read(Path("split.csv"), Path("manifest.csv"), Path("raw"), near_duplicate_bits)
+    folder = Path(name)
+    chosen = promotion_settings(**changes)
+    return promotion.promote(folder, folder / "operating_point.json", data, chosen, run_id, tags)
 
 
 SMALL = {

@@ -20,7 +20,7 @@ import pytest
 from helpers import detector, enter_root, faces, free_port
 from test_lineage import evaluate
 
-from dfganext import cli, lineage, paths, registry, settings, tracking
+from dfganext import cli, lineage, paths, promotion, registry, settings, tracking
 from dfganext.detector import Detector
 from dfganext.errors import UserError
 from dfganext.settings import Promote
@@ -277,7 +277,7 @@ def test_evaluations_of_another_machine_are_found_by_their_split(remote, shipped
 PROMOTE = """
 import sys
 from pathlib import Path
-from dfganext import registry, tracking
+from dfganext import promotion, tracking
 from dfganext.settings import Promote
 tracking.import_mlflow().pyfunc
 client, experiment = tracking.connect()
@@ -285,8 +285,9 @@ run = client.create_run(experiment, run_name="promote").info.run_id
 print("ready", flush=True)
 sys.stdin.readline()
 folder = Path(sys.argv[1])
-chosen = Promote("roc_auc", ("test_convnext",), "float32")
-print(registry.promote(folder, folder / "operating_point.json", Path("split.csv"), Path("raw"), chosen, run).outcome)
+chosen = Promote("roc_auc", 2, ("test_convnext",), "float32")
+data = promotion.Data.read(Path("split.csv"), Path("manifest.csv"), Path("raw"), 8)
+print(promotion.promote(folder, folder / "operating_point.json", data, chosen, run).outcome)
 """
 
 
@@ -299,12 +300,11 @@ def test_two_machines_promote_at_once_and_a_third_judges_with_the_better(
     assert outcomes[0].strip() == "promoted"
     monkeypatch.chdir(machines[0])
     client, experiment = tracking.connect()
-    again = registry.promote(
+    again = promotion.promote(
         Path("bad"),
         Path("bad/operating_point.json"),
-        Path("split.csv"),
-        Path("raw"),
-        Promote("roc_auc", ("test_convnext",), "float32"),
+        promotion.Data.read(Path("split.csv"), Path("manifest.csv"), Path("raw"), 8),
+        Promote("roc_auc", 2, ("test_convnext",), "float32"),
         client.create_run(experiment).info.run_id,
     )
     assert (again.outcome, again.champion) == ("refused", str(registry.champion().version))

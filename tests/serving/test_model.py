@@ -5,6 +5,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from helpers import detector, png
 
@@ -19,7 +20,9 @@ TEXT = base64.b64encode(png(0, 1)).decode()
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     detector(folder / "detector", good=True, threshold=0.4)
-    registry.save_model(folder / "model", folder / "detector", folder / "detector" / "operating_point.json")
+    point = folder / "detector" / "operating_point.json"
+    trained_on = pd.DataFrame({"sha256": ["0" * 64]})
+    registry.save_model(folder / "model", registry.Contents(folder / "detector", point, trained_on))
     return folder
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers import detector, enter_root, faces, free_port, png
 
-from dfganext import registry, tracking
+from dfganext import promotion, tracking
 from dfganext.detector import Detector
 from dfganext.settings import Promote
 
@@ -35,12 +35,13 @@ def server(tmp_path_factory):
     root = tmp_path_factory.mktemp("served")
     with pytest.MonkeyPatch.context() as patch:
         enter_root(root, patch)
-        split, raw = faces(root, validation=4)
+        faces(root, validation=4)
         folder = detector(root / "detector", good=True, threshold=0.45)
         client, experiment = tracking.connect()
         run_id = client.create_run(experiment).info.run_id
-        point = folder / "operating_point.json"
-        registry.promote(folder, point, split, raw, Promote("roc_auc", ("test_convnext",), "float32"), run_id)
+        data = promotion.Data.read(root / "split.csv", root / "manifest.csv", root / "raw", 8)
+        chosen = Promote("roc_auc", 2, ("test_convnext",), "float32")
+        promotion.promote(folder, folder / "operating_point.json", data, chosen, run_id)
     port = free_port()
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     words = f"mlflow models serve -m models:/df-ganext@champion --env-manager local -p {port}".split()
