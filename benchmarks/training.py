@@ -80,9 +80,8 @@ def prepare_ours(folder: str, size: int, batch_size: int, device: str) -> None:
     for row, file in enumerate(files):
         pixels[row] = images.prepare(images.decode(file.read_bytes()), size)
     pixels.flush()
-    split = Images(
-        np.load(Path(folder) / f"{size}.npy", mmap_mode="r"), labels_of(files), [file.name for file in files]
-    )
+    pixels = np.load(Path(folder) / f"{size}.npy", mmap_mode="r")
+    split = Images(pixels, labels_of(files), [file.name for file in files], np.arange(len(files)))
     convnext, machine = chosen(size, batch_size, device)
     compute.make_repeatable()
     task = ClassifierTask(split, split, convnext, "ce", 0, machine)
