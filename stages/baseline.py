@@ -21,7 +21,10 @@ def main() -> None:
             chosen.seed,
         )
         validation_p, p_fake = (model.probabilities(spectrum.features(images.pixels)) for images in (validation, test))
-        scores = evaluate.judge_probabilities(validation.labels, validation_p, test.labels, p_fake) | {"C": model.C}
+        scores = {
+            **evaluate.judge_probabilities(validation.labels, validation_p, test.labels, p_fake, test.groups),
+            "C": model.C,
+        }
 
         labels = [NAMES[label] for label in test.labels]
         table = pd.DataFrame({"path": test.paths, "label": labels, "p_fake": p_fake})

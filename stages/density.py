@@ -1,7 +1,5 @@
 """How dense the autoencoder's latent space is, around real images and around fakes."""
 
-import numpy as np
-
 from dfganext import figures, files, labels, paths, pipeline, settings, tracking
 from dfganext.data import arrays, sampling
 from dfganext.density import protocols
@@ -22,15 +20,10 @@ def main() -> None:
             for part, label in ((train, labels.REAL), (test, labels.REAL), (test, labels.FAKE))
         )
         scores = protocols.score(train_real, heldout_real, heldout_fake, chosen.density.bandwidth)
+        scores = protocols.identify(scores, train, test)
         points, dimension = train_real.shape
         summary = protocols.summarise(scores, points, dimension, chosen.density.bandwidth)
 
-        fitted = np.array(train.paths)[train.only(labels.REAL)]
-        heldout = {name: np.array(test.paths)[test.only(label)] for label, name in enumerate(labels.NAMES)}
-        scores["path"] = [
-            (fitted if label == "real" and protocol != "heldout" else heldout[label])[row]
-            for protocol, label, row in zip(scores.protocol, scores.label, scores.row, strict=True)
-        ]
         files.write_table(paths.DENSITY / "scores.csv", scores)
         files.write_json(paths.DENSITY_METRICS, summary)
         by_class = scores[scores.protocol == "heldout"].groupby("label").log_density

@@ -18,7 +18,7 @@ def main() -> None:
         logits = classifier.predict_logits(network, config, validation.pixels, device=device)
         outputs = classifier.predict_outputs(network, config, test.pixels, device=device)
         test_logits, argmax = classifier.fake_logits(outputs).astype(float), outputs.argmax(axis=1)
-        convnext = evaluate.judge_classifier(validation.labels, logits, test.labels, test_logits, argmax)
+        convnext = evaluate.judge_classifier(validation.labels, logits, test.labels, test_logits, argmax, test.groups)
 
         model = autoencoder.load(paths.AUTOENCODER)
         validation_errors, errors = (
@@ -26,7 +26,7 @@ def main() -> None:
             for images in splits(chosen.autoencoder.size)
         )
         reconstruction = evaluate.judge_autoencoder(
-            validation.labels, validation_errors, test.labels, errors, chosen.autoencoder.threshold
+            validation.labels, validation_errors, test.labels, errors, chosen.autoencoder.threshold, test.groups
         )
 
         scores = {"convnext": convnext, "autoencoder": reconstruction}

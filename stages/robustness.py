@@ -21,7 +21,8 @@ def main() -> None:
             """p_fake as the served model would give it: an image that was degraded goes through the same preparation."""
             return detector.probabilities(np.stack([detector.config.prepare(image) for image in degraded]))
 
-        table = robustness.measure(judge, test.pixels[rows], test.labels[rows], detector.threshold, seed=chosen.seed)
+        some = test.pixels[rows], test.labels[rows], detector.threshold
+        table = robustness.measure(judge, *some, seed=chosen.seed, groups=test.groups[rows])
         files.write_table(paths.ROBUSTNESS, table)
         run.log_artifact(paths.ROBUSTNESS, "robustness")
         names = "accuracy_" + table["transform"] + table.strength.map("_{:g}".format)

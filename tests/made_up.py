@@ -26,6 +26,7 @@ def predictions(accuracy: float, seed: int, loss: str = "ce", apart: float = 0.0
         {
             "path": [f"{names[label]}/{number}.png" for number, label in enumerate(labels)],
             "label": names[labels],
+            "group": range(IMAGES),
             "logit": logits,
             "argmax": names[(logits > 0).astype(int)] if loss == "ce" else "real",
             "reconstruction_error": 0.004 * np.exp(0.3 * (rng.normal(size=IMAGES) + apart * labels)),
@@ -94,6 +95,7 @@ def map_statistics(shift: float, turn: bool = False, on_face: float = 0.1, seed:
                 {
                     "path": f"{label}/{number}.png",
                     "label": label,
+                    "group": number,
                     "target": target,
                     "maximum": 2 * strong,
                     "mean": strong,
@@ -146,7 +148,7 @@ def evidence_of(chosen: Settings, records: list[Record], maps: pd.DataFrame, den
             }
         ),
         sample=False,
-        train=Images(pixels, labels, list(table.path)),
+        train=Images(pixels, labels, list(table.path), np.arange(IMAGES)),
         audit={
             "images": 100,
             "groups": {
@@ -169,9 +171,7 @@ def evidence_of(chosen: Settings, records: list[Record], maps: pd.DataFrame, den
             "bandwidth": 0.2,
         },
         curves=pd.DataFrame({"epoch": [1, 2], **curve}),
-        robustness=robustness.measure(
-            lambda images: images[:, 0, 0, 0] / 255, pixels[:20], labels[:20], 0.5, resamples=20
-        ),
+        robustness=robustness.measure(lambda images: images[:, 0, 0, 0] / 255, pixels[:20], labels[:20], 0.5),
         predictions=table,
         baseline_predictions=pd.DataFrame({"path": table.path, "label": table.label, "p_fake": guess}),
         reliability=evaluate.reliability(

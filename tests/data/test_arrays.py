@@ -23,8 +23,8 @@ def raw(tmp_path):
         (tmp_path / label).mkdir(exist_ok=True)
         shape = (40, 40 if number % 3 else 56, 3)
         Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / path)
-        rows.append((path, label, ("train", "validation", "test")[number % 5 % 3]))
-    return tmp_path, pd.DataFrame(rows, columns=["path", "label", "split"])
+        rows.append((path, label, ("train", "validation", "test")[number % 5 % 3], number // 4))
+    return tmp_path, pd.DataFrame(rows, columns=["path", "label", "split", "group"])
 
 
 def test_rows_hold_the_pixels_that_pillow_gives(raw, tmp_path, shipped):
@@ -33,6 +33,7 @@ def test_rows_hold_the_pixels_that_pillow_gives(raw, tmp_path, shipped):
     for name in ("train", "validation", "test"):
         images = arrays.read(tmp_path / "out", name)
         assert images.paths == list(split[split.split == name].path) and images.pixels.dtype == np.uint8
+        assert images.groups.tolist() == list(split[split.split == name].group)
         assert [("real", "fake")[label] for label in images.labels] == list(split[split.split == name].label)
         for path, pixels in zip(images.paths, images.pixels, strict=True):
             image = Image.open(io.BytesIO((folder / path).read_bytes()))

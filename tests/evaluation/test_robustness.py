@@ -118,7 +118,7 @@ def test_an_unknown_transform_is_refused(image):
 def test_table_agrees_with_scikit_learn():
     images, labels = labelled(150)
     conditions = [Condition("none", 0), Condition("blur", 2)]
-    table = robustness.measure(brightness, images, labels, 0.5, conditions, resamples=200)
+    table = robustness.measure(brightness, images, labels, 0.5, conditions)
     assert list(table.columns) == COLUMNS and list(table["transform"]) == ["none", "blur"]
     for row, condition in zip(table.itertuples(), conditions, strict=True):
         degraded = np.stack([robustness.apply(condition, one, 0) for one in images])
@@ -143,11 +143,11 @@ def test_blocks_are_bounded_and_change_nothing(tmp_path, monkeypatch):
         return block[:, 3, 4, 0] / 255  # one pixel: feels every grey level of noise
 
     conditions = [Condition("noise", 5), Condition("noise", 20), Condition("jpeg", 50)]
-    table = robustness.measure(predict, mapped, labels, 0.5, conditions, seed=7, resamples=50)
+    table = robustness.measure(predict, mapped, labels, 0.5, conditions, seed=7)
     assert sizes == [64, 64, 22] * 3
     monkeypatch.setattr(robustness, "BLOCK", 7)
-    assert table.equals(robustness.measure(predict, images, labels, 0.5, conditions, seed=7, resamples=50))
-    other = robustness.measure(predict, images, labels, 0.5, conditions, seed=8, resamples=50)
+    assert table.equals(robustness.measure(predict, images, labels, 0.5, conditions, seed=7))
+    other = robustness.measure(predict, images, labels, 0.5, conditions, seed=8)
     assert table.roc_auc[2] == other.roc_auc[2] and table.roc_auc[1] != other.roc_auc[1]
 
 
@@ -159,19 +159,19 @@ def test_noise_differs_from_row_to_row():
         seen.extend(block)
         return np.zeros(len(block))
 
-    robustness.measure(predict, grey, np.arange(70) % 2, 0.5, [Condition("noise", 10)], resamples=20)
+    robustness.measure(predict, grey, np.arange(70) % 2, 0.5, [Condition("noise", 10)])
     assert len({one.tobytes() for one in seen}) == 70
 
 
 def test_two_images_are_enough():
     images = np.stack([np.zeros((16, 16, 3), np.uint8), np.full((16, 16, 3), 255, np.uint8)])
-    row = robustness.measure(brightness, images, np.array([0, 1]), 0.5, resamples=20)
+    row = robustness.measure(brightness, images, np.array([0, 1]), 0.5)
     assert len(row) == len(CONDITIONS) and (row.accuracy == 1).all() and (row.roc_auc == 1).all()
 
 
 def test_a_score_on_the_threshold_is_called_real():
     images = np.zeros((4, 16, 16, 3), np.uint8)
     table = robustness.measure(
-        lambda block: np.full(len(block), 0.5), images, np.array([0, 1, 0, 1]), 0.5, CONDITIONS[:1], resamples=20
+        lambda block: np.full(len(block), 0.5), images, np.array([0, 1, 0, 1]), 0.5, CONDITIONS[:1]
     )
     assert (table.real_recall[0], table.fake_recall[0], table.roc_auc[0]) == (1, 0, 0.5)

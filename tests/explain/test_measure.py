@@ -14,7 +14,7 @@ def test_tables(shipped):
     pixels, labels = rng.integers(0, 256, (10, 64, 64, 3), dtype=np.uint8), np.arange(10) % 2
     model, config = classifier.build("test_convnext", "ce", 64, seed=1)
     maps = gradcam.maps_of_both(model, config, pixels)
-    images = Images(pixels, labels, [f"{number}.png" for number in range(10)])
+    images = Images(pixels, labels, [f"{number}.png" for number in range(10)], np.arange(10))
     called = rng.integers(0, 2, 10)
     order = [images.only(label)[::-1] for label in (0, 1)]
     chosen = replace(shipped.gradcam, faithfulness=2)

@@ -109,7 +109,7 @@ def test_rows_without_a_common_seed_are_not_compared(shipped):
 def test_difference_of_the_autoencoders_aucs(shipped):
     found = rows(all_rows(shipped, apart=2.0), shipped)
     gap, (low, high) = table1.auc_difference(found["autoencoder_first"], found["autoencoder_second"])
-    assert gap == low == high == 0, "both were given the same errors"
+    assert gap == 0 and -0.1 < low < 0 < high < 0.1, "both were given the same errors, on 200 images"
 
 
 def test_the_order_of_rows_does_not_matter(shipped):

@@ -25,7 +25,7 @@ def striped(count: int, seed: int) -> Images:
     coarse = rng.integers(60, 190, (count, 4, 4, 3)).repeat(8, axis=1).repeat(8, axis=2)
     board = (np.indices((32, 32)).sum(axis=0) % 2 * 2 - 1)[None, :, :, None] * 12 * labels[:, None, None, None]
     pixels = np.clip(coarse + rng.normal(0, 4, coarse.shape) + board, 0, 255).astype(np.uint8)
-    return Images(pixels, labels, [f"{n}" for n in range(count)])
+    return Images(pixels, labels, [f"{n}" for n in range(count)], np.arange(count))
 
 
 TRAIN, VALIDATION = striped(64, 0), striped(32, 1)
@@ -223,9 +223,9 @@ def test_an_autoencoder_batch_in_pieces_has_the_gradient_of_the_whole(shipped, m
 def test_the_autoencoder_sees_real_images_only(shipped):
     settings = dataclasses.replace(shipped.autoencoder, size=32, epochs=2, batch_size=8)
     history = autoencoder.train(TRAIN, VALIDATION, settings, 1, CPU)
-    dark = Images(TRAIN.pixels.copy(), TRAIN.labels, TRAIN.paths)
+    dark = Images(TRAIN.pixels.copy(), TRAIN.labels, TRAIN.paths, TRAIN.groups)
     dark.pixels[TRAIN.labels == 1] = 0  # what fakes look like must not matter
-    other = Images(VALIDATION.pixels.copy(), VALIDATION.labels, VALIDATION.paths)
+    other = Images(VALIDATION.pixels.copy(), VALIDATION.labels, VALIDATION.paths, VALIDATION.groups)
     other.pixels[VALIDATION.labels == 1] = 255
     assert same(history, autoencoder.train(dark, other, settings, 1, CPU))
     assert history.epochs[-1]["train_loss"] < history.epochs[0]["train_loss"]

@@ -27,11 +27,13 @@ IN_FLIGHT = 64
 
 @dataclass(frozen=True)
 class Images:
-    """One split: pixels uint8 (n, size, size, 3), labels int64 (n,) with 0 real and 1 fake, and n paths below raw/."""
+    """One split: pixels uint8 (n, size, size, 3), labels int64 (n,) with 0 real and 1 fake, n paths below raw/, and groups int64
+    (n,), the near-duplicate group of each image."""
 
     pixels: np.ndarray
     labels: np.ndarray
     paths: list[str]
+    groups: np.ndarray
 
     def only(self, label: int) -> np.ndarray:
         """Row numbers of one class."""
@@ -44,7 +46,7 @@ def write(split: pd.DataFrame, raw: Path, folder: Path, size: int, resize: Resiz
     Bytes do not depend on `workers`; memory holds a few images at a time.
 
     Args:
-        split: columns path, label, split.
+        split: columns path, label, split, group.
         raw: the folder the paths are relative to.
         size: pixels a side.
         resize: as `images.prepare` has it.
@@ -61,9 +63,8 @@ def write(split: pd.DataFrame, raw: Path, folder: Path, size: int, resize: Resiz
                 jobs = ((raw / path, size, resize) for path in rows.path)
                 arrays = tqdm(_ordered(pool, jobs), f"{name} at {size} px", len(rows), disable=None)
                 _write_array(folder / f"{name}.npy", arrays, (len(rows), size, size, 3))
-                index.append(
-                    pd.DataFrame({"split": name, "row": range(len(rows)), "path": rows.path, "label": rows.label})
-                )
+                columns = {"path": rows.path, "label": rows.label, "group": rows.group}
+                index.append(pd.DataFrame({"split": name, "row": range(len(rows)), **columns}))
         files.write_table(folder / INDEX_FILE, pd.concat(index))
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): make room or mend the permissions.") from error
@@ -77,7 +78,8 @@ def read(folder: Path, split: str) -> Images:
     except FileNotFoundError:
         raise UserError(f"{folder} holds no resized images; run `dvc repro resize` first.") from None
     rows = index[index.split == split]
-    return Images(pixels, np.array([index_of(label) for label in rows.label], np.int64), list(rows.path))
+    labels = np.array([index_of(label) for label in rows.label], np.int64)
+    return Images(pixels, labels, list(rows.path), rows.group.to_numpy(np.int64))
 
 
 def _write_array(path: Path, rows: Iterable[np.ndarray], shape: tuple[int, ...]) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
-from dfganext.evaluation import intervals, metrics
+from dfganext.evaluation import intervals
 from dfganext.labels import FAKE, NAMES, REAL
 
 LEAK = 0.6
@@ -86,8 +87,8 @@ def measure(rows: pd.DataFrame, seed: int = 0, equalised_bytes: pd.Series | None
     Returns:
         images: the number of rows.
         groups: {container, size, quantisation, bytes, all, perhaps bytes_equalised: {features, roc_auc, interval, leak}}, where
-            interval is [low, high] (95 %, bootstrap of held-out scores stratified by fold and class), and leak is low > 0.6. A
-            group of which nothing varies has 0.5 and [0.5, 0.5]. Where there are too few images, roc_auc and interval are
+            interval is [low, high] (95 %, `intervals.roc_auc` of held-out scores), and leak is low > 0.6. A group of which
+            nothing varies has 0.5 and a narrow interval around it. Where there are too few images, roc_auc and interval are
             None and "note" says why.
         offenders: at most five, of each column the value or cut point that differs most between the classes, where the
             shares differ by more than 0.2 and by more than chance would have it (Kolmogorov-Smirnov, 1 % over all columns), the
@@ -116,7 +117,7 @@ def measure(rows: pd.DataFrame, seed: int = 0, equalised_bytes: pd.Series | None
             scored[name] = _held_out(table.to_numpy(float), labels, splits, seed)
         else:
             groups[name]["note"] = _too_few(labels)
-    for name, (area, interval) in _areas(labels, splits, scored, seed).items():
+    for name, (area, interval) in _areas(labels, rows.group.to_numpy(), splits, scored).items():
         groups[name] |= {"roc_auc": area, "interval": interval, "leak": interval[0] > LEAK}
 
     equalised = equalised_bytes is not None
@@ -186,29 +187,18 @@ def _held_out(values: np.ndarray, labels: np.ndarray, splits: list[_Split], seed
 
 
 def _areas(
-    labels: np.ndarray, splits: list[_Split], scored: dict[str, _HeldOut], seed: int
+    labels: np.ndarray, groups: np.ndarray, splits: list[_Split], scored: dict[str, _HeldOut]
 ) -> dict[str, tuple[float, intervals.Interval]]:
-    """ROC-AUC of each group and its 95 % interval, all from the same draws."""
-    if not scored:
-        return {}
-    held = [labels[judge] for _, judge in splits]
-    truth, fold = np.concatenate(held), np.repeat(np.arange(len(held)), [len(part) for part in held])
-    pairs = [float(np.sum(part == REAL) * np.sum(part == FAKE)) for part in held]
-
-    def areas(weights: np.ndarray) -> dict[str, np.ndarray]:
-        parts = [weights[:, fold == i] for i in range(len(held))]
-        return {
-            name: np.average(
-                [metrics.ranking_weighted(*one)["roc_auc"] for one in zip(held, scores, parts, strict=True)],
-                axis=0,
-                weights=pairs,
-            )
-            for name, scores in scored.items()
-        }
-
-    drawn = intervals.bootstrap(2 * fold + truth, areas, seed=seed)
-    found = areas(np.ones((1, len(truth))))
-    return {name: (float(found[name][0]), drawn[name]) for name in scored}
+    """ROC-AUC of each group of features and its 95 % interval."""
+    held = [judge for _, judge in splits]
+    pairs = [float(np.sum(labels[judge] == REAL) * np.sum(labels[judge] == FAKE)) for judge in held]
+    found = {}
+    for name, scores in scored.items():
+        areas = [roc_auc_score(labels[judge], part) for judge, part in zip(held, scores, strict=True)]
+        rows, fold = np.concatenate(held), np.repeat(np.arange(len(held)), [len(judge) for judge in held])
+        interval = intervals.roc_auc(labels[rows], np.concatenate(scores), groups[rows], fold)
+        found[name] = float(np.average(areas, weights=pairs)), interval
+    return found
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,11 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KernelDensity
 
+from dfganext.data.arrays import Images
+from dfganext.data.sampling import TEST, TRAIN
 from dfganext.density.kde import log_density
 from dfganext.evaluation import intervals
+from dfganext.labels import NAMES, REAL
 
 TREE_QUERIES = 50
 """Vectors of each class that scikit-learn's tree scores: among the paper's 10,000 points each can take 0.2 s."""
@@ -48,24 +51,42 @@ def score(train_real: np.ndarray, heldout_real: np.ndarray, heldout_fake: np.nda
     return pd.concat(parts, ignore_index=True)
 
 
+def identify(scores: pd.DataFrame, train: Images, test: Images) -> pd.DataFrame:
+    """What `score` gave, with the columns path and group (of near duplicates) of each image.
+
+    Args:
+        train, test: the images whose latents were scored; the estimate was fitted to the real ones of train.
+    """
+    tables = {}
+    for part, images in ((TRAIN, train), (TEST, test)):
+        rows = pd.DataFrame({"path": images.paths, "group": images.groups})
+        tables |= {
+            (part, name): rows.loc[images.only(label)].reset_index(drop=True) for label, name in enumerate(NAMES)
+        }
+    found = [
+        tables[TRAIN if label == NAMES[REAL] and protocol != "heldout" else TEST, label].loc[row]
+        for protocol, label, row in zip(scores.protocol, scores.label, scores.row, strict=True)
+    ]
+    return pd.concat([scores, pd.DataFrame(found).reset_index(drop=True)], axis=1)
+
+
 def lone_point(dimension: int, bandwidth: float, points: int) -> float:
     """Log density at a fitted point that is far from all others: -(d/2) log(2 pi h^2) - log n, in nats."""
     return float(-0.5 * dimension * np.log(2 * np.pi * bandwidth**2) - np.log(points))
 
 
-def summarise(scores: pd.DataFrame, points: int, dimension: int, bandwidth: float, seed: int = 0) -> dict[str, Any]:
+def summarise(scores: pd.DataFrame, points: int, dimension: int, bandwidth: float) -> dict[str, Any]:
     """What `score` found, in nats.
 
     Args:
-        scores: of `score`.
+        scores: of `score`, perhaps with a column group, the near-duplicate group of each image.
         points, dimension: of the vectors that the estimate was fitted to.
-        seed: of the bootstrap.
 
     Returns:
         points, dimension, bandwidth, and for each protocol {"real": {"mean", "std"}, "fake": {"mean", "std"}} with
 
         paper: lone_point, as the function of that name.
-        heldout: roc_auc of "the lower the density, the more likely fake"; roc_auc_interval, its 95 % bootstrap interval;
+        heldout: roc_auc of "the lower the density, the more likely fake"; roc_auc_interval, its 95 % interval;
             higher, the class of the higher mean ("real" where they are equal).
         tree: largest_error, the largest absolute difference from the exact values of the same images; images, their number.
     """
@@ -79,10 +100,11 @@ def summarise(scores: pd.DataFrame, points: int, dimension: int, bandwidth: floa
     summary["paper"]["lone_point"] = lone_point(dimension, bandwidth, points)
 
     heldout = scores[scores.protocol == "heldout"]
+    groups = heldout.group.to_numpy() if "group" in heldout else None
     fake, sparseness = (heldout.label == "fake").to_numpy(int), -heldout.log_density.to_numpy()
     summary["heldout"] |= {
         "roc_auc": float(roc_auc_score(fake, sparseness)),
-        "roc_auc_interval": intervals.roc_auc(fake, sparseness, seed=seed),
+        "roc_auc_interval": intervals.roc_auc(fake, sparseness, groups),
         "higher": "fake" if summary["heldout"]["fake"]["mean"] > summary["heldout"]["real"]["mean"] else "real",
     }
 

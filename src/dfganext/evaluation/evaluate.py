@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,8 @@ import pandas as pd
 
 from dfganext.data.arrays import Images
 from dfganext.evaluation import calibration, intervals, metrics
-from dfganext.evaluation.intervals import Interval
-from dfganext.labels import FAKE, NAMES, REAL
+from dfganext.evaluation.intervals import Groups, Interval
+from dfganext.labels import FAKE, NAMES
 
 HEADLINE = ("accuracy", "precision", "recall", "f1", "roc_auc", "average_precision", "eer")
 
@@ -22,27 +21,38 @@ def headline(scores: dict[str, dict[str, Any]]) -> dict[str, float]:
     return figures | {f"autoencoder_{name}": scores["autoencoder"][name] for name in ("accuracy", "roc_auc")}
 
 
-def judge_scores(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, Any]:
+def judge_scores(labels: np.ndarray, scores: np.ndarray, threshold: float, groups: Groups = None) -> dict[str, Any]:
     """Figures of any detector whose higher scores mean "fake", with 95 % intervals.
+
+    Args:
+        groups: (n,), near-duplicate groups of the images, which count as independent of each other.
 
     Returns:
         images and threshold; accuracy, precision, recall and f1 at the threshold; what `metrics.ranking` gives; and under
-        intervals [low, high] of each: Wilson's for proportions, bootstrap for the rest.
+        intervals [low, high] of each, by the methods of `intervals`.
     """
-    at = metrics.at_threshold(labels, scores, threshold)
-    bootstrapped = intervals.bootstrap(labels, partial(metrics.ranking_weighted, labels, scores))
-    f1 = intervals.bootstrap(labels, partial(metrics.at_threshold_weighted, labels, scores, threshold))["f1"]
+    rates = metrics.FALSE_POSITIVE_RATES
     return {
         "images": len(labels),
         "threshold": threshold,
-        **at,
+        **metrics.at_threshold(labels, scores, threshold),
         **metrics.ranking(labels, scores),
-        "intervals": {**_proportions(labels, scores, threshold), "f1": f1, **bootstrapped},
+        "intervals": {
+            **_proportions(labels, scores, threshold, groups),
+            "f1": intervals.f1(labels, scores > threshold, groups),
+            "roc_auc": intervals.roc_auc(labels, scores, groups),
+            **intervals.average_precision_and_eer(labels, scores, groups),
+            **{name: intervals.tpr_at_fpr(labels, scores, rate, groups) for name, rate in rates.items()},
+        },
     }
 
 
 def judge_probabilities(
-    validation_labels: np.ndarray, validation_p: np.ndarray, test_labels: np.ndarray, test_p: np.ndarray
+    validation_labels: np.ndarray,
+    validation_p: np.ndarray,
+    test_labels: np.ndarray,
+    test_p: np.ndarray,
+    test_groups: Groups = None,
 ) -> dict[str, Any]:
     """Figures of a detector that gives p_fake, 0...1.
 
@@ -52,8 +62,8 @@ def judge_probabilities(
         Those of `judge_scores` and `metrics.probability`; accuracy_at_half, at p_fake > 0.5.
     """
     threshold = metrics.best_threshold(validation_labels, validation_p, preferred=0.5)
-    figures = judge_scores(test_labels, test_p, threshold)
-    figures["intervals"] |= intervals.bootstrap(test_labels, partial(metrics.probability_weighted, test_labels, test_p))
+    figures = judge_scores(test_labels, test_p, threshold, test_groups)
+    figures["intervals"] |= intervals.probability(test_labels, test_p, test_groups)
     return {
         **figures,
         **metrics.probability(test_labels, test_p),
@@ -67,6 +77,7 @@ def judge_classifier(
     test_labels: np.ndarray,
     test_logits: np.ndarray,
     test_argmax: np.ndarray,
+    test_groups: Groups = None,
 ) -> dict[str, Any]:
     """Figures of the classifier, its probabilities calibrated on validation images.
 
@@ -80,14 +91,14 @@ def judge_classifier(
     """
     temperature = calibration.fit_temperature(validation_labels, validation_logits)
     validation_p, test_p = (calibration.apply(logits, temperature) for logits in (validation_logits, test_logits))
-    right = int(np.sum(test_argmax == test_labels))
+    right = test_argmax == test_labels
     return {
-        **judge_probabilities(validation_labels, validation_p, test_labels, test_p),
+        **judge_probabilities(validation_labels, validation_p, test_labels, test_p, test_groups),
         "temperature": temperature,
         "uncalibrated": metrics.probability(test_labels, calibration.apply(test_logits, 1.0)),
         "argmax": {
-            "accuracy": right / len(test_labels),
-            "interval": intervals.wilson(right, len(test_labels)),
+            "accuracy": float(right.mean()),
+            "interval": intervals.proportion(right, test_groups),
         },
     }
 
@@ -98,6 +109,7 @@ def judge_autoencoder(
     test_labels: np.ndarray,
     test_errors: np.ndarray,
     paper_threshold: float,
+    test_groups: Groups = None,
 ) -> dict[str, Any]:
     """Figures of the autoencoder as a detector: an image is fake where its reconstruction error is above a threshold.
 
@@ -113,13 +125,13 @@ def judge_autoencoder(
     threshold = metrics.best_threshold(validation_labels, validation_errors, preferred=paper_threshold)
     at_paper = metrics.at_threshold(test_labels, test_errors, paper_threshold)
     below = metrics.best_threshold(validation_labels, -validation_errors, preferred=-paper_threshold)
-    opposite = judge_scores(test_labels, -test_errors, below)
+    opposite = judge_scores(test_labels, -test_errors, below, test_groups)
     return {
-        **judge_scores(test_labels, test_errors, threshold),
+        **judge_scores(test_labels, test_errors, threshold, test_groups),
         "paper": {
             "threshold": paper_threshold,
             "accuracy": at_paper["accuracy"],
-            "interval": _proportions(test_labels, test_errors, paper_threshold)["accuracy"],
+            "interval": _proportions(test_labels, test_errors, paper_threshold, test_groups)["accuracy"],
             "recall": at_paper["recall"],
         },
         "reversed": {
@@ -135,12 +147,14 @@ def judge_autoencoder(
 def predictions(
     test: Images, logits: np.ndarray, p_fake: np.ndarray, threshold: float, argmax: np.ndarray, errors: np.ndarray
 ) -> pd.DataFrame:
-    """A row a test image: path, label, predicted (fake where p_fake > threshold), p_fake, logit, argmax, reconstruction_error."""
+    """A row a test image: path, label, group (of near duplicates), predicted (fake where p_fake > threshold), p_fake, logit,
+    argmax, reconstruction_error."""
     names = np.array(NAMES)
     return pd.DataFrame(
         {
             "path": test.paths,
             "label": names[test.labels],
+            "group": test.groups,
             "predicted": names[(p_fake > threshold).astype(int)],
             "p_fake": p_fake,
             "logit": logits,
@@ -159,11 +173,11 @@ def reliability(labels: np.ndarray, logits: np.ndarray, temperature: float) -> p
     return pd.concat(parts, ignore_index=True)
 
 
-def _proportions(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, Interval]:
+def _proportions(labels: np.ndarray, scores: np.ndarray, threshold: float, groups: Groups) -> dict[str, Interval]:
     """Wilson intervals of accuracy, precision and recall."""
     called, right = scores > threshold, (scores > threshold) == (labels == FAKE)
+    chosen = {"accuracy": np.ones(len(labels), bool), "precision": called, "recall": labels == FAKE}
     return {
-        "accuracy": intervals.wilson(int(right.sum()), len(labels)),
-        "precision": intervals.wilson(int(right[called].sum()), int(called.sum())) if called.any() else [0.0, 1.0],
-        "recall": intervals.wilson(int(right[labels == FAKE].sum()), int(np.sum(labels != REAL))),
+        name: intervals.proportion(right[rows], None if groups is None else groups[rows])
+        for name, rows in chosen.items()
     }

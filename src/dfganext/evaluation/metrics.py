@@ -107,6 +107,12 @@ def log_loss(labels: np.ndarray, p_fake: np.ndarray) -> float:
     return float(sk.log_loss(labels, p_fake, labels=[0, 1]))
 
 
+def losses(labels: np.ndarray, p_fake: np.ndarray) -> np.ndarray:
+    """Negative log likelihood of each image, in nats: (n,). Its mean is `log_loss`."""
+    clipped = np.clip(p_fake, np.finfo(float).eps, 1 - np.finfo(float).eps)  # as scikit-learn does
+    return -np.log(np.where(labels == 1, clipped, 1 - clipped))
+
+
 def roc_curve(labels: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
     """Columns false_positive_rate, true_positive_rate, threshold."""
     fpr, tpr, threshold = sk.roc_curve(labels, scores)
@@ -164,11 +170,10 @@ def at_threshold_weighted(
 def probability_weighted(labels: np.ndarray, p_fake: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """What `probability` gives, for many weightings (b, n) at once: {name: (b,)}."""
     total = weights.sum(axis=1)
-    clipped = np.clip(p_fake, np.finfo(float).eps, 1 - np.finfo(float).eps)  # as scikit-learn does
     number = bin_of(p_fake, ECE_BINS)
     gaps = [np.abs(weights[:, number == one] @ (p_fake - labels)[number == one]) for one in np.unique(number)]
     return {
-        "log_loss": weights @ -np.log(np.where(labels == 1, clipped, 1 - clipped)) / total,
+        "log_loss": weights @ losses(labels, p_fake) / total,
         "brier": weights @ (p_fake - labels) ** 2 / total,
         "ece": np.sum(gaps, axis=0) / total,
     }

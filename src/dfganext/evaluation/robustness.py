@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 import pandas as pd
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
-from dfganext.evaluation import intervals, metrics
+from dfganext.evaluation import intervals
 from dfganext.images import resize
 from dfganext.labels import FAKE, REAL
 
@@ -86,36 +87,30 @@ def measure(
     threshold: float,
     conditions: Sequence[Condition] = CONDITIONS,
     seed: int = 0,
-    resamples: int = intervals.RESAMPLES,
+    groups: intervals.Groups = None,
 ) -> pd.DataFrame:
     """Judge the same images under every condition.
 
-    Noise depends on the seed and the image's row alone, and the bootstrap draws the same images for all conditions, so
-    rows of the table can be compared.
+    Noise depends on the seed and the image's row alone, so rows of the table can be compared.
 
     Args:
         predict: from uint8 (n, S, S, 3), n at most 64, to p_fake (n,).
         images: uint8, (N, S, S, 3), perhaps memory-mapped; one block of it is in memory at a time.
         labels: (N,), both classes.
         threshold: an image is called fake where p_fake > threshold.
-        resamples: of the bootstrap.
+        groups: (N,), near-duplicate groups of the images.
 
     Returns:
         A row a condition: transform, strength, images, accuracy with accuracy_low and accuracy_high (95 %, Wilson), roc_auc
-        with roc_auc_low and roc_auc_high (95 %, bootstrap), fake_recall and real_recall, the shares of the fakes called
+        with roc_auc_low and roc_auc_high (95 %, `intervals.roc_auc`), fake_recall and real_recall, the shares of the fakes called
         fake and of the reals called real.
     """
-    scores = [_scores(predict, images, condition, seed) for condition in conditions]
-
-    def areas(weights: np.ndarray) -> dict[str, np.ndarray]:
-        return {str(i): metrics.ranking_weighted(labels, score, weights)["roc_auc"] for i, score in enumerate(scores)}
-
-    edges = intervals.bootstrap(labels, areas, resamples, seed)
     rows = []
-    for i, (condition, score) in enumerate(zip(conditions, scores, strict=True)):
+    for condition in conditions:
+        score = _scores(predict, images, condition, seed)
         right = (score > threshold) == (labels == FAKE)
-        accuracy_low, accuracy_high = intervals.wilson(int(right.sum()), len(labels))
-        roc_auc_low, roc_auc_high = edges[str(i)]
+        accuracy_low, accuracy_high = intervals.proportion(right, groups)
+        roc_auc_low, roc_auc_high = intervals.roc_auc(labels, score, groups)
         rows.append(
             {
                 "transform": condition.transform,
@@ -124,7 +119,7 @@ def measure(
                 "accuracy": right.mean(),
                 "accuracy_low": accuracy_low,
                 "accuracy_high": accuracy_high,
-                "roc_auc": metrics.ranking_weighted(labels, score, np.ones((1, len(labels))))["roc_auc"][0],
+                "roc_auc": roc_auc_score(labels, score),
                 "roc_auc_low": roc_auc_low,
                 "roc_auc_high": roc_auc_high,
                 "fake_recall": right[labels == FAKE].mean(),

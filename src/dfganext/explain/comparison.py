@@ -27,12 +27,12 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         table: a row a map, with columns path, label and target ("real" or "fake": the image's class and the class mapped)
-            and those of `statistics.describe`.
+            and those of `statistics.describe`; perhaps group, the near-duplicate group of each image.
 
     Returns:
         A row a comparison ("target fake", "target real", "target own class") and statistic: fake and real (numbers of maps
         that have it), fake_median, real_median, cliffs_delta (P(fake > real) - P(fake < real)), low and high (95 %,
-        bootstrap), p (Mann-Whitney, two-sided) and p_holm (Holm 1979, over the statistics of one comparison).
+        `intervals.roc_auc`), p (Mann-Whitney, two-sided) and p_holm (Holm 1979, over the statistics of one comparison).
     """
     parts = {
         "target fake": table[table.target == CLASSES[FAKE]],
@@ -42,10 +42,7 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for comparison, part in parts.items():
         for name in (name for name in NAMES if name in table):
-            fake, real = (
-                part[part.label == label][name].dropna().to_numpy() for label in (CLASSES[FAKE], CLASSES[REAL])
-            )
-            rows.append({"comparison": comparison, "statistic": name, **_difference(fake, real)})
+            rows.append({"comparison": comparison, "statistic": name, **_difference(part.dropna(subset=[name]), name)})
     found = pd.DataFrame(rows)
     found["p_holm"] = found.groupby("comparison").p.transform(lambda p: holm(p.to_numpy()))
     return found
@@ -62,37 +59,60 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def within_class_correlation(
-    first: pd.Series, second: pd.Series, seed: int = 0, count: int = intervals.RESAMPLES
+    first: pd.Series,
+    second: pd.Series,
+    groups: pd.Series | None = None,
+    seed: int = 0,
+    count: int = intervals.RESAMPLES,
 ) -> dict[str, Any]:
-    """Spearman's rho of two measurements of the same images, with a 95 % bootstrap interval over images.
+    """Spearman's rho of two measurements of the same images, with a 95 % interval.
 
-    Pairs with a NaN are left out.
+    The interval is that of a bootstrap of near-duplicate groups, united with Bonett and Wright's (2000), which also has a width
+    where the two rank all images alike. Pairs with a NaN are left out.
 
     Returns:
         spearman, low, high, all None where fewer than LEAST_PAIRS images are left or a measurement is constant; images.
     """
     pairs = np.stack([first.to_numpy(float), second.to_numpy(float)])
-    x, y = pairs[:, ~np.isnan(pairs).any(axis=0)]
+    known = ~np.isnan(pairs).any(axis=0)
+    x, y = pairs[:, known]
+    group = np.arange(len(x)) if groups is None else groups.to_numpy()[known]
     unknown = {"spearman": None, "low": None, "high": None, "images": len(x)}
     if len(x) < LEAST_PAIRS or np.ptp(x) == 0 or np.ptp(y) == 0:
         return unknown
-    draws = np.random.default_rng(seed).integers(0, len(x), (count, len(x)))
-    ranks = [stats.rankdata(values[draws], axis=1) for values in (x, y)]
-    centred = [one - one.mean(axis=1, keepdims=True) for one in ranks]
-    with np.errstate(invalid="ignore"):  # a draw may hold one image only
-        rho = np.sum(centred[0] * centred[1], axis=1) / np.sqrt(
-            np.prod([np.sum(one**2, axis=1) for one in centred], axis=0)
-        )
-    low, high = intervals.percentile(rho)
-    return {"spearman": float(stats.spearmanr(x, y).statistic), "low": low, "high": high, "images": len(x)}
+    rho = float(stats.spearmanr(x, y).statistic)
+    drawn = intervals.bootstrap(
+        np.zeros(len(x), int), lambda weights: {"rho": _weighted_spearman(x, y, weights)}, group, count, seed
+    )["rho"]
+    independent = len(x) ** 2 / np.sum(np.unique(group, return_counts=True)[1] ** 2)  # Kish's effective number
+    half = intervals.Z * np.sqrt((1 + rho**2 / 2) / max(1.0, independent - 3))
+    middle = np.arctanh(np.clip(rho, 1 / independent - 1, 1 - 1 / independent))
+    low, high = min(drawn[0], np.tanh(middle - half)), max(drawn[1], np.tanh(middle + half))
+    return {"spearman": rho, "low": float(low), "high": float(high), "images": len(x)}
 
 
-def _difference(fake: np.ndarray, real: np.ndarray) -> dict[str, float]:
+def _weighted_spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Spearman's rho (b,) of images drawn as often as the weights (b, n) say; NaN where a draw holds one value only."""
+    centred = []
+    for values in (x, y):
+        distinct, number = np.unique(values, return_inverse=True)
+        counts = np.zeros((len(weights), len(distinct)))
+        for at, column in zip(number, weights.T, strict=True):
+            counts[:, at] += column
+        ranks = (np.cumsum(counts, axis=1) - counts / 2)[:, number]  # midranks, less one half
+        centred.append(ranks - np.average(ranks, axis=1, weights=weights)[:, None])
+    products = [np.sum(weights * centred[a] * centred[b], axis=1) for a, b in ((0, 1), (0, 0), (1, 1))]
+    with np.errstate(invalid="ignore"):
+        return products[0] / np.sqrt(products[1] * products[2])
+
+
+def _difference(maps: pd.DataFrame, statistic: str) -> dict[str, float]:
+    labels, values = (maps.label == CLASSES[FAKE]).to_numpy(int), maps[statistic].to_numpy(float)
+    fake, real = values[labels == FAKE], values[labels == REAL]
     found = {"fake": len(fake), "real": len(real)}
     if min(found.values()) < LEAST:
         return found | dict.fromkeys(("fake_median", "real_median", "cliffs_delta", "low", "high", "p"), np.nan)
-    labels, values = np.repeat([FAKE, REAL], [len(fake), len(real)]), np.concatenate([fake, real])
-    low, high = intervals.roc_auc(labels, values)
+    low, high = intervals.roc_auc(labels, values, maps.group.to_numpy() if "group" in maps else None)
     test = stats.mannwhitneyu(fake, real)
     return found | {
         "fake_median": float(np.median(fake)),

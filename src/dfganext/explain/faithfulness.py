@@ -63,19 +63,23 @@ def curves(
     return pd.DataFrame(areas), pd.concat(means, ignore_index=True)
 
 
-def against(areas: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def against(areas: pd.DataFrame, groups: intervals.Groups = None) -> pd.DataFrame:
     """Areas under Grad-CAM's curves less those of each baseline, on the same images.
+
+    Args:
+        areas: as `curves` gives them.
+        groups: (N,), near-duplicate groups of the images.
 
     Returns:
         A row a curve and baseline ranking: difference (mean over images; below 0 is good for deletion, above 0 for
-        insertion), low and high (95 %, bootstrap over images), p (Wilcoxon's signed ranks; 1 if nothing differs), images.
+        insertion), low and high (95 %, `intervals.mean`), p (Wilcoxon's signed ranks; 1 if nothing differs), images.
     """
     rows = []
     for curve in CURVES:
         by_ranking = areas[areas.curve == curve].pivot(index="image", columns="ranking", values="auc")
         for ranking in BASELINES:
             gaps = (by_ranking["gradcam"] - by_ranking[ranking]).to_numpy()
-            low, high = intervals.mean(gaps, seed=seed)
+            low, high = intervals.mean(gaps, groups)
             p = float(stats.wilcoxon(gaps).pvalue) if np.any(gaps != 0) else 1.0
             rows.append(
                 {

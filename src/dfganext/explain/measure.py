@@ -40,7 +40,8 @@ def tables(
     names = np.array(labels.NAMES)
     described = []
     for target, raw in zip(labels.NAMES, maps, strict=True):
-        of_what = pd.DataFrame({"path": images.paths, "label": names[images.labels], "target": target})
+        columns = {"path": images.paths, "label": names[images.labels], "group": images.groups, "target": target}
+        of_what = pd.DataFrame(columns)
         described.append(pd.concat([of_what, statistics.describe(raw, face)], axis=1))
     table = pd.concat(described, ignore_index=True)
 
@@ -51,7 +52,7 @@ def tables(
     return {
         "statistics": table,
         "comparison": comparison.compare(table),
-        "faithfulness": faithfulness.against(areas),
+        "faithfulness": faithfulness.against(areas, images.groups[rows]),
         "faithfulness_curves": curves,
         "sanity": sanity.after_randomising(*some, seed=seed),
     }

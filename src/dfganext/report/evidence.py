@@ -85,7 +85,7 @@ class Evidence:
         for label in reversed(NAMES):
             own = self.maps[(self.maps.label == label) & (self.maps.target == label)]
             both = heldout.merge(own, on="path")
-            found[label] = comparison.within_class_correlation(both.log_density, both.entropy)
+            found[label] = comparison.within_class_correlation(both.log_density, both.entropy, both.group)
         return found
 
     def row(self, key: str) -> Row:

@@ -164,13 +164,13 @@ def compare(first: Row, second: Row) -> dict[str, Any] | None:
     """Two rows on the same test images, by the first seed that both have; None where there is none.
 
     Returns:
-        seed; difference of accuracies (first - second), its paired bootstrap interval, and `intervals.mcnemar`.
+        seed; difference of accuracies (first - second), its paired interval, and `intervals.mcnemar`.
     """
     seed = _common_seed(first, second)
     if seed is None:
         return None
     (record, ours), (_, theirs) = first.of_seed(seed), second.of_seed(seed)
-    gap = intervals.accuracy_difference(is_fake(_ordered(record)).astype(int), ours, theirs)
+    gap = intervals.accuracy_difference(ours, theirs, groups_of(_ordered(record)))
     return {"seed": seed, **gap, **intervals.mcnemar(ours, theirs)}
 
 
@@ -182,15 +182,18 @@ def auc_difference(first: Row, second: Row) -> tuple[float, Interval] | None:
     tables = [_ordered(row.of_seed(seed)[0]) for row in (first, second)]
     labels = is_fake(tables[0]).astype(int)
     errors = [table.reconstruction_error.to_numpy() for table in tables]
-    aucs = [metrics.ranking(labels, one)["roc_auc"] for one in errors]
-    large, small = (partial(metrics.ranking_weighted, labels, one) for one in errors)
-    gap = intervals.difference(labels, large, small)
-    return aucs[0] - aucs[1], gap["roc_auc"]
+    gap = intervals.paired_difference(labels, *errors, "roc_auc", groups_of(tables[0]))
+    return gap["difference"], gap["interval"]
 
 
 def is_fake(table: pd.DataFrame) -> np.ndarray:
     """Whether each row's image is fake, by its column label: bool, (n,)."""
     return (table.label == NAMES[FAKE]).to_numpy()
+
+
+def groups_of(table: pd.DataFrame) -> np.ndarray | None:
+    """Near-duplicate group of each row, int (n,); None for predictions that were recorded without the column."""
+    return table.group.to_numpy() if "group" in table else None
 
 
 def _row(key: str, model: str, variation: str, records: tuple[Record, ...], rule: Any) -> Row:

@@ -14,7 +14,7 @@ from dfganext.evaluation import intervals
 from dfganext.evaluation.intervals import Interval
 from dfganext.explain import statistics
 from dfganext.report.evidence import Evidence
-from dfganext.report.table1 import Row, auc_difference, compare, is_fake
+from dfganext.report.table1 import Row, auc_difference, compare, groups_of, is_fake
 from dfganext.report.text import number, percent, percents
 from dfganext.report.text import span as shown
 
@@ -198,12 +198,11 @@ def _real_maps(evidence: Evidence) -> Finding:
     )
     chosen = evidence.settings.gradcam.face
     chance = statistics.Ellipse(chosen.x, chosen.y, chosen.width, chosen.height).area
-    own = (
-        evidence.maps[(evidence.maps.label == "real") & (evidence.maps.target == "real")].face_mass.dropna().to_numpy()
-    )
+    maps = evidence.maps[(evidence.maps.label == "real") & (evidence.maps.target == "real")].dropna(subset="face_mass")
+    own = maps.face_mass.to_numpy()
     if not len(own):
         return NOT_TESTED, "", "No real image has a map that is not blank.", rule
-    span = intervals.mean(own - chance)
+    span = intervals.mean(own - chance, maps.group.to_numpy())
     intensity = _deltas(evidence, "mean")
     effect = (
         f"mass in the face {number(own.mean())}, {number(float(np.mean(own - chance)), sign=True)} ({shown(span)}) over the "
@@ -273,11 +272,13 @@ def _density(evidence: Evidence) -> Finding:
 def _against_spectrum(evidence: Evidence, row: Row) -> dict[str, Any]:
     """Accuracy with cross entropy, of the network at hand or else of the first on record, less that of the spectrum baseline."""
     ours_at_hand = evidence.settings.loss == "ce"
-    table = (evidence.predictions if ours_at_hand else row.records[0].predictions)[["path", "label", "logit"]]
-    table = table.merge(evidence.baseline_predictions[["path", "p_fake"]], on="path")
+    table = evidence.predictions if ours_at_hand else row.records[0].predictions
+    table = table.drop(columns="p_fake", errors="ignore").merge(
+        evidence.baseline_predictions[["path", "p_fake"]], on="path"
+    )
     fake = is_fake(table)
     ours, theirs = (table.logit > 0).to_numpy() == fake, (table.p_fake > 0.5).to_numpy() == fake
-    return intervals.accuracy_difference(fake.astype(int), ours, theirs)
+    return intervals.accuracy_difference(ours, theirs, groups_of(table))
 
 
 def _competent(evidence: Evidence) -> bool:
