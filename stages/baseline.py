@@ -27,7 +27,7 @@ def main() -> None:
         }
 
         labels = [NAMES[label] for label in test.labels]
-        table = pd.DataFrame({"path": test.paths, "label": labels, "p_fake": p_fake})
+        table = pd.DataFrame({"path": test.paths, "label": labels, "group": test.groups, "p_fake": p_fake})
         files.write_table(paths.BASELINE / "predictions.csv", table)
         files.write_json(paths.BASELINE_METRICS, scores)
         run.log_metrics({name: scores[name] for name in evaluate.HEADLINE})

@@ -173,7 +173,9 @@ def evidence_of(chosen: Settings, records: list[Record], maps: pd.DataFrame, den
         curves=pd.DataFrame({"epoch": [1, 2], **curve}),
         robustness=robustness.measure(lambda images: images[:, 0, 0, 0] / 255, pixels[:20], labels[:20], 0.5),
         predictions=table,
-        baseline_predictions=pd.DataFrame({"path": table.path, "label": table.label, "p_fake": guess}),
+        baseline_predictions=pd.DataFrame(
+            {"path": table.path, "label": table.label, "group": table.group, "p_fake": guess}
+        ),
         reliability=evaluate.reliability(
             labels, here.predictions.logit.to_numpy(), here.scores["convnext"]["temperature"]
         ),

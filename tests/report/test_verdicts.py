@@ -4,8 +4,14 @@ from dataclasses import replace
 
 import pytest
 from made_up import all_rows, evidence_of, map_statistics
+from scipy import stats
 
 from dfganext.report import verdicts
+
+WORDS = {
+    verdicts.SUPPORTED, verdicts.PRACTICALLY, verdicts.REFUTED, verdicts.NO_DIFFERENCE, verdicts.LIKE_CHANCE,
+    verdicts.INCONCLUSIVE, verdicts.NOT_TESTED,
+}  # fmt: skip
 
 
 def judged(chosen, records=None, maps=None, sample=False, **options) -> dict[str, verdicts.Verdict]:
@@ -18,7 +24,8 @@ def test_every_claim_has_a_verdict_an_effect_and_a_rule(fine_tuned):
     found = judged(fine_tuned)
     assert list(found) == list("abcdefg")
     for one in found.values():
-        assert one.verdict in ("supported", "refuted", "inconclusive", "not tested")
+        assert one.verdict in WORDS
+        assert (one.confidence is None) == (one.verdict in ("inconclusive", "not tested"))
         assert one.effect and one.because.endswith(".") and one.rule
 
 
@@ -58,7 +65,7 @@ def test_random_weights_and_other_networks_cannot_test_the_papers_best(shipped, 
 
 @pytest.mark.parametrize(
     ("accuracy", "bce", "verdict"),
-    [(0.97, 0.97, "refuted"), (0.97, 0.5, "supported"), (0.97, 0.3, "inconclusive"), (0.55, 0.97, "not tested")],
+    [(0.97, 0.97, "refuted"), (0.97, 0.55, "supported"), (0.97, 0.3, "inconclusive"), (0.55, 0.97, "not tested")],
 )
 def test_whether_binary_cross_entropy_fails(fine_tuned, accuracy, bce, verdict):
     assert judged(fine_tuned, all_rows(fine_tuned, accuracy, bce))["b"].verdict == verdict
@@ -78,7 +85,7 @@ def test_missing_rows_are_not_tested(fine_tuned):
 
 @pytest.mark.parametrize(
     ("shift", "turn", "verdict"),
-    [(1, False, "supported"), (-1, False, "refuted"), (1, True, "refuted"), (0, False, "inconclusive")],
+    [(1, False, "supported"), (-1.5, False, "refuted"), (1, True, "refuted"), (0, False, "inconclusive")],
 )
 def test_whether_fake_images_have_wider_weaker_maps(fine_tuned, shift, turn, verdict):
     found = judged(fine_tuned, maps=map_statistics(shift, turn))["f"]
@@ -86,7 +93,7 @@ def test_whether_fake_images_have_wider_weaker_maps(fine_tuned, shift, turn, ver
 
 
 @pytest.mark.parametrize(
-    ("shift", "on_face", "verdict"), [(1, 0.1, "supported"), (-1, -0.1, "refuted"), (0, 0.1, "inconclusive")]
+    ("shift", "on_face", "verdict"), [(1, 0.1, "supported"), (-1.5, -0.1, "refuted"), (0, 0.1, "inconclusive")]
 )
 def test_whether_real_images_maps_sit_on_the_face(fine_tuned, shift, on_face, verdict):
     face = fine_tuned.gradcam.face
@@ -99,7 +106,10 @@ def test_an_ellipse_beyond_the_image_has_the_chance_of_what_is_inside(fine_tuned
     face = replace(fine_tuned.gradcam.face, x=0.0, y=0.5, width=1.0, height=1.0)
     chosen = replace(fine_tuned, gradcam=replace(fine_tuned.gradcam, face=face))
     even = map_statistics(1, on_face=3.14159265 / 8 - 0.42)
-    assert "0.393" in judged(chosen, maps=even)["e"].effect and judged(chosen, maps=even)["e"].verdict == "inconclusive"
+    assert (
+        "0.393" in judged(chosen, maps=even)["e"].effect
+        and judged(chosen, maps=even)["e"].verdict == "no different from chance"
+    )
 
 
 @pytest.mark.parametrize(("slope", "verdict"), [(3, "supported"), (0, "refuted"), (0.35, "inconclusive")])
@@ -116,3 +126,79 @@ def test_the_sample_never_speaks_of_faces(fine_tuned):
     found = judged(fine_tuned, maps=map_statistics(1), sample=True)
     assert {one.verdict for one in found.values()} == {"not tested"}
     assert "drawn" in found["b"].because and found["b"].effect
+
+
+def near(value, half=0.001):
+    return verdicts.Effect(value, [value - half, value + half])
+
+
+def decided(letter, **effects):
+    """The verdict of a rule on effects, each a list of values known to 0.001 either side."""
+    given = {kind: [near(value) for value in values] for kind, values in effects.items()}
+    return verdicts.decide(letter, "", verdicts.Measured(given))
+
+
+SMALLEST = {"a": 0.01, "b": 0.1, "c": 0.15, "d": 0.01, "e": 0.05, "f": 0.147, "g": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("letter", "shape", "within", "at", "beyond"),
+    [
+        ("a", lambda size: {"gap": [0.3, size], "published": [0]}, "no difference that matters", "inconclusive", "supported"),
+        ("a", lambda size: {"gap": [0.3, -size], "published": [0]}, "no difference that matters", "inconclusive", "refuted"),
+        ("a", lambda size: {"gap": [0.3], "published": [-size]}, "supported", "supported", "inconclusive"),
+        ("b", lambda size: {"accuracy": [0.5 + size]}, verdicts.PRACTICALLY, "inconclusive", "refuted"),
+        ("b", lambda size: {"accuracy": [0.5 - size]}, verdicts.PRACTICALLY, "inconclusive", "inconclusive"),
+        ("c", lambda size: {"area": [0.5, 0.5 + size]}, verdicts.PRACTICALLY, "inconclusive", "refuted"),
+        ("c", lambda size: {"area": [0.5 - size, 0.5]}, verdicts.PRACTICALLY, "inconclusive", "refuted"),
+        ("d", lambda size: {"gap": [size]}, "no difference that matters", "inconclusive", "supported"),
+        ("d", lambda size: {"gap": [-size]}, "no difference that matters", "inconclusive", "refuted"),
+        ("e", lambda size: {"mass": [size], "intensity": [-0.5] * 3}, "no different from chance", "inconclusive", "supported"),
+        ("e", lambda size: {"mass": [-size], "intensity": [0.5] * 3}, "no different from chance", "inconclusive", "refuted"),
+        ("f", lambda size: maps_that_differ(size), "no difference that matters", "inconclusive", "supported"),
+        ("f", lambda size: maps_that_differ(-size), "no difference that matters", "inconclusive", "refuted"),
+        ("f", lambda size: maps_that_differ(size, -size), "no difference that matters", "inconclusive", "refuted"),
+        ("g", lambda size: {"rho": [size]}, "refuted", "inconclusive", "supported"),
+        ("g", lambda size: {"rho": [-size]}, "refuted", "inconclusive", "supported"),
+    ],
+)  # fmt: skip
+def test_effects_below_at_and_above_the_smallest_that_matters(letter, shape, within, at, beyond):
+    bound = SMALLEST[letter]
+    found = [decided(letter, **shape(bound + step)).verdict for step in (-0.003, 0, 0.003)]
+    assert found == [within, at, beyond]
+    assert (
+        f"{bound:g}" in verdicts.RULES[letter].text or f"{bound:.0%}".replace("%", " %") in verdicts.RULES[letter].text
+    )
+
+
+def maps_that_differ(delta, other=None):
+    spread = [delta, delta, delta if other is None else other]
+    return {**dict.fromkeys(verdicts.SPREAD, spread), "intensity": [-one for one in spread]}
+
+
+def test_intensity_counts_from_its_bound_on():
+    found = [decided("e", mass=[0.2], intensity=[-size] * 3).verdict for size in (0.144, 0.147, 0.150)]
+    assert found == ["inconclusive", "inconclusive", "supported"]
+
+
+def test_what_a_careful_reader_says_of_the_faces():
+    area = verdicts.Effect(0.405, [0.370, 0.441])
+    found = verdicts.decide("c", "", verdicts.Measured({"area": [area]}))
+    assert found.verdict == "supported for practical purposes, though not chance" and found.confidence > 0.95
+    mass = verdicts.Effect(0.322 - 0.334, [-0.02, -0.004])
+    intensity = [verdicts.Effect(0.1, [-0.1, 0.3])] * 3
+    found = verdicts.decide("e", "", verdicts.Measured({"mass": [mass], "intensity": intensity}))
+    assert found.verdict == "no different from chance"
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(0.5, "supported"), (0.502, verdicts.PRACTICALLY)])
+def test_chance_is_told_from_what_is_near_it(value, verdict):
+    assert decided("b", accuracy=[value]).verdict == decided("c", area=[value]).verdict == verdict
+
+
+def test_confidence_is_the_widest_interval_that_keeps_the_verdict():
+    effect = verdicts.Effect(0.05, [0.02, 0.08])  # standard error 0.03 / 1.96; the bound is 0.04 away
+    found = verdicts.decide("d", "", verdicts.Measured({"gap": [effect]}))
+    z = 1.959964 * 0.04 / 0.03
+    assert found.verdict == "supported" and found.confidence == pytest.approx(2 * stats.norm.cdf(z) - 1, abs=1e-6)
+    assert decided("d", gap=[0.0095]).confidence is None, "inconclusive"

@@ -88,7 +88,7 @@ def measure(rows: pd.DataFrame, seed: int = 0, equalised_bytes: pd.Series | None
         images: the number of rows.
         groups: {container, size, quantisation, bytes, all, perhaps bytes_equalised: {features, roc_auc, interval, leak}}, where
             interval is [low, high] (95 %, `intervals.roc_auc` of held-out scores), and leak is low > 0.6. A group of which
-            nothing varies has 0.5 and a narrow interval around it. Where there are too few images, roc_auc and interval are
+            nothing varies has 0.5 and [0.5, 0.5]. Where there are too few images, roc_auc and interval are
             None and "note" says why.
         offenders: at most five, of each column the value or cut point that differs most between the classes, where the
             shares differ by more than 0.2 and by more than chance would have it (Kolmogorov-Smirnov, 1 % over all columns), the

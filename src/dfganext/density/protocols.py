@@ -57,7 +57,7 @@ def identify(scores: pd.DataFrame, train: Images, test: Images) -> pd.DataFrame:
     Args:
         train, test: the images whose latents were scored; the estimate was fitted to the real ones of train.
     """
-    tables = {}
+    tables: dict[tuple[str, str], pd.DataFrame] = {}
     for part, images in ((TRAIN, train), (TEST, test)):
         rows = pd.DataFrame({"path": images.paths, "group": images.groups})
         tables |= {

@@ -54,7 +54,7 @@ def clopper_pearson(share: float, trials: float, confidence: float = CONFIDENCE)
 def proportion(hits: np.ndarray, groups: Groups = None) -> Interval:
     """Wilson's interval of the share of images that are hits; [0, 1] without images.
 
-    The number of trials is that of the images divided by the design effect of the groups, see `_trials`. Where each image is a
+    The number of trials is that of the images divided by the design effect of the groups, see `effective_images`. Where each image is a
     group of its own, this is Wilson's interval of n trials.
 
     Args:
@@ -62,7 +62,7 @@ def proportion(hits: np.ndarray, groups: Groups = None) -> Interval:
     """
     if not len(hits):
         return [0.0, 1.0]
-    trials = _trials(hits.astype(float), groups)
+    trials = effective_images(hits, groups)
     return wilson(float(hits.mean()) * trials, trials)
 
 
@@ -128,7 +128,7 @@ def tpr_at_fpr(labels: np.ndarray, scores: np.ndarray, rate: float, groups: Grou
     tail = (1 - CONFIDENCE) / 4
     ordered = np.sort(real)[::-1]
     at = ordered[min(int(rate * len(real)), len(real) - 1)]
-    trials = _trials((real > at).astype(float), real_groups)
+    trials = effective_images(real > at, real_groups)
     above = np.searchsorted(-ordered, -ordered, side="left") * trials / len(real)  # real images above each, as trials
     not_below = np.searchsorted(-ordered, -ordered, side="right") * trials / len(real)
     surely_within = ordered[stats.beta.ppf(1 - tail, above + 1, np.maximum(trials - above, 1e-9)) <= rate]
@@ -254,7 +254,7 @@ def accuracy_difference(first_right: np.ndarray, second_right: np.ndarray, group
     """
     images = len(first_right)
     gain = first_right.astype(float) - second_right
-    trials = _trials(gain, groups)
+    trials = effective_images(gain, groups)
     first_only, second_only = (np.sum(gain == sign) * trials / images for sign in (1, -1))
     more, less = (first_only + 1) / (trials + 2), (second_only + 1) / (trials + 2)
     half = Z * np.sqrt((more + less - (more - less) ** 2) / (trials + 2))
@@ -408,13 +408,13 @@ def _towards(worst: float, estimated: float, events: float) -> float:
     return (events * estimated + worst) / (events + 1)
 
 
-def _trials(values: np.ndarray, groups: Groups) -> float:
+def effective_images(values: np.ndarray, groups: Groups) -> float:
     """Independent images that would say as much of the mean of these: their number over the design effect, at least 1.
 
     The design effect is estimated from the totals of groups and drawn (see `_towards`) towards that of groups within which all
     values are equal.
     """
-    images = len(values)
+    images, values = len(values), values.astype(float)
     if groups is None:
         return float(images)
     sizes, centred = _totals(np.ones(images), groups), values - values.mean()
@@ -425,7 +425,7 @@ def _trials(values: np.ndarray, groups: Groups) -> float:
 
 
 def _clopper_pearson_of(hits: np.ndarray, groups: Groups, confidence: float) -> Interval:
-    return clopper_pearson(float(hits.mean()), _trials(hits.astype(float), groups), confidence)
+    return clopper_pearson(float(hits.mean()), effective_images(hits, groups), confidence)
 
 
 def _square_and_add(first: float, second: float, correlation: float) -> float:

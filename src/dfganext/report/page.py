@@ -16,8 +16,8 @@ from dfganext.density.protocols import lone_point
 from dfganext.evaluation import intervals
 from dfganext.report import pictures, verdicts
 from dfganext.report.evidence import Evidence
-from dfganext.report.table1 import Row, compare
-from dfganext.report.text import number, percent, percents, span
+from dfganext.report.table1 import Row, compare, groups_of, is_fake
+from dfganext.report.text import confidence, number, percent, percents, span
 from dfganext.settings import flatten
 
 MEASURES = {
@@ -85,7 +85,14 @@ def render(evidence: Evidence, pictures_by_name: dict[str, Path]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"number": number, "percent": percent, "span": span, "percents": percents, "code": code}
+    environment.filters |= {
+        "number": number,
+        "percent": percent,
+        "span": span,
+        "percents": percents,
+        "code": code,
+        "confidence": confidence,
+    }
     environment.globals["closed_form"] = lambda table: lone_point(
         table["dimension"], table["bandwidth"], table["points"]
     )
@@ -97,7 +104,7 @@ def render(evidence: Evidence, pictures_by_name: dict[str, Path]) -> str:
         counts=pd.crosstab(evidence.split.split, evidence.split.label).reindex(["train", "validation", "test"]),
         verdicts=verdicts.all_claims(evidence) if paper else [],
         table1=[_table1_row(row, evidence) for row in evidence.rows],
-        spectrum_interval=_of_images(evidence.baseline["accuracy_at_half"], evidence.baseline["images"]),
+        spectrum_interval=_spectrum_interval(evidence),
         mcnemar=compare(evidence.row("convnext_ce"), evidence.row("convnext_bce")),
         measures=_measures(evidence),
         robustness=evidence.robustness.to_dict(orient="records"),
@@ -127,6 +134,11 @@ def _table1_row(row: Row, evidence: Evidence) -> dict[str, Any]:
     if row.records and row.part == "autoencoder":
         cells["settled"] = row.records[0].scores["autoencoder"]
     return cells
+
+
+def _spectrum_interval(evidence: Evidence) -> intervals.Interval:
+    table = evidence.baseline_predictions
+    return intervals.proportion((table.p_fake > 0.5).to_numpy() == is_fake(table), groups_of(table))
 
 
 def _of_images(accuracy: float, images: int) -> intervals.Interval:

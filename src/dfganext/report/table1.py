@@ -67,13 +67,23 @@ class Row:
         return float(self.accuracies.std(ddof=1)) if len(self.right) > 1 else None
 
     @property
+    def extremes(self) -> tuple[float, float] | None:
+        """Lowest and highest accuracy of any seed, None with a single one."""
+        return (float(self.accuracies.min()), float(self.accuracies.max())) if len(self.right) > 1 else None
+
+    @property
     def images(self) -> int:
         return len(self.right[0])
 
     @property
     def interval(self) -> Interval:
-        """95 % Wilson interval of the mean accuracy, for the test images drawn; seeds do not narrow it."""
-        return intervals.wilson(self.mean * self.images, self.images)
+        """95 % Wilson interval of the mean accuracy, for the near-duplicate groups drawn; seeds do not narrow it.
+
+        The effective number of images is the least of any seed's.
+        """
+        groups = groups_of(_ordered(self.records[0]))
+        images = min(intervals.effective_images(right, groups) for right in self.right)
+        return intervals.wilson(self.mean * images, images)
 
     @property
     def auc(self) -> float:
@@ -182,7 +192,7 @@ def auc_difference(first: Row, second: Row) -> tuple[float, Interval] | None:
     tables = [_ordered(row.of_seed(seed)[0]) for row in (first, second)]
     labels = is_fake(tables[0]).astype(int)
     errors = [table.reconstruction_error.to_numpy() for table in tables]
-    gap = intervals.paired_difference(labels, *errors, "roc_auc", groups_of(tables[0]))
+    gap = intervals.paired_difference(labels, errors[0], errors[1], "roc_auc", groups_of(tables[0]))
     return gap["difference"], gap["interval"]
 
 

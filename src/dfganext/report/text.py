@@ -31,3 +31,8 @@ def span(pair: Sequence[float | None] | None, digits: int = 3) -> str:
 def percents(pair: Sequence[float] | None, digits: int = 1) -> str:
     """An interval of shares, 0...1, as 40.0 … 60.0 %."""
     return NONE if pair is None else f"{span([100 * value for value in pair], digits)} %"
+
+
+def confidence(level: float) -> str:
+    """A confidence level as 97.3 %, or > 99.9 %."""
+    return "> 99.9 %" if level > 0.999 else f"{number(100 * level, 1)} %"
