@@ -127,12 +127,16 @@ def test_names_of_heatmaps_never_meet(tmp_path):
 
 
 def test_batches_do_not_change_verdicts(here, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "BATCH_FILES", 2)
-    assert predict("images", "--json") == 1
-    small = json.loads(capsys.readouterr().out)
-    monkeypatch.setattr(cli, "BATCH_BYTES", 1)
-    assert predict("images", "--json") == 1
-    assert [row["path"] for row in json.loads(capsys.readouterr().out)] == [row["path"] for row in small] == PATHS
+    told = []
+    for name, limit in (("BATCH_FILES", 32), ("BATCH_FILES", 2), ("BATCH_BYTES", 1)):
+        monkeypatch.setattr(cli, name, limit)
+        assert predict("images", "--json") == 1
+        told.append(json.loads(capsys.readouterr().out))
+    for rows in told:
+        assert [row["path"] for row in rows] == PATHS
+        for row, first in zip(rows, told[0], strict=True):
+            assert (row["label"], row["error"]) == (first["label"], first["error"])
+            assert row["p_fake"] == (first["p_fake"] and pytest.approx(first["p_fake"], abs=1e-6))
 
 
 @pytest.mark.parametrize(

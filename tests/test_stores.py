@@ -137,3 +137,41 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         stores.folder_at(str(tmp_path)).write("part", b"rows")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("address", ["{root}/out", "local://{root}/out"])
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_is_created_once(tmp_path, monkeypatch, address, links):
+    monkeypatch.setattr(stores, "SETTLE_SECONDS", 0.05)
+    if not links:
+
+        def no_links(*_):
+            raise OSError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", no_links)
+    folder = stores.folder_at(address.format(root=tmp_path))
+    folder.create("record", b"first")
+    folder.create("record", b"second")
+    assert folder.read("record") == b"first"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["record"]
+
+
+@pytest.mark.parametrize("address", ["{root}/a", "{root}/a/1.png", "local://{root}/a", "local://{root}/a/1.png"])
+def test_a_listing_tells_size_and_time(tree, address):
+    """Another content under the same path has another size or time, whatever the kind of place."""
+    os.utime(tree / "a" / "1.png", ns=(1, 1_700_000_000_123_456_789))
+    first = next(iter(stores.images_at([address.format(root=tree)]).images))
+    assert (first.size, first.modified) == (len(png(0, 1)), 1_700_000_000_123_456_789)
+    (tree / "a" / "1.png").write_bytes(png(0, 1) + b"more")
+    second = next(iter(stores.images_at([address.format(root=tree)]).images))
+    assert second.path == first.path
+    assert second.size == first.size + 4 and second.modified > first.modified
+
+
+def test_a_replaced_file_is_whole_at_any_time_where_a_disk_stands_for_a_store(tmp_path, monkeypatch):
+    folder = stores.folder_at(f"local://{tmp_path}/out")
+    folder.write("part", b"first")
+    monkeypatch.setattr(stores.StoredFolder, "_send", lambda *_: (_ for _ in ()).throw(OSError("broke off")))
+    with pytest.raises(OSError, match="broke off"):
+        folder.write("part", b"second")
+    assert folder.read("part") == b"first"

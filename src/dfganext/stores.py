@@ -285,14 +285,16 @@ class StoredFolder:
         if filesystem.type_name in ("local", "hdfs"):  # object stores have no folders to make
             filesystem.create_dir(self.place.path)
         target = f"{self.place.path}/{name}"
-        if filesystem.type_name != "local":
-            with filesystem.open_output_stream(target) as stream:
-                stream.write(data)
-            return
-        temporary = f"{self.place.path}/.{name}.{uuid.uuid4().hex}.tmp"  # a disk shows what is written as it is written
-        with filesystem.open_output_stream(temporary) as stream:
+        if filesystem.type_name == "local":  # a disk shows a file before it is whole
+            temporary = f"{self.place.path}/.{name}.{uuid.uuid4().hex}.tmp"
+            self._send(temporary, data)
+            filesystem.move(temporary, target)
+        else:
+            self._send(target, data)
+
+    def _send(self, path: str, data: bytes) -> None:
+        with self.place.filesystem.open_output_stream(path) as stream:
             stream.write(data)
-        filesystem.move(temporary, target)
 
     def create(self, name: str, data: bytes) -> None:
         """As `Folder.create`, of stores where pyarrow can only replace files: each writer announces itself, waits, and looks.

@@ -20,6 +20,7 @@ import pytest
 from helpers import detector, free_port, png
 
 from dfganext import cli
+from dfganext.data.trees import printable
 from dfganext.detector import Detector
 from dfganext.scoring.parts import PART_IMAGES
 from dfganext.scoring.rows import COLUMNS, RECORD
@@ -43,7 +44,8 @@ def test_rows_are_what_predict_says(made, scored, monkeypatch, capsys):
     assert tuple(table.columns) == COLUMNS
     assert table.threshold.tolist() == expected.threshold.tolist() == [0.45] * 40
     assert not table.retry.any()
-    files = [os.stat(path.encode().decode("unicode_escape").encode("utf-8", "surrogateescape")) for path in table.path]
+    there = {printable(str(path)): path.stat() for path in (made / "in").rglob("*")}
+    files = [there[path] for path in table.path]
     assert table["size"].tolist() == [file.st_size for file in files]
     assert table.modified.astype("int64").tolist() == [file.st_mtime_ns for file in files]
     for name in ("path", "label", "error"):
@@ -129,7 +131,7 @@ def test_rows_of_an_earlier_version_are_made_anew(here, scored, capsys, made, mo
     assert table.path.tolist() == before.path.tolist()
     unknown = table.modified.isna()
     assert table.path[unknown].tolist() == [str(gone)]  # what left IN keeps its row
-    pd.testing.assert_frame_equal(table[~unknown], before[~unknown])
+    pd.testing.assert_frame_equal(table[~unknown].astype(before.dtypes), before[~unknown])
 
 
 def test_two_models_that_start_at_once_cannot_mix(here):
@@ -246,7 +248,7 @@ class Run:
         self.process = subprocess.Popen(
             command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ
         )
-        self.out, self.private = root / "out", []
+        self.out, self.private = root / words[words.index("--model") - 1], []
 
     def until(self, parts):
         """Wait until there are so many parts, and take the workers' and the driver's memory down."""
@@ -348,6 +350,35 @@ def test_twenty_thousand_images_with_a_worker_and_then_the_driver_killed(many, m
     same = table[table.error.isna()].groupby(table.path.str[-6:-4]).p_fake
     assert (same.max() - same.min()).max() < 1e-5  # whoever judged it, and in whatever company
     assert grown and max(grown.values()) < 64 * MIB, {pid: size // MIB for pid, size in grown.items()}
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_while_it_replaces_rows_loses_none(many, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    words = ["in/00", "in/01", "in/02", "in/03", "again", "--model", "model"]
+    assert Run(many, *words).end()[0] == 1
+    paths = rows(many / "again").path.tolist()
+    assert len(paths) == 4000
+    for path in many.glob("*.png"):  # the images are links to these
+        os.utime(path, (1, 1))
+    written = {part: part.stat().st_mtime_ns for part in (many / "again").glob("part-*.parquet")}
+    killed = Run(many, *words)
+    while killed.process.poll() is None and all(part.stat().st_mtime_ns == when for part, when in written.items()):
+        assert rows(many / "again").path.tolist() == paths
+        time.sleep(0.1)
+    assert killed.process.poll() is None
+    killed.process.kill()
+    killed.process.communicate()
+    table = rows(many / "again")
+    assert table.path.tolist() == paths
+    assert 0 < (table.modified == pd.Timestamp(1, unit="s", tz="UTC")).sum() < 4000
+    code, out = Run(many, *words).end()
+    assert code == 1
+    again, before = (int(number.replace(",", "")) for number in re.findall(r"([\d,]+)(?: of them again| before)", out))
+    assert again + before == 4000 and again > 0
+    table = rows(many / "again")
+    assert table.path.tolist() == paths
+    assert (table.modified == pd.Timestamp(1, unit="s", tz="UTC")).all()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import sysconfig
+from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
@@ -83,5 +84,6 @@ def test_it_loads_in_a_clean_process_elsewhere_without_the_package(saved, tmp_pa
 
 def test_requirements_are_the_installed_versions(saved):
     lines = Path(saved / "model" / "requirements.txt").read_text().split()
-    assert [line.split("==")[0] for line in lines] == list(registry.REQUIREMENTS)
-    assert all("+" not in line for line in lines)
+    names, versions = zip(*(line.split("==") for line in lines), strict=True)
+    assert list(names) == list(registry.REQUIREMENTS)
+    assert list(versions) == [metadata.version(name).partition("+")[0] for name in names]
