@@ -15,7 +15,9 @@ def main() -> None:
         compute.make_repeatable()
         detector = Detector.load(paths.CONVNEXT, paths.OPERATING_POINT, compute.device(chosen.machine.device))
         test = arrays.read(paths.images_of_size(chosen.convnext.size), sampling.TEST)
-        rows = np.sort(np.concatenate([test.only(label)[: chosen.robustness.per_class] for label in labels.ALL]))
+        rng = np.random.default_rng(chosen.seed)
+        drawn = [rng.permutation(test.only(label))[: chosen.robustness.per_class] for label in labels.ALL]
+        rows = np.sort(np.concatenate(drawn))
 
         def judge(degraded: np.ndarray) -> np.ndarray:
             """p_fake as the served model would give it: an image that was degraded goes through the same preparation."""

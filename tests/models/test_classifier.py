@@ -1,14 +1,19 @@
 """The classifier: heads, weights from files, preprocessing, and round trips."""
 
 import dataclasses
+import errno
 import json
+import pickle
 import re
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import errors as hub_errors
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from dfganext.errors import UserError
@@ -232,10 +237,92 @@ def test_features_in_no_grid_are_refused():
             classifier.as_grid(features, model)
 
 
-def test_imagenet_without_a_network_says_how_to_go_on(monkeypatch, tmp_path):
-    def refused(*_, **__):
-        raise OSError("no route to host")
+UNPICKLING = pickle.UnpicklingError("Weights only load failed")
+CACHE_FULL = OSError(errno.ENOSPC, "No space left on device", "/cache/blob")
+CASES = {
+    "no route": (OSError("no route to host"), "could not be fetched .*connect to the network.*random or to the path"),
+    "httpx": (httpx.ConnectError("name or service not known"), "could not be fetched"),
+    "slow": (httpx.ReadTimeout("timed out"), "could not be fetched"),
+    "offline": (hub_errors.OfflineModeIsEnabled("offline"), "could not be fetched"),
+    "not cached": (hub_errors.LocalEntryNotFoundError("not in the cache"), "could not be fetched"),
+    "downloader": (RuntimeError("CAS service error: connection reset"), "could not be fetched"),
+    "full": (CACHE_FULL, "do not fit on the disk .*HF_HOME"),
+    "full, by the downloader": (
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+        "do not fit on the disk",
+    ),
+    "read-only": (PermissionError(errno.EACCES, "Permission denied"), "cannot be stored .*HF_HOME"),
+    "damaged": (SafetensorError("header too large"), "cannot be read .*cache .*fetch them anew"),
+    "damaged pickle": (UNPICKLING, "cannot be read"),
+    "others": (RuntimeError("Error(s) in loading state_dict for ConvNeXt: size mismatch"), "cannot be read"),
+    "none": (RuntimeError("No pretrained weights exist for test_convnext."), "do not exist in timm"),
+}
 
-    monkeypatch.setattr(timm.models._builder, "load_pretrained", refused)
-    with pytest.raises(UserError, match=r"convnext\.weights.*set convnext\.weights to random or to the path"):
+
+@pytest.mark.parametrize("case", CASES)
+def test_imagenet_weights_that_cannot_be_had_say_why_and_how_to_go_on(monkeypatch, case):
+    error, words = CASES[case]
+
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", failing)
+    with pytest.raises(UserError, match=rf"^convnext\.weights: the ImageNet weights of test_convnext {words}"):
         classifier.build(TINY, "ce", 64, "imagenet")
+
+
+OUT_OF_MEMORY = (
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory"),
+)
+
+
+@pytest.mark.parametrize("weights", ["random", "imagenet"])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
+def test_too_little_memory_is_not_the_architectures_fault(monkeypatch, weights, error):
+    def failing(*_, **__):
+        raise error
+
+    where = (timm.models._builder, "load_pretrained") if weights == "imagenet" else (timm, "create_model")
+    monkeypatch.setattr(*where, failing)
+    with pytest.raises(UserError, match=r"^There is too little memory for test_convnext at 64 pixels"):
+        classifier.build(TINY, "ce", 64, weights)
+
+
+@pytest.mark.parametrize("weights", ["random", "imagenet"])
+def test_a_missing_package_is_named(monkeypatch, weights):
+    def failing(*_, **__):
+        raise ModuleNotFoundError("No module named 'einops'")
+
+    where = (timm.models._builder, "load_pretrained") if weights == "imagenet" else (timm, "create_model")
+    monkeypatch.setattr(*where, failing)
+    with pytest.raises(UserError, match=r"test_convnext needs a package .*einops"):
+        classifier.build(TINY, "ce", 64, weights)
+
+
+@pytest.mark.parametrize("weights", ["random", "imagenet"])
+def test_a_bug_keeps_its_traceback(monkeypatch, weights):
+    def failing(*_, **__):
+        raise NameError("name 'x' is not defined")
+
+    where = (timm.models._builder, "load_pretrained") if weights == "imagenet" else (timm, "create_model")
+    monkeypatch.setattr(*where, failing)
+    with pytest.raises(NameError):
+        classifier.build(TINY, "ce", 64, weights)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
+def test_too_little_memory_is_not_called_a_damaged_file(tmp_path, monkeypatch, error):
+    model, config = classifier.build(TINY, "ce", 64)
+    classifier.save(tmp_path, model.state_dict(), config)
+
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr(classifier, "load_file", failing)
+    with pytest.raises(UserError, match=rf"^There is too little memory to load {tmp_path}"):
+        classifier.load(tmp_path)
+    (tmp_path / "w.safetensors").touch()
+    with pytest.raises(UserError, match=r"^There is too little memory to read .*w\.safetensors"):
+        classifier.build(TINY, "ce", 64, str(tmp_path / "w.safetensors"))

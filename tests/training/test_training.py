@@ -114,6 +114,50 @@ def test_a_batch_of_one_is_refused_where_it_cannot_be_normalised(settings):
     task("test_resnet", 7, 22, Unreplicated(0, 2))
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), r"^There is too little memory for test_convnext at 32 pixels"),
+        (torch.OutOfMemoryError("CUDA out of memory."), r"^There is too little memory"),
+        (
+            torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+            r"^machine\.device: the GPU failed",
+        ),
+        (
+            RuntimeError("x does not have a deterministic implementation"),
+            r"test_convnext cannot be trained with the same",
+        ),
+        (ModuleNotFoundError("No module named 'einops'"), r"needs a package .*einops"),
+        (RuntimeError("kernel size can't be greater"), r"test_convnext cannot be used with images of 32 pixels"),
+    ],
+)
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_the_rehearsal_says_what_failed(monkeypatch, where, error, words):
+    model, config = classifier_model.build("test_convnext", "ce", 32)
+
+    def failing(*_, **__):
+        raise error
+
+    if where == "forward":
+        monkeypatch.setattr(type(model), "forward", failing)
+    else:
+        monkeypatch.setattr(torch.Tensor, "backward", failing)
+    with pytest.raises(UserError, match=words):
+        classifier.rehearse(model, config, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["preprocess", "as_grid"])
+def test_a_bug_in_what_surrounds_the_network_is_not_blamed_on_it(monkeypatch, name):
+    model, config = classifier_model.build("test_convnext", "ce", 32)
+
+    def failing(*_, **__):
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(classifier_model, name, failing)
+    with pytest.raises(TypeError, match="a bug"):
+        classifier.rehearse(model, config, torch.float32)
+
+
 class Unreplicated(Group):
     """One of several processes, without the others."""
 

@@ -7,10 +7,14 @@ number an image, the logit of "fake": positive means fake, and its sigmoid is p_
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
+import pickle
 import textwrap
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -79,7 +84,8 @@ def build(
             on, for files from other code bases. Shapes must agree in both cases.
 
     Raises:
-        UserError: unknown architecture, one that cannot be made for this size, weights that cannot be fetched, read or fitted.
+        UserError: unknown architecture, one that cannot be made for this size, weights that cannot be fetched, stored, read or
+            fitted, too little memory, or a missing package.
     """
     if not _is_known(architecture):
         near = timm.list_models(f"*{architecture.partition('.')[0].split('_')[0]}*")[:6]
@@ -87,12 +93,10 @@ def build(
             f"convnext.architecture: timm knows no model {architecture!r}; timm.list_models() has them all, "
             f"among them {', '.join(near or ['convnext_tiny'])}."
         )
-    try:
-        model = _create(architecture, outputs_of(loss), size, seed, pretrained=weights == "imagenet")
-    except UserError:
-        raise
-    except Exception as error:  # architectures have many ways of their own to refuse a size
-        raise unfit(architecture, size, error) from error
+    with network_errors(architecture, size):
+        model = _create(architecture, outputs_of(loss), size, seed)
+    if weights == "imagenet":
+        model = _create_pretrained(architecture, outputs_of(loss), size, seed)
     file = weights_file(weights)
     if file is not None:
         _load_backbone(model, file, match)
@@ -161,7 +165,7 @@ def load(folder: Path) -> tuple[nn.Module, ClassifierConfig]:
         config = ClassifierConfig(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
         blank = np.array(config.prepare(np.zeros((8, 8, 3), np.uint8)))
         preprocess(torch.from_numpy(blank)[None], config)  # fails now, not at the first image, where a type is wrong
-        model = _create(config.architecture, outputs_of(config.loss), config.size, seed=0, pretrained=False)
+        model = _create(config.architecture, outputs_of(config.loss), config.size, seed=0)
         model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except FileNotFoundError as error:
         raise UserError(
@@ -169,6 +173,8 @@ def load(folder: Path) -> tuple[nn.Module, ClassifierConfig]:
             "`dvc repro train_convnext` makes one."
         ) from None
     except Exception as error:  # files from elsewhere can be wrong in any way
+        if is_out_of_memory(error):
+            raise UserError(f"There is too little memory to load {folder} ({_reason(error)}); free some.") from error
         raise UserError(
             f"{folder} holds a damaged classifier, or none of this package's ({_reason(error)}); train it again with "
             "`dvc repro train_convnext`, or name another folder."
@@ -227,11 +233,60 @@ def _unmapped(model: nn.Module, why: str) -> UserError:
     )
 
 
-def unfit(architecture: str, size: int, error: Exception) -> UserError:
-    """What to say where an architecture fails for images of this size."""
+@contextmanager
+def network_errors(architecture: str, size: int) -> Iterator[None]:
+    """Around the making and the calls of a network, and of nothing else: says in a UserError why they fail.
+
+    Architectures have many ways of their own to refuse a size. What no network raises for its images' size is a bug, here or
+    in a library, and passes with its traceback.
+
+    Raises:
+        UserError: the size is refused, memory runs out, the GPU fails, a package is missing, or PyTorch has no repeatable
+            algorithm.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise _missing_package(architecture, error) from error
+    except MemoryError as error:
+        raise _too_little_memory(architecture, size, error) from error
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise _too_little_memory(architecture, size, error) from error
+        if isinstance(error, torch.AcceleratorError):
+            raise UserError(
+                f"machine.device: the GPU failed ({_reason(error)}); free or restart it, or set machine.device to cpu."
+            ) from error
+        if "does not have a deterministic implementation" in str(error):
+            raise UserError(
+                f"convnext.architecture: {architecture} cannot be trained with the same result every time on this device "
+                f"({_reason(error)}); choose another, or set machine.device to cpu."
+            ) from error
+        raise UserError(
+            f"convnext.architecture: {architecture} cannot be used with images of {size} pixels ({_reason(error)}); choose "
+            "another, or change convnext.size."
+        ) from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, the processor's (Python's own error or PyTorch's RuntimeError) or the GPU's."""
+    words = ("DefaultCPUAllocator", "not enough memory", "CUDA error: out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def _too_little_memory(architecture: str, size: int, error: Exception) -> UserError:
     return UserError(
-        f"convnext.architecture: {architecture} cannot be used with images of {size} pixels ({_reason(error)}); choose "
-        "another, or change convnext.size."
+        f"There is too little memory for {architecture} at {size} pixels ({_reason(error)}): free some, choose a smaller "
+        "convnext.architecture or convnext.size, or set machine.device to another device."
+    )
+
+
+def _missing_package(architecture: str, error: Exception) -> UserError:
+    return UserError(
+        f"convnext.architecture: {architecture} needs a package that cannot be imported ({_reason(error)}); install it, or choose "
+        "another architecture."
     )
 
 
@@ -251,25 +306,53 @@ def _is_known(architecture: str) -> bool:
         return False
 
 
-def _create(architecture: str, outputs: int, size: int, seed: int, pretrained: bool) -> nn.Module:
+def _create(architecture: str, outputs: int, size: int, seed: int, pretrained: bool = False) -> nn.Module:
     def create(**options: Any) -> nn.Module:
         torch.manual_seed(seed)
         return timm.create_model(architecture, pretrained=pretrained, num_classes=outputs, **options)
 
     with torch.random.fork_rng(devices=[]):
         try:
-            try:
-                return create(img_size=size)  # transformers need to know
-            except TypeError:
-                return create()
-        except (OSError, RuntimeError) as error:
-            if not pretrained:
-                raise
-            raise UserError(
-                f"convnext.weights: the ImageNet weights of {architecture} could not be fetched from the Hugging Face hub "
-                f"({type(error).__name__}); connect to the network, or set convnext.weights to random or to the path of a "
-                ".safetensors or .pth file."
-            ) from error
+            return create(img_size=size)  # transformers need to know
+        except TypeError:
+            return create()
+
+
+def _create_pretrained(architecture: str, outputs: int, size: int, seed: int) -> nn.Module:
+    """An architecture that can be made for this size, with ImageNet weights: what fails now is not the architecture's."""
+    try:
+        return _create(architecture, outputs, size, seed, pretrained=True)
+    except ImportError as error:
+        raise _missing_package(architecture, error) from error
+    except Exception as error:
+        what = _weights_trouble(error)
+        if is_out_of_memory(error):
+            raise _too_little_memory(architecture, size, error) from error
+        if what is None:
+            raise  # a bug
+        raise UserError(f"convnext.weights: the ImageNet weights of {architecture} {what}.") from error
+
+
+def _weights_trouble(error: Exception) -> str | None:
+    """What happened to weights from the Hugging Face hub, and what to do; None for errors that do not come of it."""
+    said = f"({_reason(error)})"
+    elsewhere = "set convnext.weights to random or to the path of a .safetensors or .pth file"
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        return f"do not fit on the disk {said}; make room, or set HF_HOME to a folder on another disk"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"cannot be stored {said}; make the folder writable, or set HF_HOME to another one"
+    if "No pretrained weights exist" in str(error):
+        return f"do not exist in timm; choose another convnext.architecture, or {elsewhere}"
+    if isinstance(error, SafetensorError | pickle.UnpicklingError | EOFError | zipfile.BadZipFile | ValueError) or any(
+        words in str(error) for words in ("PytorchStreamReader", "invalid hash value", "loading state_dict")
+    ):
+        return f"cannot be read {said}; delete them from the hub's cache (HF_HOME, by default ~/.cache/huggingface) to fetch them anew"
+    libraries = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    # the hub's own downloader reports its failures as RuntimeError
+    if isinstance(error, OSError | RuntimeError) or libraries & {"httpx", "requests", "huggingface_hub"}:
+        return f"could not be fetched from the Hugging Face hub {said}; connect to the network, or {elsewhere}"
+    return None
 
 
 def _quieten_head(model: nn.Module, seed: int) -> None:
@@ -330,8 +413,13 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except Exception as error:
-        raise UserError(f"convnext.weights: {path} cannot be read as weights ({type(error).__name__}).") from error
+    except Exception as error:  # files from elsewhere can be wrong in any way
+        if is_out_of_memory(error):
+            raise UserError(f"There is too little memory to read {path} ({_reason(error)}); free some.") from error
+        raise UserError(
+            f"convnext.weights: {path} cannot be read as weights ({_reason(error)}); give a .safetensors file, or a .pth file that "
+            "holds tensors alone."
+        ) from error
     for key in ("model", "state_dict", "model_ema"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

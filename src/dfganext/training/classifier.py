@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -142,7 +143,7 @@ def rehearse(model: nn.Module, config: ClassifierConfig, precision: torch.dtype,
         fewest: images in the smallest batch to come; where it is one, the copy trains on one too.
 
     Raises:
-        UserError: the architecture cannot do one of these at this size, or not with a batch of one.
+        UserError: the architecture cannot do one of these at this size, or not with a batch of one; or memory runs out.
     """
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
@@ -151,36 +152,37 @@ def rehearse(model: nn.Module, config: ClassifierConfig, precision: torch.dtype,
 
 
 def _rehearse(model: nn.Module, config: ClassifierConfig, precision: torch.dtype, fewest: int) -> None:
+    device = next(model.parameters()).device
+    blank = np.zeros((2, config.size, config.size, 3), np.uint8)
+    batch = classifier.preprocess(torch.from_numpy(blank).to(device), config)
+    blaming = partial(classifier.network_errors, config.architecture, config.size)
+
+    def outputs_of(network: nn.Module, images: Tensor) -> Tensor:
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            return network(images).float()
+
     seen: list[object] = []
-    try:
+    with blaming():
         copied = copy.deepcopy(model)
-        hook = classifier.map_layer(copied).register_forward_hook(lambda layer, given, output: seen.append(output))
-        with torch.no_grad():
-            _rehearsed_loss(copied.eval(), config, precision, images=2)
-        hook.remove()
-        classifier.as_grid(seen[-1], copied)
-        _rehearsed_loss(copied.train(), config, precision, images=2).backward()
-    except UserError:
-        raise
-    except Exception as error:  # architectures have many ways of their own to refuse a size
-        raise classifier.unfit(config.architecture, config.size, error) from error
+    hook = classifier.map_layer(copied).register_forward_hook(lambda layer, given, output: seen.append(output))
+    with torch.no_grad(), blaming():
+        outputs_of(copied.eval(), batch)
+    hook.remove()
+    classifier.as_grid(seen[-1], copied)
+    with blaming():
+        outputs = outputs_of(copied.train(), batch)
+    loss = classification_loss(outputs, torch.zeros(2, dtype=torch.int64, device=device))
+    with blaming():
+        loss.backward()
     if fewest > 1:
         return
     try:
-        _rehearsed_loss(copied, config, precision, images=1)
+        outputs_of(copied, batch[:1])
     except ValueError as error:
         raise UserError(
             f"convnext.batch_size: it leaves a batch of one image, and {config.architecture} at {config.size} pixels cannot "
             "normalise by batch over that; choose another, such as one more or one less."
         ) from error
-
-
-def _rehearsed_loss(model: nn.Module, config: ClassifierConfig, precision: torch.dtype, images: int) -> Tensor:
-    device = next(model.parameters()).device
-    pixels = torch.zeros((images, config.size, config.size, 3), dtype=torch.uint8, device=device)
-    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        outputs = model(classifier.preprocess(pixels, config))
-    return classification_loss(outputs.float(), torch.zeros(images, dtype=torch.int64, device=device))
 
 
 def classification_loss(outputs: Tensor, labels: Tensor) -> Tensor:
