@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from dfganext.data.arrays import Images
@@ -56,6 +57,28 @@ def test_the_same_bits_for_any_number_of_workers(settings, precision):
     alone = train(settings)
     for workers in (1, 3):
         assert same(alone, train(settings, Machine(workers=workers, device="cpu")))
+
+
+@pytest.fixture
+def dropout(monkeypatch):
+    """Networks draw at random in training."""
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *args, **options: create(*args, drop_rate=0.5, **options))
+
+
+def test_the_seed_decides_what_the_network_draws_also_after_a_stop(settings, tmp_path, dropout):
+    whole = train(settings)
+    assert same(train(settings), whole)
+
+    def stop(row, speed):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, checkpoint=tmp_path / "c.pt", on_epoch=stop)
+    torch.rand(7)
+    assert same(train(settings, checkpoint=tmp_path / "c.pt"), whole)
+    other = classifier.train(TRAIN, VALIDATION, settings, "ce", 6, CPU)[0]
+    assert not same(other, whole)
 
 
 @pytest.mark.parametrize("stop", [1, 2])
@@ -191,10 +214,12 @@ def test_an_epoch_without_a_finite_loss_is_never_the_best(settings, monkeypatch,
 
 
 @pytest.mark.parametrize("architecture", ["test_convnext", "test_efficientnet", "test_vit"])
-def test_the_rehearsal_changes_nothing(architecture):
+def test_the_rehearsal_changes_nothing(architecture, dropout):
     model, config = classifier_model.build(architecture, "ce", 32)
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    drawn = torch.get_rng_state()
     classifier.rehearse(model, config, torch.float32)
+    assert torch.equal(torch.get_rng_state(), drawn)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training and all(weight.grad is None for weight in model.parameters())
 
@@ -273,6 +298,17 @@ def test_the_autoencoder_sees_real_images_only(shipped):
     other.pixels[VALIDATION.labels == 1] = 255
     assert same(history, autoencoder.train(dark, other, settings, 1, CPU))
     assert history.epochs[-1]["train_loss"] < history.epochs[0]["train_loss"]
+
+
+def test_training_uses_repeatable_algorithms_only(settings, shipped):
+    smaller = dataclasses.replace(shipped.autoencoder, size=32, epochs=1)
+    for start in (
+        lambda: train(dataclasses.replace(settings, epochs=1)),
+        lambda: autoencoder.train(TRAIN, VALIDATION, smaller, 1, CPU),
+    ):
+        torch.use_deterministic_algorithms(False)
+        start()
+        assert torch.are_deterministic_algorithms_enabled()
 
 
 CPU_DEVICE = torch.device("cpu")
