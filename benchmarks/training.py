@@ -110,7 +110,9 @@ def prepare_ours(folder: str, changes: dict[str, Any], first: int | None) -> Non
     stored = Path(folder) / f"{convnext.size}-{len(files)}.npy"
     pixels = [images.prepare(images.decode(file.read_bytes()), convnext.size) for file in files]
     np.save(stored, np.stack(pixels))
-    split = Images(np.load(stored, mmap_mode="r"), labels_of(files), [file.name for file in files], np.arange(len(files)))
+    split = Images(
+        np.load(stored, mmap_mode="r"), labels_of(files), [file.name for file in files], np.arange(len(files))
+    )
     compute.make_repeatable()
     task = ClassifierTask(split, split, convnext, "ce", 0, machine)
     load = task.load

@@ -27,15 +27,15 @@ def main() -> None:
             f"{paths.DATA}/real and {paths.DATA}/fake and run `dvc add {paths.DATA}`."
         )
     files.write_json(paths.VERSIONS, versions.installed())
-    point_at_weights(paths.WEIGHTS, chosen.convnext)
+    point_at_weights(paths.WEIGHTS, chosen.convnext.weights)
 
 
-def point_at_weights(place: Path, convnext: settings.Convnext) -> None:
+def point_at_weights(place: Path, weights: str) -> None:
     """Make `place` a link to the file of `convnext.weights`, whose content DVC then compares, or the setting as text.
 
     UserError if there is no such file.
     """
-    file = convnext.weights_file
+    file = settings.weights_file(weights)
     if file is not None and not file.is_file():
         raise UserError(
             f"convnext.weights: {file} is no file; give random, imagenet, or the path of a .safetensors or .pth file, an "
@@ -44,7 +44,7 @@ def point_at_weights(place: Path, convnext: settings.Convnext) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
     if file is None:
-        place.write_text(f"{convnext.weights}\n", encoding="utf-8")
+        place.write_text(f"{weights}\n", encoding="utf-8")
     else:
         place.symlink_to(file.resolve())
 

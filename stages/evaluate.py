@@ -1,6 +1,6 @@
 """Settle temperature and thresholds on validation images, then judge both models on the test images, once."""
 
-from dfganext import figures, files, paths, pipeline, settings, tracking
+from dfganext import figures, files, lineage, paths, pipeline, settings, tracking
 from dfganext.data import arrays, sampling
 from dfganext.evaluation import calibration, evaluate, metrics
 from dfganext.models import autoencoder, classifier
@@ -46,6 +46,7 @@ def main() -> None:
         figure = figures.evaluation(roc, precision_recall, predictions, chosen.convnext.architecture)
         figures.save(figure, paths.EVALUATION_FIGURE)
 
+        run.set_tags(lineage.provenance())
         run.log_headline(evaluate.headline(scores))
         for path in (paths.EVALUATION, paths.EVALUATE_METRICS, paths.ROC, paths.PRECISION_RECALL):
             run.log_artifact(path, "evaluation")

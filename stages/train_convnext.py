@@ -23,8 +23,6 @@ def train(chosen: Settings, group: distributed.Group) -> None:
     """Train as one of a group, whose first process alone writes and logs."""
     images = paths.images_of_size(chosen.convnext.size)
     shown, validation = (arrays.read(images, split) for split in (sampling.TRAIN, sampling.VALIDATION))
-    file = classifier.weights_file(chosen.convnext.weights)
-    weights = [file] if file is not None and file.is_file() else []
     machine, precision = compute.resolve(chosen.machine, chosen.convnext.precision)
     what = (shown, validation, replace(chosen.convnext, precision=precision), chosen.loss, chosen.seed, machine)
     inputs = training.inputs_of(*what)
@@ -36,7 +34,7 @@ def train(chosen: Settings, group: distributed.Group) -> None:
     with (
         checkpoints.resumable(paths.work(), "convnext", inputs, training.MODULES, training.LIBRARIES) as checkpoint,
         tracking.stage_run(
-            "train_convnext", chosen, reads=[paths.SPLIT, images, *weights], makes=[paths.CONVNEXT]
+            "train_convnext", chosen, reads=[paths.SPLIT, images, paths.WEIGHTS], makes=[paths.CONVNEXT]
         ) as run,
     ):
         run.set_tags({"processes": group.size, "precision": precision, "device": machine.device})

@@ -50,7 +50,7 @@ def record(chosen: Settings, accuracy: float = 0.9, apart: float = 0.0, run: str
         ),
         "autoencoder": evaluate.judge_autoencoder(labels, errors, labels, errors, values["autoencoder.threshold"]),
     }
-    return Record(run, as_texts(values), scores, table)
+    return Record(run, as_texts(values), scores, table, frozenset({table1.NETWORK, table1.AUTOENCODER}))
 
 
 def all_rows(
@@ -138,6 +138,7 @@ def evidence_of(chosen: Settings, records: list[Record], maps: pd.DataFrame, den
     return Evidence(
         settings=chosen,
         rows=table1.collect(records, chosen),
+        made_otherwise=0,
         split=pd.DataFrame(
             {
                 "path": table.path,

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from helpers import enter_root
 
-from dfganext import lineage, paths, tracking
+from dfganext import files, lineage, paths, tracking, versions
 from dfganext.errors import UserError
 from dfganext.settings import as_texts, flatten
 
@@ -30,6 +30,7 @@ def evaluate(
     paths.EVALUATE_METRICS.write_text(json.dumps({"convnext": {"accuracy": 0.5}}))
     try:
         with tracking.stage_run("evaluate", chosen, reads=[paths.SPLIT]) as run:
+            run.set_tags(lineage.provenance())
             run.log_artifact(paths.EVALUATION, "evaluation")
             run.log_artifact(paths.EVALUATE_METRICS, "evaluation")
             if fails:
@@ -79,3 +80,46 @@ def test_a_store_that_fails_halfway_drops_no_row_in_silence(store, shipped, monk
 def test_without_a_split_it_says_what_to_run(store):
     with pytest.raises(UserError, match="dvc repro subsample"):
         lineage.evaluations(paths.SPLIT)
+
+
+DVC = """
+stages:
+  resize: {deps: [src/resize.py]}
+  train_convnext: {deps: [src/train.py], params: [seed, {artifacts/versions.json: [torch]}]}
+  train_autoencoder: {deps: [src/autoencoder.py]}
+  evaluate: {deps: [src/evaluation]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "network", "autoencoder"),
+    [
+        ("src/resize.py", False, False),
+        ("src/train.py", False, True),
+        ("src/autoencoder.py", True, False),
+        ("src/evaluation/metrics.py", False, False),
+        ("src/evaluation/__pycache__/metrics.pyc", True, True),
+        ("src/report.py", True, True),
+        ("artifacts/weights", False, True),
+        ("torch", False, True),
+        ("timm", True, True),
+    ],
+)
+def test_rows_join_only_with_the_same_code_libraries_and_weights(store, shipped, file, network, autoencoder):
+    paths.VERSIONS.parent.mkdir(exist_ok=True)
+    files.write_json(paths.VERSIONS, versions.installed())
+    (store / "dvc.yaml").write_text(DVC)
+    for name in ("src/resize.py", "src/train.py", "src/autoencoder.py", "src/report.py", "src/evaluation/metrics.py"):
+        (store / name).parent.mkdir(parents=True, exist_ok=True)
+        (store / name).write_text("1")
+    (store / "src/evaluation/__pycache__").mkdir()
+    paths.WEIGHTS.write_text("random")
+    evaluate(shipped)
+    (before,) = lineage.evaluations(paths.SPLIT)
+    assert before.parts == {"convnext", "autoencoder"}
+    if "/" in file:
+        (store / file).write_text("2")
+    else:
+        files.write_json(paths.VERSIONS, versions.installed() | {file: "9.9"})
+    (after,) = lineage.evaluations(paths.SPLIT)
+    assert ("convnext" in after.parts, "autoencoder" in after.parts) == (network, autoencoder)

@@ -134,3 +134,8 @@ def test_a_file_that_is_no_settings(tmp_path, content, says):
 def test_a_folder_is_no_settings(tmp_path):
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
         settings.load(tmp_path)
+
+
+@pytest.mark.parametrize(("weights", "file"), [("random", None), ("imagenet", None), ("a/w.pth", "a/w.pth")])
+def test_the_weights_file_of_a_setting(weights, file):
+    assert settings.weights_file(weights) == (None if file is None else Path(file))

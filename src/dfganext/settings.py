@@ -107,11 +107,6 @@ class Convnext:
     precision: Literal["auto", "float32", "bfloat16"]
     augment: Augment
 
-    @property
-    def weights_file(self) -> Path | None:
-        """The file that training starts from, where `weights` names one."""
-        return None if self.weights in ("random", "imagenet") else Path(self.weights)
-
     def __post_init__(self) -> None:
         if self.processes > self.batch_size:
             raise UserError(
@@ -212,6 +207,11 @@ class Settings:
     report: Report
     promote: Promote
     machine: Machine
+
+
+def weights_file(weights: str) -> Path | None:
+    """The file that `convnext.weights` names, whether or not it exists; None for "random" and "imagenet"."""
+    return None if weights in ("random", "imagenet") else Path(weights)
 
 
 def load(path: Path | str = "params.yaml") -> Settings:

@@ -1,10 +1,15 @@
-"""Versions of the libraries that decide what a stage makes. A stage depends on those that it uses; see dvc.yaml."""
+"""What decides a stage's output beside data and settings: library versions and source files, as dvc.yaml declares them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from dfganext.errors import UserError
 
@@ -48,3 +53,36 @@ def require_recorded(file: Path) -> None:
                 f"{file} names {name} {recorded.get(name)}, but {present.get(name)} is installed: run `python -m stages.check`, "
                 "then `dvc repro`, which runs again what depends on it."
             )
+
+
+def declared(stage: str, root: Path, recorded: Path) -> dict[str, Any]:
+    """Code and libraries that a stage depends on, in the workspace `root`.
+
+    Args:
+        recorded: JSON written from `installed`.
+
+    Returns:
+        {"code": {file: sha256}, "libraries": {name: version}}; empty where dvc.yaml has no such stage.
+    """
+    try:
+        stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    except (OSError, TypeError, LookupError):
+        stages = {}
+    known = stages.get(stage, {})
+    code = {
+        file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for dependency in known.get("deps", [])
+        if dependency.startswith(("src/", "stages/"))
+        for file in _files(root / dependency)
+    }
+    versions = json.loads(recorded.read_text(encoding="utf-8")) if recorded.is_file() else {}
+    params = (entry for entry in known.get("params", []) if isinstance(entry, dict))
+    names = (name for entry in params for keys in entry.values() for name in keys)
+    return {"code": code, "libraries": {name: versions.get(name) for name in names}}
+
+
+def _files(place: Path) -> Iterator[Path]:
+    if place.is_dir():
+        yield from sorted(file for file in place.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    elif place.is_file():
+        yield place

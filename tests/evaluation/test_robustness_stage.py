@@ -38,7 +38,9 @@ def taken(shipped, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tracking, "stage_run", stage_run)
     monkeypatch.setattr(Detector, "load", lambda *_: SimpleNamespace(threshold=0.5))
-    monkeypatch.setattr(arrays, "read", lambda *_: Images(PIXELS, LABELS, [str(row) for row in range(100)]))
+    monkeypatch.setattr(
+        arrays, "read", lambda *_: Images(PIXELS, LABELS, [str(row) for row in range(100)], np.arange(100))
+    )
     monkeypatch.setattr(robustness, "measure", measure)
 
     def call(seed: int, per_class: int | None) -> list[int]:

@@ -5,7 +5,6 @@ import errno
 import json
 import pickle
 import re
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -125,11 +124,6 @@ def test_tensors_that_share_memory_are_saved(tmp_path):
     classifier.save(tmp_path, model.state_dict(), config)
     again = classifier.load(tmp_path)[0].state_dict()
     assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
-
-
-@pytest.mark.parametrize(("weights", "file"), [("random", None), ("imagenet", None), ("a/w.pth", "a/w.pth")])
-def test_the_weights_file_of_a_setting(weights, file):
-    assert classifier.weights_file(weights) == (None if file is None else Path(file))
 
 
 @pytest.mark.parametrize("form", ["safetensors", "pth", "nested pth", "other names"])

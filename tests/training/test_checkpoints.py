@@ -117,7 +117,8 @@ def changed(images: Images, row: int, renamed: bool = False, label: int | None =
         labels[row] = label
     elif not renamed:
         pixels[row, 3, 3] ^= 1
-    return Images(pixels, labels, [f"elsewhere/{path}" for path in images.paths] if renamed else images.paths)
+    paths = [f"elsewhere/{path}" for path in images.paths] if renamed else images.paths
+    return Images(pixels, labels, paths, images.groups)
 
 
 @pytest.fixture

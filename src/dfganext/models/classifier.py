@@ -30,6 +30,7 @@ from dfganext.errors import UserError, one_line
 from dfganext.images import prepare
 from dfganext.labels import FAKE, REAL
 from dfganext.models.batches import batches
+from dfganext.settings import weights_file
 
 Logits = TypeVar("Logits", Tensor, np.ndarray)
 
@@ -62,11 +63,6 @@ class ClassifierConfig:
 def outputs_of(loss: str) -> int:
     """Logits in the head: 2 for cross entropy, 1 for binary cross entropy."""
     return {"ce": 2, "bce": 1}[loss]
-
-
-def weights_file(weights: str) -> Path | None:
-    """The file that `convnext.weights` names, whether or not it exists; None for "random" and "imagenet"."""
-    return None if weights in ("random", "imagenet") else Path(weights)
 
 
 def build(

@@ -28,11 +28,13 @@ from dfganext.settings import Settings
 class Evidence:
     """Results as the stages left them, under the stages' names.
 
+    made_otherwise counts evaluations on record that other code, library versions or weights made: no row holds them.
     sample tells whether all images are of the embedded sample: drawn portraits, from which nothing follows about faces.
     """
 
     settings: Settings
     rows: list[Row]
+    made_otherwise: int
     split: pd.DataFrame
     sample: bool
     train: Images
@@ -107,6 +109,7 @@ def load(chosen: Settings, records: list[Record]) -> Evidence:
     return Evidence(
         settings=chosen,
         rows=table1.collect(records, chosen),
+        made_otherwise=sum(not record.parts for record in records),
         split=split,
         sample=set(split.sha256) <= _hashes(paths.SAMPLES),
         train=arrays.read(paths.images_of_size(chosen.convnext.size), sampling.TRAIN),

@@ -100,7 +100,7 @@ def render(evidence: Evidence, pictures_by_name: dict[str, Path]) -> str:
     return environment.get_template("page.html").render(
         e=evidence,
         paper=evidence.paper if paper else None,
-        settings=flatten(evidence.settings),
+        settings={key: value for key, value in flatten(evidence.settings).items() if not key.startswith("machine.")},
         counts=pd.crosstab(evidence.split.split, evidence.split.label).reindex(["train", "validation", "test"]),
         verdicts=verdicts.all_claims(evidence) if paper else [],
         table1=[_table1_row(row, evidence) for row in evidence.rows],

@@ -22,13 +22,15 @@ NETWORK, AUTOENCODER = "convnext", "autoencoder"
 class Record:
     """One evaluation on record.
 
-    params are all settings it ran with, as text; scores what metrics/evaluate.json held; predictions a row a test image.
+    params are all settings it ran with, as text; scores what metrics/evaluate.json held; predictions one row per test image.
+    parts names the models (NETWORK, AUTOENCODER) that the code, library versions and weights file of this workspace made.
     """
 
     run_id: str
     params: dict[str, str]
     scores: dict[str, Any]
     predictions: pd.DataFrame
+    parts: frozenset[str]
 
     @property
     def seed(self) -> int:
@@ -115,14 +117,15 @@ def variants(chosen: Settings) -> dict[str, dict[str, Any]]:
 
 
 def matching(records: Sequence[Record], chosen: Settings, key: str) -> tuple[Record, ...]:
-    """Of each seed the first of those records that ran with a row's settings; other sections may differ."""
-    sections = ("resize.", f"{NETWORK}.", "loss") if key.startswith(NETWORK) else ("resize.", f"{AUTOENCODER}.")
+    """Of each seed the first record with a row's settings, code, library versions and weights file; other sections may differ."""
+    part = NETWORK if key.startswith(NETWORK) else AUTOENCODER
+    sections = ("resize.", f"{part}.", "loss") if part == NETWORK else ("resize.", f"{part}.")
     expected = as_texts({**flatten(chosen), **variants(chosen)[key]})
     expected = {name: text for name, text in expected.items() if name.startswith(sections)}
     expected.pop(f"{NETWORK}.processes", None)  # matters to the rounding alone
     found: dict[int, Record] = {}
     for record in records:
-        if all(record.params.get(name) == text for name, text in expected.items()):
+        if part in record.parts and all(record.params.get(name) == text for name, text in expected.items()):
             found.setdefault(record.seed, record)
     return tuple(found[seed] for seed in sorted(found))
 
@@ -161,9 +164,8 @@ def experiments(records: Sequence[Record], chosen: Settings, seeds: int) -> list
     rows = variants(chosen)
     pairs = [("convnext_ce", "autoencoder_first"), ("convnext_bce", "autoencoder_second")]
     done = {key: {record.seed for record in matching(records, chosen, key)} for key in rows}
-    split_seed = chosen.seed if chosen.subsample.seed is None else chosen.subsample.seed
     return [
-        {"seed": seed, "subsample.seed": split_seed, **rows[network], **rows[autoencoder]}
+        {"seed": seed, **rows[network], **rows[autoencoder]}
         for seed in range(chosen.seed, chosen.seed + seeds)
         for network, autoencoder in pairs
         if not (seed in done[network] and seed in done[autoencoder])
