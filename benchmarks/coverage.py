@@ -62,7 +62,7 @@ def area_row(family: str, area: float, size: int, samples: int = SAMPLES) -> dic
 
 
 def grouped_row(area: float, size: int, samples: int = SAMPLES) -> dict[str, Any]:
-    """Groups of four: two near duplicates of one score, twice, with a correlation of 0.8 between the scores of a group."""
+    """Groups of four images of one class, whose scores correlate by 0.8."""
     distance, groups = stats.norm.ppf(area) * 2**0.5, np.repeat(np.arange(size // 2), 4)
 
     def interval(rng: np.random.Generator) -> intervals.Interval:
@@ -73,7 +73,7 @@ def grouped_row(area: float, size: int, samples: int = SAMPLES) -> dict[str, Any
     return _row("roc_auc, groups of four", "binormal", area, size, samples, interval)
 
 
-DIFFERENCES = ("roc_auc", "accuracy", "log_loss")
+DIFFERENCES: tuple[intervals.Compared, ...] = ("roc_auc", "accuracy", "log_loss")
 
 
 def difference_row(metric: intervals.Compared, area: float, size: int, samples: int = SAMPLES) -> dict[str, Any]:

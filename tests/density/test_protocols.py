@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.neighbors import KernelDensity
 
+from dfganext.data.arrays import Images
 from dfganext.density import protocols
 
 BANDWIDTH = 0.5
@@ -113,3 +114,20 @@ def test_a_lone_point_has_the_papers_constant():
     scores = protocols.score(np.zeros((1, 4)), np.ones((1, 4)), np.ones((1, 4)), 0.2)
     summary = protocols.summarise(scores, points=10000, dimension=16384, bandwidth=0.2)
     assert summary["paper"]["lone_point"] == pytest.approx(11303.931489, abs=1e-6)
+
+
+def test_every_score_has_its_image_and_group(vectors, scores):
+    train, real, fake = (len(part) for part in vectors)
+
+    def images(prefix, reals, fakes):
+        labels = np.random.default_rng(0).permutation(np.repeat([0, 1], [reals, fakes]))
+        paths = [f"{prefix}{number}" for number in range(len(labels))]
+        return Images(np.zeros((len(labels), 1, 1, 3), np.uint8), labels, paths, np.arange(len(labels)) // 3)
+
+    fitted, heldout = images("train", train, 20), images("test", real, fake)
+    found = protocols.identify(scores, fitted, heldout)
+    assert len(found) == len(scores)
+    for row in found.itertuples():
+        part = fitted if row.label == "real" and row.protocol != "heldout" else heldout
+        number = part.only(int(row.label == "fake"))[row.row]
+        assert (row.path, row.group) == (part.paths[number], part.groups[number])

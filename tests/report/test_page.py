@@ -11,7 +11,7 @@ from PIL import Image
 from dfganext import paths
 from dfganext.density import kde
 from dfganext.report import evidence as evidence_module
-from dfganext.report import page
+from dfganext.report import page, table1
 
 
 class Outline(HTMLParser):
@@ -119,3 +119,21 @@ def test_what_is_missing_is_named(fine_tuned, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(evidence_module.UserError, match=r"split\.csv is missing"):
         evidence_module.load(fine_tuned, [])
+
+
+def test_the_spread_over_seeds_stands_beside_the_interval_over_images(made, fine_tuned):
+    _, render = made
+    records = [*all_rows(fine_tuned, 0.97), *all_rows(fine_tuned, 0.9, seed=21)]
+    text = render(evidence_of(fine_tuned, records, map_statistics(1)))
+    assert "mean of seeds ± SD, lowest … highest" in text and "over test images" in text
+    low, high = (100 * share for share in table1_row(records, fine_tuned).extremes)
+    assert f"<small>{low:.2f} … {high:.2f} %</small>" in text
+
+
+def test_verdicts_have_their_confidence(made):
+    evidence, render = made
+    assert re.search(r"confidence (&gt; )?9\d\.\d %", render(evidence))
+
+
+def table1_row(records, chosen):
+    return next(row for row in table1.collect(records, chosen) if row.key == "convnext_ce")

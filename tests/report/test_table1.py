@@ -66,12 +66,14 @@ def test_of_one_seed_the_newest_counts_and_seeds_are_averaged(shipped):
     assert [one.run_id for one in row.records] == ["new", "other"] and row.seeds == [20, 21]
     each = [np.mean((one.predictions.logit > 0) == (one.predictions.label == "fake")) for one in (newest, other)]
     assert row.mean == pytest.approx(np.mean(each)) and row.deviation == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
+    assert row.extremes == (min(each), max(each))
     exact = stats.binomtest(round(row.mean * 200), 200).proportion_ci(method="wilson")
     assert row.interval == pytest.approx([exact.low, exact.high], abs=3e-3)
 
 
 def test_one_seed_has_no_deviation(shipped):
     assert rows([record(shipped)], shipped)["convnext_ce"].deviation is None
+    assert rows([record(shipped)], shipped)["convnext_ce"].extremes is None
 
 
 def test_experiments_are_those_that_lack(shipped):
@@ -121,3 +123,15 @@ def test_the_order_of_rows_does_not_matter(shipped):
     right = [rows([each], shipped)["convnext_ce"].right[0] for each in (one, shuffled)]
     np.testing.assert_array_equal(*right)
     assert len(predictions(0.5, 1)) == len(right[0])
+
+
+def test_images_in_one_group_count_as_one(shipped):
+    records = all_rows(shipped, accuracy=0.9, bce=0.7)
+    alike = [replace(one, predictions=one.predictions.assign(group=np.arange(200) // 100)) for one in records]
+    alone, together = rows(records, shipped), rows(alike, shipped)
+
+    def widths(found):
+        ce, bce = found["convnext_ce"], found["convnext_bce"]
+        return [high - low for low, high in (ce.interval, table1.compare(ce, bce)["interval"])]
+
+    assert all(wide > 1.2 * narrow for wide, narrow in zip(widths(together), widths(alone), strict=True))

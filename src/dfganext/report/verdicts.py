@@ -399,7 +399,7 @@ def _size(evidence: Evidence) -> Measured:
         return Measured(untested="table1.first must be the larger of the two.")
     text = (
         f"{chosen.first.size} px {percent(large.mean)}, {chosen.second.size} px {percent(small.mean)}: "
-        f"{percent(found['difference'], sign=True)} ({percents(found['interval'])})"
+        f"{percent(found['difference'], sign=True)} ({percents(found['interval'])}), seed {found['seed']}"
     )
     gap = auc_difference(large, small)
     if gap is not None:
