@@ -36,7 +36,7 @@ def main() -> None:
         roc = metrics.roc_curve(test.labels, p_fake)
         precision_recall = metrics.precision_recall_curve(test.labels, p_fake)
         chosen_on = {"threshold": threshold, "temperature": temperature, "chosen_on": sampling.VALIDATION}
-        files.write_json(paths.OPERATING_POINT, chosen_on)
+        files.write_json(paths.OPERATING_POINT, chosen_on, files.EXACT)
         files.write_json(paths.EVALUATE_METRICS, scores)
         files.write_table(paths.PREDICTIONS, predictions)
         files.write_table(paths.RELIABILITY, evaluate.reliability(test.labels, test_logits, temperature))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 
 import numpy as np
 import pandas as pd
@@ -36,3 +37,23 @@ def test_without_carriage_returns_the_bytes_are_those_of_pandas(table, tmp_path,
     table.to_csv(expected, index=False, lineterminator="\n")
     files.write_table(tmp_path / "t.csv", table)
     assert (tmp_path / "t.csv").read_bytes() == expected.getvalue().encode()
+
+
+def test_numbers_have_six_significant_digits(tmp_path):
+    values = {"a": 0.123456789, "b": [1234567.89, 3], "c": {"d": -1e-9 / 3}, "e": True, "f": "0.123456789"}
+    files.write_json(tmp_path / "v.json", values)
+    expected = {"a": 0.123457, "b": [1234570.0, 3], "c": {"d": -3.33333e-10}, "e": True, "f": "0.123456789"}
+    assert json.loads((tmp_path / "v.json").read_text()) == expected
+    files.write_json(tmp_path / "v.json", values, files.EXACT)
+    assert json.loads((tmp_path / "v.json").read_text()) == values
+    table = pd.DataFrame({"x": np.array([1 / 3, np.nan, np.inf]), "y": np.float32([1 / 3, 2, 3]), "n": [1234567, 2, 3]})
+    files.write_table(tmp_path / "t.csv", table)
+    assert (tmp_path / "t.csv").read_text() == "x,y,n\n0.333333,0.333333,1234567\n,2.0,2\ninf,3.0,3\n"
+
+
+@pytest.mark.parametrize("change", [1 + 1e-12, 1 - 3e-11])
+def test_what_differs_in_later_digits_is_written_alike(tmp_path, change):
+    values = np.random.default_rng(0).normal(size=200)
+    for name, factor in (("one", 1.0), ("other", change)):
+        files.write_json(tmp_path / name, list(values * factor))
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()

@@ -1,4 +1,7 @@
-"""How the workflow writes: parents made, UTF-8, one newline convention, so that the same content is the same bytes."""
+"""How the workflow writes: parents made, UTF-8, one newline convention, so that the same content is the same bytes.
+
+Numbers are written with the digits that mean something: those after them differ between processors.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,26 @@ import numpy as np
 import pandas as pd
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write a value as indented JSON. ValueError for NaN or infinity, which JSON does not have."""
+DIGITS = 6
+"""Significant digits of a number that was computed in floating point."""
+EXACT = 17
+"""Digits with which every float reads back as it was."""
+
+
+def write_json(path: Path, value: object, digits: int = DIGITS) -> None:
+    """Write a value as indented JSON, floats with so many significant digits. ValueError for NaN or infinity."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8", newline="\n")
+    text = json.dumps(_rounded(value, digits), indent=2, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as CSV, without its index.
+def write_table(path: Path, table: pd.DataFrame, digits: int = DIGITS) -> None:
+    """Write a table as CSV, without its index, floats with so many significant digits.
 
     Rows with a carriage return in a text are quoted throughout: before Python 3.13, csv takes it for no reason to quote.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    table = table.assign(**{name: _rounded_array(table[name], digits) for name in table.select_dtypes("floating")})
     texts = table.select_dtypes(exclude=["number", "bool"])
     quoted = texts.apply(lambda column: column.astype(str).str.contains("\r", regex=False)).any(axis=1).to_numpy(bool)
     starts = np.flatnonzero(quoted[1:] != quoted[:-1]) + 1  # of runs of rows that are quoted alike
@@ -32,3 +43,15 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
         for first, end in pairwise([0, *starts, len(table)]):
             quoting: Literal[0, 1] = csv.QUOTE_ALL if quoted[first:end].any() else csv.QUOTE_MINIMAL
             table[first:end].to_csv(stream, index=False, header=False, lineterminator="\n", quoting=quoting)
+
+
+def _rounded(value: object, digits: int) -> object:
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}")
+    if isinstance(value, dict):
+        return {key: _rounded(one, digits) for key, one in value.items()}
+    return [_rounded(one, digits) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _rounded_array(values: pd.Series, digits: int) -> np.ndarray:
+    return np.array([float(f"{value:.{digits}g}") for value in values])

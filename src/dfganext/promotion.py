@@ -389,7 +389,8 @@ def _with_precision(operating_point: Path, precision: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as temporary:
         target = Path(temporary) / OPERATING_POINT_FILE
-        files.write_json(target, json.loads(operating_point.read_text(encoding="utf-8")) | {"precision": precision})
+        point = json.loads(operating_point.read_text(encoding="utf-8"))
+        files.write_json(target, point | {"precision": precision}, files.EXACT)
         yield target
 
 

@@ -94,7 +94,7 @@ def served_code() -> dict[str, Path]:
     package = Path(dfganext.__file__).parent
     finder = ModuleFinder(path=[str(package.parent)])
     finder.run_script(str(package / SERVED))
-    modules = [Path(module.__file__) for module in finder.modules.values() if getattr(module, "__file__", None)]
+    modules = [Path(file) for module in finder.modules.values() if (file := getattr(module, "__file__", None))]
     return {file.relative_to(package).as_posix(): file for file in sorted(modules) if file.is_relative_to(package)}
 
 

@@ -79,7 +79,7 @@ def inputs_of(
     Args:
         machine: without `auto`, as `compute.resolve` returns it.
     """
-    decisive = {key: value for key, value in asdict(settings).items() if key != "threshold"}
+    decisive = {key: getattr(settings, key) for key in ("size", "epochs", "batch_size", "lr")}
     images = {name: checkpoints.digest_of(part, REAL) for name, part in (("train", train), ("validation", validation))}
     return {"autoencoder": decisive, "seed": seed, "device": machine.device, "images": images}
 
