@@ -92,14 +92,15 @@ class Scored:
     def of(cls, names: Sequence[str], found: Sequence[tuple[np.ndarray, ...]]) -> Scored:
         """From digests, sizes, modified, unread and retry of the rows of each file."""
         counts = np.array([len(columns[0]) for columns in found], int)
-        types = ("S16", np.int64, np.int64, bool, bool)
+        types = ("S16", "int64", "int64", "bool", "bool")
         columns = [
             np.concatenate([np.empty(0, kind), *(columns[index] for columns in found)])
             for index, kind in enumerate(types)
         ]
         order = np.argsort(columns[0], kind="stable")
         file = np.repeat(np.arange(len(names)), counts)
-        return cls(*(column[order] for column in (*columns, file)), names, counts)
+        digests, sizes, modified, unread, retry, file = (column[order] for column in (*columns, file))
+        return cls(digests, sizes, modified, unread, retry, file, names, counts)
 
     def among(self, images: Sequence[Found]) -> State:
         """What is known of images. A row holds if it is of the content that is there now, and does not ask for another try."""
