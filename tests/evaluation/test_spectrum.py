@@ -108,3 +108,15 @@ def test_real_faces(faces):
     baseline = spectrum.fit(found[:180], labels[:180], found[180:225], labels[180:225], seed=0)
     area = roc_auc_score(labels[225:], baseline.probabilities(found[225:]))
     assert 0.5 <= area <= 0.9
+
+
+def test_six_digits_of_a_probability_do_not_depend_on_rounding():
+    """Rows in another order are added up with other rounding, as on another processor."""
+    pixels, labels = planted(240, 32, seed=1, strength=3)
+    found = spectrum.features(pixels, bins=16)
+    one = spectrum.fit(found[:160], labels[:160], found[160:200], labels[160:200], seed=0)
+    order = np.random.default_rng(2).permutation(160)
+    other = spectrum.fit(found[:160][order], labels[:160][order], found[160:200], labels[160:200], seed=0)
+    assert one.C == other.C
+    first, second = (model.probabilities(found[200:]) for model in (one, other))
+    np.testing.assert_allclose(first, second, rtol=2e-7)
