@@ -13,8 +13,6 @@ SEEDS ?= 1
 repro: .venv/ready
 	python -m stages.check
 	dvc repro
-	@# after `dvc pull` there is nothing to run, but neither page nor champion in this workspace yet
-	@test -f reports/index.html || dvc repro --single-item --force report promote
 
 # the page also shows other experiments, of which DVC knows nothing: made anew even where no stage has changed
 report: .venv/ready
@@ -35,7 +33,7 @@ lint: .venv/ready
 	ruff format --check
 	mypy
 
-# some twenty minutes on two cores, with nothing else running
+# some fifteen minutes on two cores, with nothing else running
 bench: .venv/ready
 	for subject in density resize train_cpu train_gpu serve repro scale; do python -m benchmarks.$$subject || exit 1; done
 	python -m benchmarks.summary

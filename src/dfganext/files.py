@@ -33,7 +33,9 @@ def write_table(path: Path, table: pd.DataFrame, digits: int = DIGITS) -> None:
     Rows with a carriage return in a text are quoted throughout: before Python 3.13, csv takes it for no reason to quote.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = table.assign(**{name: _rounded_array(table[name], digits) for name in table.select_dtypes(include=["floating"])})
+    table = table.assign(
+        **{name: _rounded_array(table[name], digits) for name in table.select_dtypes(include=["floating"])}
+    )
     texts = table.select_dtypes(exclude=["number", "bool"])
     quoted = texts.apply(lambda column: column.astype(str).str.contains("\r", regex=False)).any(axis=1).to_numpy(bool)
     starts = np.flatnonzero(quoted[1:] != quoted[:-1]) + 1  # of runs of rows that are quoted alike

@@ -1,7 +1,11 @@
 """The check stage: which data.dvc is refused, and which is not."""
 
+import json
+import re
+
 import pytest
 
+from dfganext import paths, versions
 from dfganext.errors import UserError
 from stages import check
 
@@ -53,3 +57,34 @@ def test_without_data_dvc_the_folder_is_enough(workspace, capsys):
     (workspace / "data").mkdir()
     check.main()
     assert "run `dvc add data`" in capsys.readouterr().err
+
+
+def with_weights(workspace, weights: str) -> None:
+    (workspace / "data.dvc").write_text(OUT)
+    file = workspace / "params.yaml"
+    file.write_text(re.sub(r"(  weights: )\S+", rf"\g<1>{weights}", file.read_text(), count=1))
+    check.main()
+
+
+def test_the_weights_file_is_linked_so_that_its_content_counts(workspace, tmp_path_factory):
+    weights = tmp_path_factory.mktemp("elsewhere") / "w.pth"
+    weights.write_bytes(b"first")
+    with_weights(workspace, str(weights))
+    assert paths.WEIGHTS.is_symlink() and paths.WEIGHTS.read_bytes() == b"first"
+    weights.write_bytes(b"second")
+    assert paths.WEIGHTS.read_bytes() == b"second"
+    for setting in ("imagenet", "random"):
+        with_weights(workspace, setting)
+        assert not paths.WEIGHTS.is_symlink() and paths.WEIGHTS.read_text() == f"{setting}\n"
+    assert weights.read_bytes() == b"second", "the file itself is never written to"
+
+
+def test_weights_that_are_not_there_are_named(workspace):
+    with pytest.raises(UserError, match=r"convnext\.weights: gone\.pth is no file; give random, imagenet"):
+        with_weights(workspace, "gone.pth")
+
+
+def test_library_versions_are_written_down(workspace):
+    (workspace / "data.dvc").write_text(OUT)
+    check.main()
+    assert json.loads(paths.VERSIONS.read_text()) == versions.installed()

@@ -1,6 +1,7 @@
 """The workflow as a user runs it: real commands, in clones of this repository."""
 
 import csv
+import hashlib
 import json
 import re
 import shutil
@@ -69,8 +70,68 @@ def test_a_fresh_clone_reproduces(reproduced):
 def test_with_nothing_to_do_it_says_so_quickly(reproduced):
     start = time.perf_counter()
     assert "up to date" in reproduced.run("dvc", "repro")
-    assert time.perf_counter() - start < 10
+    assert time.perf_counter() - start < 5
     assert "up to date" in reproduced.run("dvc", "status")
+
+
+def test_a_page_that_was_deleted_comes_back(reproduced):
+    page = reproduced.read(str(paths.PAGE))
+    (reproduced.folder / paths.PAGE).unlink()
+    output = reproduced.run("dvc", "repro")
+    assert re.findall(r"Running stage '(\w+)'", output) == ["report"]
+    assert reproduced.read(str(paths.PAGE)) == page
+    assert "up to date" in reproduced.run("dvc", "repro")
+
+
+def would_run(project) -> set[str]:
+    return set(re.findall(r"Running stage '(\w+)'", project.run("dvc", "repro", "--dry")))
+
+
+@pytest.mark.parametrize(
+    ("file", "stages"),
+    [
+        (
+            "src/dfganext/training/compute.py",
+            {"train_convnext", "evaluate", "robustness", "gradcam", "density", "promote"},
+        ),
+        ("src/dfganext/serving/together.py", {"promote"}),
+        ("src/dfganext/figures.py", {"evaluate", "gradcam", "density", "report"}),
+    ],
+)
+def test_a_change_of_code_runs_what_it_affects(reproduced, file, stages):
+    code = reproduced.read(file)
+    reproduced.write(file, f"{code}# changed\n")
+    try:
+        assert stages <= would_run(reproduced)
+        assert "download" not in would_run(reproduced)
+    finally:
+        reproduced.write(file, code)
+
+
+def test_a_new_version_of_a_library_runs_what_uses_it(reproduced):
+    """The stages compare the versions that `check` wrote; what it writes is what is installed."""
+    recorded = json.loads(reproduced.read(str(paths.VERSIONS)))
+    expected = {
+        "albumentations": ({"train_convnext", "report"}, {"resize", "evaluate", "promote"}),
+        "scikit-learn": ({"baseline", "evaluate"}, {"resize", "train_autoencoder", "download"}),
+        "pytest": (set(), set(STAGES)),
+    }
+    lock = reproduced.read("requirements.lock")
+    for library, (runs_again, stays) in expected.items():
+        changed = recorded | {library: "9.9"}
+        reproduced.write(str(paths.VERSIONS), json.dumps(changed, indent=2) + "\n")
+        status = reproduced.run("dvc", "status")
+        if library in recorded:
+            assert runs_again <= set(re.findall(r"^(\w+):", status, flags=re.MULTILINE))
+        assert not (stays - {"check"}) & set(re.findall(r"^(\w+):", status, flags=re.MULTILINE))
+    refused = reproduced.run("python", "-m", "stages.resize", fails=True) if recorded != changed else ""
+    assert "pytest 9.9, but None is installed" in refused
+    reproduced.run("dvc", "repro")
+    assert json.loads(reproduced.read(str(paths.VERSIONS))) == recorded
+    reproduced.write("requirements.lock", f"{lock}# another version of pytest\n")
+    assert would_run(reproduced) == {"check"}
+    reproduced.write("requirements.lock", lock)
+    assert "up to date" in reproduced.run("dvc", "repro")
 
 
 def test_stages_hang_under_one_parent_with_parameters_and_metrics(reproduced):
@@ -202,7 +263,7 @@ def test_experiment_with_a_wrong_value_is_refused(reproduced):
     assert "loss must be one of ce, bce, not 'foo'" in output
 
 
-def test_with_a_remote_a_clone_pulls_and_has_nothing_to_do(reproduced, tmp_path):
+def test_with_a_remote_a_clone_pulls_and_runs_only_what_acts_outside_dvc(reproduced, tmp_path):
     reproduced.run("git", "reset", "--quiet", "--hard")
     reproduced.run("dvc", "checkout", "--quiet")
     reproduced.run("dvc", "remote", "add", "--force", "--default", "storage", str(tmp_path / "storage"))
@@ -210,8 +271,10 @@ def test_with_a_remote_a_clone_pulls_and_has_nothing_to_do(reproduced, tmp_path)
     reproduced.run("dvc", "push")
     other = reproduced.clone(tmp_path / "other")
     other.run("dvc", "pull")
+    output = other.run("dvc", "repro")
+    assert sorted(re.findall(r"Running stage '(\w+)'", output)) == ["check", "promote", "report"]
     assert "up to date" in other.run("dvc", "repro")
-    assert other.run("git", "status", "--porcelain") == ""
+    assert (other.folder / paths.PAGE).is_file() and other.run("git", "status", "--porcelain") == ""
 
 
 def test_a_clone_with_committed_results_gets_a_champion_and_a_page_too(reproduced, tmp_path):
@@ -269,3 +332,37 @@ def test_training_in_two_processes_is_one_run_with_the_same_curves(origin, tmp_p
     assert len(runs(project, stage="train_convnext")) == 2
     # where the processor has bfloat16, rounding differs by more than training/test_distributed.py allows float32
     np.testing.assert_allclose(*curves, rtol=0.01)
+
+
+def test_another_weights_file_under_the_same_name_trains_again(origin, tmp_path):
+    import torch
+
+    from dfganext.models import classifier
+
+    project = origin.clone(tmp_path / "df-ganext")
+    weights = tmp_path / "weights.pth"
+    params = re.sub(r"(  weights: )\S+", rf"\g<1>{weights}", project.read("params.yaml"), count=1)
+    project.write("params.yaml", params)
+    hashes = []
+    for seed in (1, 2):
+        torch.save(classifier.build("test_convnext", "ce", 32, seed=seed)[0].state_dict(), weights)
+        output = project.run("dvc", "repro", "train_convnext")
+        assert "Running stage 'train_convnext'" in output
+        hashes.append(project.read("plots/convnext.csv"))
+        assert "up to date" in project.run("dvc", "repro", "train_convnext")
+    assert hashes[0] != hashes[1]
+    listed = yaml.safe_load(project.read("dvc.lock"))["stages"]["train_convnext"]
+    assert not [one["path"] for one in listed["deps"] if one["path"].startswith("/")]
+    (run,) = runs(project, stage="train_convnext")[:1]
+    assert run.data.tags["read.artifacts/weights"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def test_experiments_with_another_seed_are_compared_on_the_same_images(origin, tmp_path):
+    project = origin.clone(tmp_path / "df-ganext")
+    project.run("dvc", "repro", "promote")
+    split = project.read(str(paths.SPLIT))
+    project.run("dvc", "exp", "run", "-S", "seed=1", "promote")
+    assert project.read(str(paths.SPLIT)) == split
+    client = mlflow.MlflowClient(f"sqlite:///{project.folder}/mlflow.db")
+    found = {int(one.version): one.tags for one in client.search_model_versions("name='df-ganext'")}
+    assert found[2]["promotion.against"] == "1" and found[2]["promotion.images"] == "5 real, 5 fake"

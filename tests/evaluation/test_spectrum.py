@@ -113,7 +113,7 @@ def test_real_faces(faces):
 def test_six_digits_of_a_probability_do_not_depend_on_rounding():
     """Rows in another order are added up with other rounding, as on another processor."""
     pixels, labels = planted(240, 32, seed=1, strength=3)
-    found = spectrum.features(pixels, bins=16)
+    found = spectrum.features(pixels)
     one = spectrum.fit(found[:160], labels[:160], found[160:200], labels[160:200], seed=0)
     order = np.random.default_rng(2).permutation(160)
     other = spectrum.fit(found[:160][order], labels[:160][order], found[160:200], labels[160:200], seed=0)

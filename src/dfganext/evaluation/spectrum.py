@@ -76,7 +76,10 @@ def fit(
         train_labels, validation_labels: (n,), both classes.
         seed: of the solver; L-BFGS draws nothing, so the same input gives the same baseline whatever it is.
     """
-    train, validation = train.astype(np.float64), validation.astype(np.float64)  # in float32 the solver ends in its noise
+    train, validation = (
+        train.astype(np.float64),
+        validation.astype(np.float64),
+    )  # in float32 the solver ends in its noise
     fitted = {}
     for strength in GRID:
         regression = LogisticRegression(C=strength, solver="lbfgs", tol=TOLERANCE, max_iter=10_000, random_state=seed)
