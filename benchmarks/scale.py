@@ -63,14 +63,15 @@ def subsample(count: int) -> tuple[float, float]:
     )
     shipped = settings.load(ROOT / "params.yaml")
     began = time.perf_counter()
-    sampling.draw(manifest, shipped.subsample, shipped.seed)
+    sampling.draw(manifest, shipped.subsample, shipped.subsample.seed)
     return time.perf_counter() - began, peak_mib()
 
 
 def resize(folder: str, count: int) -> tuple[float, float]:
     """Store images at another size."""
     paths = [f"{('real', 'fake')[number % 2]}/{number:06}.png" for number in range(count)]
-    split = pd.DataFrame({"path": paths, "label": [path.split("/")[0] for path in paths], "split": "train"})
+    labels = [path.split("/")[0] for path in paths]
+    split = pd.DataFrame({"path": paths, "label": labels, "split": "train", "group": range(count)})
     began = time.perf_counter()
     arrays.write(
         split,
