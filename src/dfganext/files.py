@@ -33,9 +33,10 @@ def write_table(path: Path, table: pd.DataFrame, digits: int = DIGITS) -> None:
     Rows with a carriage return in a text are quoted throughout: before Python 3.13, csv takes it for no reason to quote.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = table.assign(
-        **{name: _rounded_array(table[name], digits) for name in table.select_dtypes(include=["floating"])}
-    )
+    table = table.copy()
+    for name in table.columns:
+        if table[name].dtype.kind == "f":
+            table[name] = [float(f"{value:.{digits}g}") for value in table[name]]
     texts = table.select_dtypes(exclude=["number", "bool"])
     quoted = texts.apply(lambda column: column.astype(str).str.contains("\r", regex=False)).any(axis=1).to_numpy(bool)
     starts = np.flatnonzero(quoted[1:] != quoted[:-1]) + 1  # of runs of rows that are quoted alike
@@ -52,7 +53,3 @@ def _rounded(value: object, digits: int) -> object:
     if isinstance(value, dict):
         return {key: _rounded(one, digits) for key, one in value.items()}
     return [_rounded(one, digits) for one in value] if isinstance(value, list | tuple) else value
-
-
-def _rounded_array(values: pd.Series, digits: int) -> np.ndarray:
-    return np.array([float(f"{value:.{digits}g}") for value in values])

@@ -134,7 +134,7 @@ def test_groups_agree_with_comparing_all_pairs(bits, block, monkeypatch):
     again = sampling.near_duplicate_groups(
         np.where(turned[:, None], mirrored, hashes), np.where(turned[:, None], hashes, mirrored), bits
     )
-    assert (again == found).all(), "which of an image and its mirror image is at hand makes no difference"
+    assert (again == found).all(), "an image and its mirror image are interchangeable"
 
 
 def picture(seed: int) -> Image.Image:

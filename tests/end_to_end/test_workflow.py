@@ -225,14 +225,22 @@ def test_experiments_of_every_kind_land_in_one_store(reproduced):
 
 
 def test_table_1_is_run_and_collected(reproduced):
-    text = {"params.yaml": reproduced.read("params.yaml"), "dvc.lock": reproduced.read("dvc.lock")}
+    text = {"params.yaml": reproduced.read("params.yaml"), "dvc.lock": without_page(reproduced.read("dvc.lock"))}
     reproduced.run("python", "-m", "dfganext.experiments")
     assert "has all rows with 1 seeds" in reproduced.run("python", "-m", "dfganext.experiments")
     reproduced.run("dvc", "repro", "--single-item", "--force", "report")
     page = reproduced.read(str(paths.PAGE))
     table = page[page.index('id="table1"') : page.index('id="detector"')]
     assert "make table1" not in table and table.count("<small>20</small>") == 5 and "McNemar p" in table
-    assert text == {name: reproduced.read(name) for name in text}, "the workspace is as it was"
+    now = {"params.yaml": reproduced.read("params.yaml"), "dvc.lock": without_page(reproduced.read("dvc.lock"))}
+    assert now == text, "but for the page the workspace is as it was"
+
+
+def without_page(lock: str) -> dict:
+    """A dvc.lock, without the output that shows other experiments too."""
+    stages = yaml.safe_load(lock)["stages"]
+    stages["report"]["outs"] = [one for one in stages["report"]["outs"] if one["path"] != str(paths.PAGE)]
+    return stages
 
 
 @pytest.mark.parametrize(

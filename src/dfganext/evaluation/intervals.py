@@ -117,8 +117,8 @@ def average_precision_and_eer(
 def tpr_at_fpr(labels: np.ndarray, scores: np.ndarray, rate: float, groups: Groups = None) -> Interval:
     """Interval of the true positive rate at the threshold whose false positive rate on *all* real images would be `rate`.
 
-    That threshold is itself unknown: the real images at hand bound it (Woodruff 1952, with Clopper and Pearson's bounds of the
-    false positive rate), and at either bound the fakes at hand bound the true positive rate. Each part errs in 1.25 % of
+    That threshold is itself unknown: the real images bound it (Woodruff 1952, with Clopper and Pearson's bounds of the
+    false positive rate), and at either bound the fake images bound the true positive rate. Each part errs in 1.25 % of
     samples a side at most, so the interval covers in at least 95 %, whatever the distributions. Where there are too few real
     images to show that any threshold keeps to the rate (fewer than 875 at 0.5 %, 437 at 1 %), the low end is 0: these images cannot
     exclude a rate this low.
@@ -147,7 +147,7 @@ def probability(
     """Intervals of what `metrics.probability` gives: bootstrap percentiles, united with what unseen errors may cost.
 
     The latter is what a figure becomes where the share of images on the wrong side of 0.5 is at either end of its Wilson interval,
-    and those cost what wrong images cost on average: those at hand, or where there are none, all at hand with their labels
+    and those cost what wrong images cost on average: those measured, or where there are none, all images with their labels
     exchanged. So a sample without error does not make the figure certain. The calibration error changes by 1 for each at
     most. Resampling adds to a calibration error, so its interval lies high.
     """

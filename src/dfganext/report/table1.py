@@ -135,7 +135,7 @@ def collect(records: Sequence[Record], chosen: Settings) -> list[Row]:
 
     Args:
         records: evaluations on the same split, newest first.
-        chosen: the settings at hand; what a row does not vary must be as in these.
+        chosen: this workspace's settings; what a row does not vary must be as in these.
     """
     by_key = {key: matching(records, chosen, key) for key in variants(chosen)}
     network = chosen.convnext.architecture

@@ -1,4 +1,4 @@
-"""What the data at hand say of each of the paper's claims: supported, refuted, no different, inconclusive, or not tested.
+"""What the results say of each of the paper's claims: supported, refuted, no different, inconclusive, or not tested.
 
 A rule is data: effects, each with bounds within which it is too small to matter, and outcomes in order. One evaluator applies
 all rules. They look at 95 % intervals, never at point values.
@@ -458,7 +458,7 @@ def _density(evidence: Evidence) -> Measured:
 
 
 def _against_spectrum(evidence: Evidence, row: Row) -> dict[str, Any]:
-    """Accuracy with cross entropy, of the network at hand or else of the first on record, less that of the spectrum baseline."""
+    """Accuracy with cross entropy, of this workspace's network, or else of the first on record, less that of the spectrum baseline."""
     ours_at_hand = evidence.settings.loss == "ce"
     table = evidence.predictions if ours_at_hand else row.records[0].predictions
     table = table.drop(columns="p_fake", errors="ignore").merge(
