@@ -71,7 +71,8 @@ def measure(
 ) -> None:
     """Milliseconds per image of this code, of Pillow with each of `maps`, and of decoding alone on all cores."""
     relative = [path.relative_to(raw).as_posix() for path in files]
-    split = pd.DataFrame({"path": relative, "label": [path.split("/")[0] for path in relative], "split": "train"})
+    labels = [path.split("/")[0] for path in relative]
+    split = pd.DataFrame({"path": relative, "label": labels, "split": "train", "group": range(len(relative))})
     resize = settings.from_mapping(shipped_but({"resize.interpolation": interpolation})).resize
 
     def pillow(name: str) -> None:
