@@ -232,7 +232,9 @@ def test_table_1_is_run_and_collected(reproduced):
     page = reproduced.read(str(paths.PAGE))
     table = page[page.index('id="table1"') : page.index('id="detector"')]
     assert "make table1" not in table and "McNemar p" in table
-    assert len(re.findall(r"\b20</small>", table)) == 5, "each row has this seed; others of the same split may be there too"
+    assert len(re.findall(r"\b20</small>", table)) == 5, (
+        "each row has this seed; others of the same split may be there too"
+    )
     now = {"params.yaml": reproduced.read("params.yaml"), "dvc.lock": without_page(reproduced.read("dvc.lock"))}
     assert now == text, "but for the page the workspace is as it was"
 
