@@ -22,7 +22,7 @@ report: .venv/ready
 	@echo "open reports/index.html"
 
 table1: .venv/ready
-	python -m dfganext.experiments --seeds $(SEEDS)
+	python -m dfganext.tracking.experiments --seeds $(SEEDS)
 	$(MAKE) report
 
 test: .venv/ready
@@ -42,7 +42,7 @@ ui: .venv/ready
 	mlflow ui --host 127.0.0.1 --port 5000
 
 serve: .venv/ready
-	@python -m dfganext.registry
+	@python -m dfganext.tracking.registry
 	mlflow models serve -m models:/df-ganext@champion --env-manager local --host 127.0.0.1 --port 5001
 
 # uv installs in under a minute what takes pip more than two; compiled now, every stage starts seconds sooner

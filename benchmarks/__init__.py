@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from dfganext import process
+from dfganext import runtime as process
 
 if "BENCHMARKS_PLAIN" not in os.environ:  # a rival's own process keeps the defaults of Python and PyTorch
     process.prepare()

@@ -15,7 +15,7 @@ from sklearn.neighbors import KernelDensity
 
 from benchmarks.harness import Child, Goal, Table, alternate, peak_mib
 from dfganext.density import kde
-from dfganext.process import cores
+from dfganext.runtime import cores
 
 DIMENSION, BANDWIDTH = 16_384, 0.2
 QUERIES = 1000

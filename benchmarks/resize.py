@@ -24,7 +24,7 @@ from benchmarks import pictures
 from benchmarks.harness import Goal, Table, alternate, shipped_but
 from dfganext import images, settings
 from dfganext.data import arrays
-from dfganext.process import cores
+from dfganext.runtime import cores
 
 COUNTS = {"JPEG": 80, "PNG": 24}
 SOURCE, SIZE = 1024, 256

@@ -18,9 +18,10 @@ import psutil
 from benchmarks import pictures
 from benchmarks.harness import ROOT, Child, Table, peak_mib
 from dfganext import settings
-from dfganext.data import arrays, sampling
+from dfganext.data import arrays
+from dfganext.data import split as sampling
 from dfganext.models import classifier
-from dfganext.process import cores
+from dfganext.runtime import cores
 
 COUNTS = (1_000, 10_000, 100_000)
 SIZE = 32

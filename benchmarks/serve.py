@@ -29,8 +29,10 @@ import torch
 
 from benchmarks import pictures
 from benchmarks.harness import Goal, Table, alternate, plain_environment
-from dfganext import images, registry, tracking
+from dfganext import images
 from dfganext.models import classifier
+from dfganext.tracking import registry
+from dfganext.tracking import runs as tracking
 
 SOURCE, SIZE = 512, 256
 """Pixels a side: of the JPEG, and of what the network reads."""

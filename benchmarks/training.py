@@ -3,7 +3,7 @@
 Both train the same network on the same images with the same augmentation and optimiser, in as many loader workers, from images
 decoded once: channels_last, bfloat16 where the processor has it, fused AdamW, images normalised on the device. Neither is
 compiled. Ours reads a memory-mapped array, theirs one in memory. Each runs in a process of its own. What differs is how ours
-keeps freed memory and lets idle threads sleep (`dfganext.process`), and that ours is repeatable: only deterministic algorithms,
+keeps freed memory and lets idle threads sleep (`dfganext.runtime`), and that ours is repeatable: only deterministic algorithms,
 and a seed for each image and epoch. Before the clock starts, one step without augmentation must leave both with the same loss.
 """
 
@@ -26,7 +26,7 @@ from benchmarks.harness import ROOT, Child, shipped_but
 from dfganext import images, settings
 from dfganext.data.arrays import Images
 from dfganext.models import classifier
-from dfganext.process import cores
+from dfganext.runtime import cores
 from dfganext.settings import Convnext
 from dfganext.training import augment, compute, loop
 from dfganext.training.classifier import ClassifierTask

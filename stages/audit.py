@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dfganext import files, images, paths, pipeline, settings, tracking
-from dfganext.data import audit, manifest, sampling
+from dfganext import files, images, paths, pipeline, settings
+from dfganext.data import manifest
+from dfganext.data import split as sampling
 from dfganext.errors import UserError
+from dfganext.evaluation import metadata_leak as audit
+from dfganext.tracking import runs as tracking
 
 
 def main() -> None:

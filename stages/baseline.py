@@ -2,10 +2,12 @@
 
 import pandas as pd
 
-from dfganext import files, paths, pipeline, settings, tracking
-from dfganext.data import arrays, sampling
+from dfganext import files, paths, pipeline, settings
+from dfganext.data import arrays
+from dfganext.data import split as sampling
 from dfganext.evaluation import evaluate, spectrum
 from dfganext.labels import NAMES
+from dfganext.tracking import runs as tracking
 
 
 def main() -> None:

@@ -1,9 +1,12 @@
 """How dense the autoencoder's latent space is, around real images and around fakes."""
 
-from dfganext import figures, files, labels, paths, pipeline, settings, tracking
-from dfganext.data import arrays, sampling
+from dfganext import files, labels, paths, pipeline, settings
+from dfganext.data import arrays
+from dfganext.data import split as sampling
 from dfganext.density import protocols
 from dfganext.models import autoencoder
+from dfganext.report import plots as figures
+from dfganext.tracking import runs as tracking
 from dfganext.training import compute
 
 DIGITS = 10

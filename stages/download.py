@@ -2,8 +2,9 @@
 
 import shutil
 
-from dfganext import files, paths, pipeline, settings, tracking
+from dfganext import files, paths, pipeline, settings
 from dfganext.data import manifest, sources
+from dfganext.tracking import runs as tracking
 
 
 def main() -> None:

@@ -1,9 +1,13 @@
 """Settle temperature and thresholds on validation images, then judge both models on the test images, once."""
 
-from dfganext import figures, files, lineage, paths, pipeline, settings, tracking
-from dfganext.data import arrays, sampling
+from dfganext import files, paths, pipeline, settings
+from dfganext.data import arrays
+from dfganext.data import split as sampling
 from dfganext.evaluation import calibration, evaluate, metrics
 from dfganext.models import autoencoder, classifier
+from dfganext.report import plots as figures
+from dfganext.tracking import lineage
+from dfganext.tracking import runs as tracking
 from dfganext.training import compute
 
 

@@ -2,10 +2,13 @@
 
 import numpy as np
 
-from dfganext import figures, files, labels, paths, pipeline, settings, tracking
-from dfganext.data import arrays, sampling
-from dfganext.detector import Detector
+from dfganext import files, labels, paths, pipeline, settings
+from dfganext.data import arrays
+from dfganext.data import split as sampling
 from dfganext.explain import gradcam, measure, statistics
+from dfganext.inference.detector import Detector
+from dfganext.report import plots as figures
+from dfganext.tracking import runs as tracking
 from dfganext.training import compute
 
 FIGURES = (paths.GRADCAM_REAL_FIGURE, paths.GRADCAM_FAKE_FIGURE)

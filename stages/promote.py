@@ -2,8 +2,10 @@
 
 import json
 
-from dfganext import files, paths, pipeline, promotion, settings, tracking
+from dfganext import files, paths, pipeline, settings
 from dfganext.evaluation import evaluate
+from dfganext.tracking import promotion
+from dfganext.tracking import runs as tracking
 
 MODEL = paths.CONVNEXT
 

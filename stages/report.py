@@ -1,8 +1,10 @@
 """One page with every table, figure and verdict: from the results in the workspace, and from other experiments on record."""
 
-from dfganext import lineage, paths, pipeline, settings, tracking
+from dfganext import paths, pipeline, settings
 from dfganext.evaluation import evaluate
 from dfganext.report import evidence, page
+from dfganext.tracking import lineage
+from dfganext.tracking import runs as tracking
 
 
 def main() -> None:

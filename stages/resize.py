@@ -1,7 +1,9 @@
 """Bring every image of the split to each size a model asks for."""
 
-from dfganext import paths, pipeline, settings, tracking
-from dfganext.data import arrays, sampling
+from dfganext import paths, pipeline, settings
+from dfganext.data import arrays
+from dfganext.data import split as sampling
+from dfganext.tracking import runs as tracking
 
 
 def main() -> None:

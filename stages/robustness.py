@@ -2,10 +2,12 @@
 
 import numpy as np
 
-from dfganext import files, labels, paths, pipeline, settings, tracking
-from dfganext.data import arrays, sampling
-from dfganext.detector import Detector
+from dfganext import files, labels, paths, pipeline, settings
+from dfganext.data import arrays
+from dfganext.data import split as sampling
 from dfganext.evaluation import robustness
+from dfganext.inference.detector import Detector
+from dfganext.tracking import runs as tracking
 from dfganext.training import compute
 
 

@@ -2,9 +2,11 @@
 
 import pandas as pd
 
-from dfganext import paths, pipeline, settings, tracking
-from dfganext.data import manifest, sampling
+from dfganext import paths, pipeline, settings
+from dfganext.data import manifest
+from dfganext.data import split as sampling
 from dfganext.labels import NAMES
+from dfganext.tracking import runs as tracking
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
 """Train the autoencoder on real images and keep its best epoch."""
 
-from dfganext import paths, pipeline, settings, tracking
-from dfganext.data import arrays, sampling
+from dfganext import paths, pipeline, settings
+from dfganext.data import arrays
+from dfganext.data import split as sampling
 from dfganext.models import autoencoder
+from dfganext.tracking import runs as tracking
 from dfganext.training import autoencoder as training
 from dfganext.training import checkpoints, compute
 from dfganext.training.curves import Curves

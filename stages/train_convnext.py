@@ -4,10 +4,12 @@ import sys
 from dataclasses import asdict, replace
 from functools import partial
 
-from dfganext import paths, pipeline, settings, tracking
-from dfganext.data import arrays, sampling
+from dfganext import paths, pipeline, settings
+from dfganext.data import arrays
+from dfganext.data import split as sampling
 from dfganext.models import classifier
 from dfganext.settings import Settings
+from dfganext.tracking import runs as tracking
 from dfganext.training import checkpoints, compute, distributed
 from dfganext.training import classifier as training
 from dfganext.training.curves import Curves

@@ -58,7 +58,8 @@ def made(tmp_path_factory) -> Path:
 @pytest.fixture
 def here(made, monkeypatch) -> Path:
     """That root as working directory, with no model registered."""
-    from dfganext import registry, tracking
+    from dfganext.tracking import registry
+    from dfganext.tracking import runs as tracking
 
     helpers.enter_root(made, monkeypatch)
     helpers.faces(made)
@@ -69,7 +70,7 @@ def here(made, monkeypatch) -> Path:
 
 @pytest.fixture
 def run_id(here) -> str:
-    from dfganext import tracking
+    from dfganext.tracking import runs as tracking
 
     client, experiment = tracking.connect()
     return client.create_run(experiment, run_name="promote").info.run_id

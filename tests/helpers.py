@@ -94,7 +94,7 @@ def promotion_settings(**changes: Any) -> settings.Promote:
 
 def promote(name: str, run_id: str, near_duplicate_bits: int = 8, tags: dict[str, str] | None = None, **changes: Any):
     """Promote the detector in the folder `name` on the `faces` in the working directory."""
-    from dfganext import promotion
+    from dfganext.tracking import promotion
 
     data = promotion.Data.read(Path("split.csv"), Path("manifest.csv"), Path("raw"), near_duplicate_bits)
     folder = Path(name)

@@ -11,7 +11,8 @@ import torch
 
 from benchmarks import density, harness, pictures, resize, scale, serve, summary, train_cpu, training
 from benchmarks.harness import Child, Goal, Table
-from dfganext import images, process
+from dfganext import images
+from dfganext import runtime as process
 from dfganext.models import classifier
 
 
@@ -60,7 +61,7 @@ def test_contenders_take_turns():
 def test_a_child_answers_and_a_failure_is_not_taken_for_an_answer():
     with Child("benchmarks.pictures") as child, pytest.raises(RuntimeError, match="picture failed"):
         child.call("picture", 8, "no seed")
-    with Child("dfganext.process", plain=True) as child:
+    with Child("dfganext.runtime", plain=True) as child:
         assert child.call("cores") == process.cores()
 
 

@@ -13,7 +13,7 @@ from helpers import detector, enter_root, png
 from PIL import Image
 
 from dfganext import __version__, cli
-from dfganext.detector import Detector
+from dfganext.inference.detector import Detector
 
 
 @pytest.fixture(scope="module")

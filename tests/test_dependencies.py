@@ -14,7 +14,8 @@ import pytest
 import yaml
 from helpers import shrink
 
-from dfganext import settings, tracking, versions
+from dfganext import settings, versions
+from dfganext.tracking import runs as tracking
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -22,12 +23,12 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages
 CANNOT_CHANGE_AN_OUTPUT = {
     "src/dfganext/__init__.py": "holds the package's version",
     "src/dfganext/errors.py": "words of error messages",
-    "src/dfganext/lineage.py": "tags MLflow runs and reads them, as tracking.py does",
+    "src/dfganext/tracking/lineage.py": "tags MLflow runs and reads them, as tracking.py does",
     "src/dfganext/paths.py": "dvc.yaml repeats every path, and test_paths.py compares the two",
     "src/dfganext/pipeline.py": "exit codes and signals",
-    "src/dfganext/process.py": "threads and memory: the same bits faster (tests/test_process.py)",
+    "src/dfganext/runtime.py": "threads and memory: the same bits faster (tests/test_runtime.py)",
     "src/dfganext/settings.py": "the settings that a stage reads are declared one by one",
-    "src/dfganext/tracking.py": "writes to MLflow, not to an output; promote and report, which read MLflow, declare it",
+    "src/dfganext/tracking/runs.py": "writes to MLflow, not to an output; promote and report, which read MLflow, declare it",
     "src/dfganext/training/checkpoints.py": "training goes on to the same bytes (tests/training/test_training.py)",
     "src/dfganext/versions.py": "each version that a stage depends on is declared",
     "stages/__init__.py": "puts src on the path",
@@ -37,7 +38,7 @@ READS_MLFLOW = ("promote", "report")
 
 def excused(stage: str) -> set[str]:
     """Modules that need not be among a stage's dependencies."""
-    edge = {"src/dfganext/lineage.py", "src/dfganext/tracking.py", "src/dfganext/versions.py"}
+    edge = {"src/dfganext/tracking/lineage.py", "src/dfganext/tracking/runs.py", "src/dfganext/versions.py"}
     return set(CANNOT_CHANGE_AN_OUTPUT) - (edge if stage in READS_MLFLOW else set())
 
 
@@ -78,7 +79,7 @@ def closure(stage: str) -> frozenset[Path]:
     promote also copies what the served model imports into the version.
     """
     files = {ROOT / "stages" / "__init__.py", ROOT / "stages" / f"{stage}.py"}
-    files |= {ROOT / "src/dfganext/serving/model.py"} if stage == "promote" else set()
+    files |= {ROOT / "src/dfganext/inference/pyfunc.py"} if stage == "promote" else set()
     return reached_from(files)
 
 
@@ -158,16 +159,49 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-CORE = ["images.py", "models", "training", "evaluation", "explain", "density", "data", "settings.py", "detector.py"]
+LAYERS = (
+    {"cli"},
+    {"scoring"},
+    {"tracking"},
+    {"report", "inference"},
+    {"density", "training", "explain"},
+    {"evaluation"},
+    {"data", "models"},
+    {"settings", "images", "pipeline", "synthetic"},
+    {"paths", "files", "labels", "runtime", "versions"},
+    {"errors"},
+)
+"""The package from top to bottom: modules of a layer import one another and those below, never those above or beside them."""
+KNOWS_MLFLOW = {"cli", "scoring", "tracking"}
+SERVED_MODEL = ROOT / "src" / "dfganext" / "inference" / "pyfunc.py"
 
 
-def test_the_core_knows_neither_mlflow_nor_dvc():
+def package_modules() -> dict[str, list[Path]]:
+    """{name of a module or package directly in dfganext: its files}"""
+    package = ROOT / "src" / "dfganext"
+    found: dict[str, list[Path]] = {}
+    for file in sorted(package.rglob("*.py")):
+        if file != package / "__init__.py":
+            found.setdefault(file.relative_to(package).parts[0].removesuffix(".py"), []).append(file)
+    return found
+
+
+def test_imports_only_go_down():
+    files = package_modules()
+    assert set(files) == set().union(*LAYERS), "a module is missing from LAYERS, or was removed"
+    layer_of = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+    for name, number in layer_of.items():
+        for file in files[name]:
+            targets = {one.split(".")[1] for one in imported(file) if one.startswith("dfganext.")}
+            wrong = {one for one in targets & set(layer_of) - {name} if layer_of[one] <= number}
+            assert not wrong, f"{file.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
+
+
+def test_the_core_imports_neither_mlflow_nor_dvc():
     """Nor does it import a module that does."""
-    for place in CORE:
-        module = ROOT / "src" / "dfganext" / place
-        assert module.exists(), place
-        for file in module.rglob("*.py") if module.is_dir() else [module]:
-            roots = {name.split(".")[0] for one in reached_from({file}) for name in imported(one)}
+    for name, files in package_modules().items():
+        for file in set(files) - {SERVED_MODEL} if name not in KNOWS_MLFLOW else ():
+            roots = {one.split(".")[0] for reached in reached_from({file}) for one in imported(reached)}
             assert not roots & {"mlflow", "dvc"}, file
 
 

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import dfganext
-from dfganext import process
+from dfganext import runtime as process
+from dfganext.data.discovery import BATCH_BYTES, BATCH_FILES, Unread, find_images, read
 from dfganext.data.trees import printable, shortened
 from dfganext.errors import UserError, one_line
-from dfganext.inputs import BATCH_BYTES, BATCH_FILES, Unread, find_images, read
 from dfganext.pipeline import INTERRUPTED
 
 if TYPE_CHECKING:  # torch takes seconds to import; a mistyped path is reported before that
-    from dfganext.detector import Detector
+    from dfganext.inference.detector import Detector
 
 COLUMNS = ("path", "label", "p_fake", "threshold", "error")
 
@@ -285,8 +285,8 @@ def _probability(text: str) -> float:
 
 
 def _load(uri: str | None, threshold: float | None, stack: ExitStack) -> Detector:
-    from dfganext import registry
-    from dfganext.detector import NOT_CALIBRATED, Detector
+    from dfganext.inference.detector import NOT_CALIBRATED, Detector
+    from dfganext.tracking import registry
 
     detector = Detector.load(stack.enter_context(registry.resolve(uri)), threshold=threshold)
     if not detector.calibrated:

@@ -94,8 +94,8 @@ def would_run(project) -> set[str]:
             "src/dfganext/training/compute.py",
             {"train_convnext", "evaluate", "robustness", "gradcam", "density", "promote"},
         ),
-        ("src/dfganext/serving/together.py", {"promote"}),
-        ("src/dfganext/figures.py", {"evaluate", "gradcam", "density", "report"}),
+        ("src/dfganext/inference/batching.py", {"promote"}),
+        ("src/dfganext/report/plots.py", {"evaluate", "gradcam", "density", "report"}),
     ],
 )
 def test_a_change_of_code_runs_what_it_affects(reproduced, file, stages):
@@ -226,8 +226,8 @@ def test_experiments_of_every_kind_land_in_one_store(reproduced):
 
 def test_table_1_is_run_and_collected(reproduced):
     text = {"params.yaml": reproduced.read("params.yaml"), "dvc.lock": without_page(reproduced.read("dvc.lock"))}
-    reproduced.run("python", "-m", "dfganext.experiments")
-    assert "has all rows with 1 seeds" in reproduced.run("python", "-m", "dfganext.experiments")
+    reproduced.run("python", "-m", "dfganext.tracking.experiments")
+    assert "has all rows with 1 seeds" in reproduced.run("python", "-m", "dfganext.tracking.experiments")
     reproduced.run("dvc", "repro", "--single-item", "--force", "report")
     page = reproduced.read(str(paths.PAGE))
     table = page[page.index('id="table1"') : page.index('id="detector"')]

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dfganext import settings, tracking
+from dfganext import settings
 from dfganext.data import arrays
 from dfganext.data.arrays import Images
-from dfganext.detector import Detector
 from dfganext.evaluation import robustness
+from dfganext.inference.detector import Detector
+from dfganext.tracking import runs as tracking
 from stages import robustness as stage
 
 LABELS = np.repeat([0, 1], 50)

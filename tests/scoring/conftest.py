@@ -7,7 +7,8 @@ import shutil
 import pytest
 from helpers import detector, enter_root, png
 
-from dfganext import scoring, stores
+from dfganext import scoring
+from dfganext.scoring import stores
 
 if importlib.util.find_spec("ray") is None:  # to import it now would be too early: scoring settles its environment
     collect_ignore_glob = ["test_*.py"]

@@ -1,7 +1,8 @@
 import numpy as np
 
-from dfganext import inputs, stores
-from dfganext.inputs import Found
+from dfganext.data import discovery as inputs
+from dfganext.data.discovery import Found
+from dfganext.scoring import stores
 from dfganext.scoring.parts import Part, Plan
 from dfganext.scoring.rows import Scored, digests_of
 

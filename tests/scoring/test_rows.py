@@ -7,10 +7,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from dfganext import stores
+from dfganext.data.discovery import Found
 from dfganext.errors import UserError
-from dfganext.inputs import Found
-from dfganext.scoring import rows
+from dfganext.scoring import rows, stores
 from dfganext.scoring.model import Model
 
 OLD_COLUMNS = ["path", "label", "p_fake", "error", "model_version"]

@@ -21,7 +21,7 @@ from helpers import detector, free_port, png
 
 from dfganext import cli
 from dfganext.data.trees import printable
-from dfganext.detector import Detector
+from dfganext.inference.detector import Detector
 from dfganext.scoring.parts import PART_IMAGES
 from dfganext.scoring.rows import COLUMNS, RECORD
 

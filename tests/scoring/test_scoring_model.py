@@ -4,8 +4,8 @@ import shutil
 import pytest
 from helpers import png
 
-from dfganext.detector import Detector
 from dfganext.errors import UserError
+from dfganext.inference.detector import Detector
 from dfganext.scoring import model
 
 

@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 from helpers import png
 
-from dfganext import stores
-from dfganext.detector import Detector
-from dfganext.inputs import Found, Unread
-from dfganext.scoring import workers
+from dfganext.data.discovery import Found, Unread
+from dfganext.inference.detector import Detector
+from dfganext.scoring import stores, workers
 from dfganext.scoring.parts import Done, Part
 
 

@@ -76,7 +76,7 @@ def test_found_by_the_versions_of_libraries(tmp_path, monkeypatch):
 HARMLESS = {
     "__init__.py": "empty",
     "data/arrays.py": "reads the arrays, which are hashed as they were read",
-    "data/sampling.py": "only names the splits",
+    "data/split.py": "only names the splits",
     "errors.py": "words",
     "files.py": "writes",
     "images.py": "makes the arrays, which are hashed",

@@ -14,7 +14,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from dfganext import files, images
-from dfganext.data.sampling import SPLITS
+from dfganext.data.split import SPLITS
 from dfganext.errors import UserError
 from dfganext.labels import index_of
 from dfganext.settings import Resize

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KernelDensity
 
 from dfganext.data.arrays import Images
-from dfganext.data.sampling import TEST, TRAIN
+from dfganext.data.split import TEST, TRAIN
 from dfganext.density.kde import log_density
 from dfganext.evaluation import intervals
 from dfganext.labels import NAMES, REAL

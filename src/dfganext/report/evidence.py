@@ -14,7 +14,8 @@ import pandas as pd
 import yaml
 
 from dfganext import paths
-from dfganext.data import arrays, sampling
+from dfganext.data import arrays
+from dfganext.data import split as sampling
 from dfganext.data.arrays import Images
 from dfganext.errors import UserError
 from dfganext.explain import comparison

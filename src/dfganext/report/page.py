@@ -11,10 +11,12 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from dfganext import figures, paths
+from dfganext import paths
 from dfganext.density.protocols import lone_point
 from dfganext.evaluation import intervals
-from dfganext.report import pictures, verdicts
+from dfganext.report import figures as pictures
+from dfganext.report import plots as figures
+from dfganext.report import verdicts
 from dfganext.report.evidence import Evidence
 from dfganext.report.table1 import Row, compare, groups_of, is_fake
 from dfganext.report.text import confidence, number, percent, percents, span

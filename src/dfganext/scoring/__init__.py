@@ -20,7 +20,7 @@ from dfganext.scoring import model as models
 from dfganext.scoring import rows
 from dfganext.scoring.cluster import ray_for
 from dfganext.scoring.parts import PART_IMAGES, Done, Plan
-from dfganext.stores import folder_at, images_at
+from dfganext.scoring.stores import folder_at, images_at
 
 PROGRESS_SECONDS = 30.0
 
@@ -72,7 +72,7 @@ def score(
     folder = folder_at(out)
     chosen = rows.agreed(folder, models.load(model, threshold))
     if not chosen.calibrated:
-        from dfganext.detector import NOT_CALIBRATED
+        from dfganext.inference.detector import NOT_CALIBRATED
 
         say(f"dfganext: {NOT_CALIBRATED}")
     plan = Plan(listing, rows.Scored.read(folder), part_images)

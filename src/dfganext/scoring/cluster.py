@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 import dfganext
-from dfganext import process
+from dfganext import runtime as process
 from dfganext.errors import UserError, one_line
 from dfganext.scoring.model import Model
 from dfganext.scoring.parts import Done, Part
+from dfganext.scoring.stores import CONNECTIONS, Folder, Listing
 from dfganext.scoring.workers import Watch, Worker
-from dfganext.stores import CONNECTIONS, Folder, Listing
 
 WORKERS_A_GPU = 4
 """Decoding takes a processor's time, so one worker would leave a GPU idle."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dfganext.detector import Detector
+    from dfganext.inference.detector import Detector
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ def load(uri: str | None, threshold: float | None = None) -> Model:
     """
     import torch
 
-    from dfganext import registry
-    from dfganext.detector import OPERATING_POINT_FILE, Detector
+    from dfganext.inference.detector import OPERATING_POINT_FILE, Detector
     from dfganext.models.classifier import CONFIG_FILE, WEIGHTS_FILE
+    from dfganext.tracking import registry
 
     address = registry.pinned(uri)
     with registry.resolve(address) as folder:
@@ -60,7 +60,7 @@ def load(uri: str | None, threshold: float | None = None) -> Model:
 
 def detector_of(files: Mapping[str, Any]) -> Detector:
     """The detector with these files, by name, each bytes or an array of bytes."""
-    from dfganext.detector import Detector
+    from dfganext.inference.detector import Detector
 
     with tempfile.TemporaryDirectory() as temporary:
         for name, data in files.items():

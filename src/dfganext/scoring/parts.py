@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dfganext.data.discovery import Found
 from dfganext.data.trees import printable
-from dfganext.inputs import Found
 from dfganext.scoring.rows import Scored
-from dfganext.stores import Listing
+from dfganext.scoring.stores import Listing
 
 if TYPE_CHECKING:
     import pyarrow as pa

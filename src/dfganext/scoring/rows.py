@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 import dfganext
+from dfganext.data.discovery import Found
 from dfganext.data.trees import printable
 from dfganext.errors import UserError, one_line
-from dfganext.inputs import Found
 from dfganext.scoring.model import Model
-from dfganext.stores import CLAIM, CONNECTIONS, Folder
+from dfganext.scoring.stores import CLAIM, CONNECTIONS, Folder
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from dfganext.data.discovery import BATCH_BYTES, BATCH_FILES, Found, Unread
 from dfganext.data.trees import printable
 from dfganext.errors import one_line
-from dfganext.inputs import BATCH_BYTES, BATCH_FILES, Found, Unread
 from dfganext.scoring import model
 from dfganext.scoring.parts import Done, Part
 from dfganext.scoring.rows import Row, to_parquet
-from dfganext.stores import Folder
+from dfganext.scoring.stores import Folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from dfganext.detector import Detector
+    from dfganext.inference.detector import Detector
 
 ATTEMPTS = 5
 """Workers that may die of a part before it is given up; those that an image was found guilty of do not count."""

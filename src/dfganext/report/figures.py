@@ -1,4 +1,4 @@
-"""The page's own pictures; those of single stages are in `dfganext.figures`. All colours are Okabe and Ito's."""
+"""The page's own pictures; those of single stages are in `dfganext.report.plots`. All colours are Okabe and Ito's."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dfganext.data.arrays import Images
-from dfganext.figures import FAKE_COLOUR, REAL_COLOUR
 from dfganext.labels import ALL, NAMES
+from dfganext.report.plots import FAKE_COLOUR, REAL_COLOUR
 from dfganext.settings import Augment
 
 GREEN, YELLOW, GREY = "#009E73", "#E69F00", "#777777"

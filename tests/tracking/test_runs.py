@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from helpers import enter_root, free_port
 
-from dfganext import paths, settings, tracking
+from dfganext import paths, settings
 from dfganext.errors import UserError
+from dfganext.tracking import runs as tracking
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,8 @@ def test_a_lock_that_cannot_be_taken_is_a_sentence(empty, shipped):
 
 KILLED = """
 import os, signal
-from dfganext import settings, tracking
+from dfganext import settings
+from dfganext.tracking import runs as tracking
 with tracking.stage_run("one", settings.load({params!r})) as run:
     print(run.id, run.parent_id, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -259,7 +261,8 @@ def test_a_server_that_is_down_is_named_without_its_password(tmp_path, monkeypat
 
 STAGE = """
 import sys
-from dfganext import settings, tracking
+from dfganext import settings
+from dfganext.tracking import runs as tracking
 with tracking.stage_run(sys.argv[1], settings.load(sys.argv[2])) as run:
     for step in range(40):
         run.log_metrics({"loss": step}, step)

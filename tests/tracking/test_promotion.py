@@ -13,9 +13,10 @@ import torch
 from helpers import detector, faces, hashes, promote, promotion_settings
 from PIL import Image
 
-from dfganext import promotion, registry, tracking
-from dfganext.detector import Detector
 from dfganext.errors import UserError
+from dfganext.inference.detector import Detector
+from dfganext.tracking import promotion, registry
+from dfganext.tracking import runs as tracking
 from dfganext.training import compute
 
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote, unquote, urlsplit
 
-from dfganext import inputs
+from dfganext.data import discovery as inputs
+from dfganext.data.discovery import Found, Unread
 from dfganext.errors import UserError, one_line
-from dfganext.inputs import Found, Unread
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem

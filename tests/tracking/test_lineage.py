@@ -8,9 +8,11 @@ import pandas as pd
 import pytest
 from helpers import enter_root
 
-from dfganext import files, lineage, paths, tracking, versions
+from dfganext import files, paths, versions
 from dfganext.errors import UserError
 from dfganext.settings import as_texts, flatten
+from dfganext.tracking import lineage
+from dfganext.tracking import runs as tracking
 
 
 @pytest.fixture

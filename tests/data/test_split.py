@@ -10,7 +10,8 @@ import pytest
 from PIL import Image, ImageOps
 from scipy.sparse.csgraph import connected_components
 
-from dfganext.data import manifest, sampling
+from dfganext.data import manifest
+from dfganext.data import split as sampling
 from dfganext.errors import UserError
 from dfganext.settings import Subsample
 

@@ -26,11 +26,12 @@ import pandas as pd
 from PIL import Image
 
 import dfganext
-from dfganext import files, pipeline, tracking
-from dfganext.detector import OPERATING_POINT_FILE, Detector
+from dfganext import files, pipeline
 from dfganext.errors import UserError
+from dfganext.inference.detector import OPERATING_POINT_FILE, Detector
 from dfganext.models.classifier import CONFIG_FILE, WEIGHTS_FILE
-from dfganext.tracking import Client, NotFoundError
+from dfganext.tracking import runs as tracking
+from dfganext.tracking.runs import Client, NotFoundError
 
 MODEL = "df-ganext"
 CHAMPION = "champion"
@@ -50,7 +51,7 @@ REQUIREMENTS = (
 )
 """What the served model imports."""
 
-SERVED = Path("serving") / "model.py"
+SERVED = Path("inference") / "pyfunc.py"
 """The served model's file in this package."""
 TRAINED_ON_FILE = "trained_on.csv"
 

@@ -12,7 +12,7 @@ LAYERS, LAYER = 6, 16 * 2**20  # tensors alive at a time; bytes of one
 
 PROBE = f"""
 import ctypes, os, resource, sys
-from dfganext import process
+from dfganext import runtime as process
 if sys.argv[1] == "prepared":
     process.prepare()
 import torch

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from dfganext import paths, tracking, versions
+from dfganext import paths, versions
 from dfganext.errors import UserError
 from dfganext.report.table1 import AUTOENCODER, NETWORK, Record
+from dfganext.tracking import runs as tracking
 
 STAGES = {
     NETWORK: ("resize", "train_convnext", "evaluate"),

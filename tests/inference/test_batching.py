@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from dfganext.serving.together import Together
+from dfganext.inference.batching import Together
 
 
 class Slow:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dfganext import images
-from dfganext.data import audit
+from dfganext.evaluation import metadata_leak as audit
 
 GROUPS = ["container", "size", "quantisation", "bytes", "all"]
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from helpers import detector, enter_root, faces, free_port, png
 
-from dfganext import promotion, tracking
-from dfganext.detector import Detector
+from dfganext.inference.detector import Detector
 from dfganext.settings import Promote
+from dfganext.tracking import promotion
+from dfganext.tracking import runs as tracking
 
 PICTURES = [png(0, 1), png(1, 1)]
 TEXTS = [base64.b64encode(data).decode() for data in (PICTURES[0], b"no image", PICTURES[1], PICTURES[0][:300])]

@@ -11,12 +11,12 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
-from dfganext import process
+from dfganext import runtime as process
 
 process.prepare()
 
-from dfganext.detector import Detector, Verdict  # noqa: E402 - imports PyTorch
-from dfganext.serving.together import Together  # noqa: E402
+from dfganext.inference.batching import Together  # noqa: E402
+from dfganext.inference.detector import Detector, Verdict  # noqa: E402 - imports PyTorch
 
 BATCH = 32
 """Images decoded at a time, however many a request holds."""

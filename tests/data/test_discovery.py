@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from helpers import png
 
-from dfganext import inputs
-from dfganext.inputs import Found, Unread
+from dfganext.data import discovery as inputs
+from dfganext.data.discovery import Found, Unread
 
 
 def test_images_come_in_the_order_of_their_whole_paths(tmp_path):

@@ -8,8 +8,8 @@ import pytest
 from helpers import detector, png
 
 from dfganext import images
-from dfganext.detector import Detector
 from dfganext.errors import UserError
+from dfganext.inference.detector import Detector
 from dfganext.models import classifier
 
 

@@ -19,17 +19,19 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from dfganext import files, registry, tracking
+from dfganext import files
 from dfganext.data import manifest as manifests
-from dfganext.data import sampling
-from dfganext.detector import OPERATING_POINT_FILE, Detector
+from dfganext.data import split as sampling
 from dfganext.errors import UserError
 from dfganext.evaluation import intervals, metrics
 from dfganext.images import ImageError, decode
+from dfganext.inference.detector import OPERATING_POINT_FILE, Detector
 from dfganext.labels import FAKE, NAMES, index_of
-from dfganext.registry import CHAMPION, MODEL, Contents
 from dfganext.settings import Promote
-from dfganext.tracking import Client
+from dfganext.tracking import registry
+from dfganext.tracking import runs as tracking
+from dfganext.tracking.registry import CHAMPION, MODEL, Contents
+from dfganext.tracking.runs import Client
 
 BATCH = 64
 ROUNDS = 10

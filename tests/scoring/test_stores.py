@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from helpers import png
 
-from dfganext import stores
 from dfganext.errors import UserError
+from dfganext.scoring import stores
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The embedded sample: drawn portraits, "real" ones as a camera would take them, "fake" ones as a generator would.
 
-    python -m dfganext.data.samples FOLDER
+    python -m dfganext.synthetic.samples FOLDER
 
 writes FOLDER/real/*.jpg and FOLDER/fake/*.jpg; samples/ was made so. No photograph of a person is among them, so the
 workflow can be run from a fresh clone, without a network and without anybody's consent. The sample shows that the
@@ -29,8 +29,8 @@ from PIL import Image
 from scipy import ndimage
 
 from dfganext import labels
-from dfganext.data.portraits import paint_portrait
 from dfganext.errors import UserError
+from dfganext.synthetic.portraits import paint_portrait
 
 SEED = 20
 PER_CLASS = 480
@@ -155,7 +155,9 @@ def _bin(image: np.ndarray) -> np.ndarray:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dfganext.data.samples", description="Draw the embedded sample.")
+    parser = argparse.ArgumentParser(
+        prog="python -m dfganext.synthetic.samples", description="Draw the embedded sample."
+    )
     parser.add_argument("folder", type=Path, help="a folder that is new or empty")
     try:
         write(parser.parse_args(arguments).folder)

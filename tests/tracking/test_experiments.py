@@ -6,8 +6,9 @@ import pytest
 from helpers import enter_root
 from made_up import all_rows
 
-from dfganext import experiments, lineage, paths
+from dfganext import paths
 from dfganext.errors import UserError
+from dfganext.tracking import experiments, lineage
 
 
 class Queue:

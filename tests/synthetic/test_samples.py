@@ -11,7 +11,7 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from dfganext import images, labels
-from dfganext.data import samples
+from dfganext.synthetic import samples
 
 COMMITTED = Path(__file__).parents[2] / "samples"
 BLOCK = 4096

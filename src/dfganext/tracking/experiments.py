@@ -1,6 +1,6 @@
 """`make table1`: run what Table I still lacks, as DVC experiments through the queue.
 
-python -m dfganext.experiments --seeds 5
+python -m dfganext.tracking.experiments --seeds 5
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import tempfile
 import time
 import uuid
 
-from dfganext import lineage, paths, pipeline, settings
+from dfganext import paths, pipeline, settings
 from dfganext.errors import UserError
 from dfganext.report import table1
+from dfganext.tracking import lineage
 
 POLL_SECONDS = 5.0
 
@@ -40,7 +41,9 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m dfganext.experiments", description="Run what Table I still lacks.")
+    parser = argparse.ArgumentParser(
+        prog="python -m dfganext.tracking.experiments", description="Run what Table I still lacks."
+    )
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds each row is to have (1)")
     arguments = parser.parse_args()
     if arguments.seeds < 1:

@@ -20,10 +20,12 @@ import pytest
 from helpers import detector, enter_root, faces, free_port
 from test_lineage import evaluate
 
-from dfganext import cli, lineage, paths, promotion, registry, settings, tracking
-from dfganext.detector import Detector
+from dfganext import cli, paths, settings
 from dfganext.errors import UserError
+from dfganext.inference.detector import Detector
 from dfganext.settings import Promote
+from dfganext.tracking import lineage, promotion, registry
+from dfganext.tracking import runs as tracking
 
 PATIENCE = 60
 """Seconds until a server that has not answered has failed."""
@@ -210,7 +212,8 @@ def side_by_side(script: str, *calls: tuple[Path, list[str], dict[str, str]]) ->
 
 EXECUTION = """
 import sys
-from dfganext import paths, settings, tracking
+from dfganext import paths, settings
+from dfganext.tracking import runs as tracking
 chosen = settings.load(sys.argv[1])
 tracking.import_mlflow()
 print("ready", flush=True)
@@ -277,7 +280,8 @@ def test_evaluations_of_another_machine_are_found_by_their_split(remote, shipped
 PROMOTE = """
 import sys
 from pathlib import Path
-from dfganext import promotion, tracking
+from dfganext.tracking import promotion
+from dfganext.tracking import runs as tracking
 from dfganext.settings import Promote
 tracking.import_mlflow().pyfunc
 client, experiment = tracking.connect()
@@ -353,7 +357,8 @@ def test_whoever_makes_the_same_row_at_once_is_not_refused(remote, tmp_path, mon
 STAGE = """
 import sys
 from pathlib import Path
-from dfganext import settings, tracking
+from dfganext import settings
+from dfganext.tracking import runs as tracking
 name, source, target = sys.argv[1:]
 chosen = settings.load()
 with tracking.stage_run(name, chosen, reads=[source], makes=[target]) as run:

@@ -5,8 +5,9 @@ import pytest
 from helpers import detector, enter_root, promote
 
 import dfganext
-from dfganext import registry, tracking
 from dfganext.errors import UserError
+from dfganext.tracking import registry
+from dfganext.tracking import runs as tracking
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_a_version_holds_the_code_that_it_imports_and_no_other(tmp_path):
     copied = {
         path.relative_to(tmp_path / "model" / "code").as_posix() for path in (tmp_path / "model/code").rglob("*.py")
     }
-    assert {"dfganext/images.py", "dfganext/serving/model.py", "dfganext/explain/gradcam.py"} <= copied
+    assert {"dfganext/images.py", "dfganext/inference/pyfunc.py", "dfganext/explain/gradcam.py"} <= copied
     assert not {name for name in copied if name.startswith(("dfganext/report/", "dfganext/tracking", "dfganext/data/"))}
     assert pd.read_csv(tmp_path / "model" / "artifacts" / registry.TRAINED_ON_FILE, dtype=str).sha256.tolist() == [
         "0" * 64

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from helpers import detector, png
 
-from dfganext import registry
-from dfganext.detector import Detector
-from dfganext.serving import model as served
+from dfganext.inference import pyfunc as served
+from dfganext.inference.detector import Detector
+from dfganext.tracking import registry
 
 TEXT = base64.b64encode(png(0, 1)).decode()
 
