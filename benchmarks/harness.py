@@ -164,7 +164,7 @@ def plain_environment() -> dict[str, str]:
 def shipped_but(changes: dict[str, Any]) -> dict[str, Any]:
     """The shipped settings as params.yaml has them, with some changed, by names such as convnext.size."""
     tree: dict[str, Any] = {}
-    for key, value in (settings.flatten(settings.load(ROOT / "params.yaml")) | changes).items():
+    for key, value in (settings.flatten(settings.load_settings(ROOT / "params.yaml")) | changes).items():
         *sections, name = key.split(".")
         branch = tree
         for section in sections:

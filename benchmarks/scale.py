@@ -62,7 +62,7 @@ def subsample(count: int) -> tuple[float, float]:
             "phash_mirrored": digests,
         }
     )
-    shipped = settings.load(ROOT / "params.yaml")
+    shipped = settings.load_settings(ROOT / "params.yaml")
     began = time.perf_counter()
     sampling.draw(manifest, shipped.subsample, shipped.subsample.seed)
     return time.perf_counter() - began, peak_mib()
@@ -79,7 +79,7 @@ def resize(folder: str, count: int) -> tuple[float, float]:
         Path(folder),
         Path(folder) / "arrays",
         48,
-        settings.load(ROOT / "params.yaml").resize,
+        settings.load_settings(ROOT / "params.yaml").resize,
         cores(),
     )
     return time.perf_counter() - began, peak_mib()

@@ -31,8 +31,7 @@ from benchmarks import pictures
 from benchmarks.harness import Goal, Table, alternate, plain_environment
 from dfganext import images
 from dfganext.models import classifier
-from dfganext.tracking import registry
-from dfganext.tracking import runs as tracking
+from dfganext.tracking import registry, store
 
 SOURCE, SIZE = 512, 256
 """Pixels a side: of the JPEG, and of what the network reads."""
@@ -84,7 +83,7 @@ def compare(
 def save(folder: Path, model: torch.nn.Module, config: classifier.ClassifierConfig) -> None:
     """The same weights as four MLflow models: ours and the rival's, in two precisions."""
     classifier.save(folder / "detector", model.state_dict(), config)
-    mlflow = tracking.import_mlflow()  # with its telemetry off
+    mlflow = store.import_mlflow()  # with its telemetry off
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 

@@ -38,7 +38,9 @@ CHECKED, SAME = 16, 0.02
 """Images of the step that is compared, and how far the two losses may be apart: bfloat16 has three digits."""
 
 AUGMENTATIONS = [
-    name for name in settings.flatten(settings.load(ROOT / "params.yaml")) if name.startswith("convnext.augment.")
+    name
+    for name in settings.flatten(settings.load_settings(ROOT / "params.yaml"))
+    if name.startswith("convnext.augment.")
 ]
 
 _state: dict[str, Any] = {}

@@ -6,20 +6,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dfganext import files, images, paths, pipeline, settings
+from dfganext import files, images, paths, pipeline
 from dfganext.data import manifest
 from dfganext.data import split as sampling
 from dfganext.errors import UserError
 from dfganext.evaluation import metadata_leak as audit
-from dfganext.tracking import runs as tracking
+from dfganext.settings import load_settings
+from dfganext.tracking import runs
 
 
 def main() -> None:
-    chosen = settings.load()
-    with tracking.stage_run("audit", chosen, reads=[paths.SPLIT, paths.MANIFEST], makes=[paths.AUDIT_METRICS]) as run:
+    settings = load_settings()
+    with runs.stage_run("audit", settings, reads=[paths.SPLIT, paths.MANIFEST], makes=[paths.AUDIT_METRICS]) as run:
         rows = manifest.read(paths.MANIFEST).merge(sampling.read(paths.SPLIT)[["path", "split", "group"]], on="path")
         rows = rows[rows.split != sampling.TEST].reset_index(drop=True)
-        found = audit.measure(rows, chosen.seed, equalised_bytes(rows) if chosen.resize.equalise else None)
+        found = audit.measure(rows, settings.seed, reencoded_bytes(rows) if settings.resize.reencode else None)
 
         files.write_json(paths.AUDIT_METRICS, found)
         run.log_metrics(
@@ -33,9 +34,9 @@ def main() -> None:
             print(f"WARNING: {sentence}", file=sys.stderr)
 
 
-def equalised_bytes(rows: pd.DataFrame) -> pd.Series:
+def reencoded_bytes(rows: pd.DataFrame) -> pd.Series:
     """Size of each image, its centred square as the models see it, once it is saved like all others."""
-    return rows.path.map(lambda path: len(images.reencode(_square(paths.RAW / path))))
+    return rows.path.map(lambda path: len(images.to_jpeg(_square(paths.RAW / path))))
 
 
 def _square(path: Path) -> np.ndarray:

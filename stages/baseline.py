@@ -2,25 +2,26 @@
 
 import pandas as pd
 
-from dfganext import files, paths, pipeline, settings
+from dfganext import files, paths, pipeline
 from dfganext.data import arrays
 from dfganext.data import split as sampling
 from dfganext.evaluation import evaluate, spectrum
 from dfganext.labels import NAMES
-from dfganext.tracking import runs as tracking
+from dfganext.settings import load_settings
+from dfganext.tracking import runs
 
 
 def main() -> None:
-    chosen = settings.load()
-    folder = paths.images_of_size(chosen.convnext.size)
-    with tracking.stage_run("baseline", chosen, reads=[paths.SPLIT, folder], makes=[paths.BASELINE]) as run:
+    settings = load_settings()
+    folder = paths.images_of_size(settings.convnext.size)
+    with runs.stage_run("baseline", settings, reads=[paths.SPLIT, folder], makes=[paths.BASELINE]) as run:
         train, validation, test = (arrays.read(folder, split) for split in sampling.SPLITS)
         model = spectrum.fit(
             spectrum.features(train.pixels),
             train.labels,
             spectrum.features(validation.pixels),
             validation.labels,
-            chosen.seed,
+            settings.seed,
         )
         validation_p, p_fake = (model.probabilities(spectrum.features(images.pixels)) for images in (validation, test))
         scores = {
@@ -32,10 +33,10 @@ def main() -> None:
         table = pd.DataFrame({"path": test.paths, "label": labels, "group": test.groups, "p_fake": p_fake})
         files.write_table(paths.BASELINE / "predictions.csv", table)
         files.write_json(paths.BASELINE_METRICS, scores)
-        run.log_metrics({name: scores[name] for name in evaluate.HEADLINE})
+        run.log_metrics({name: scores[name] for name in evaluate.KEY_METRICS})
         for path in (paths.BASELINE, paths.BASELINE_METRICS):
             run.log_artifact(path, "baseline")
-        print(f"spectrum: accuracy {scores['accuracy']:.4f}, ROC-AUC {scores['roc_auc']:.4f}")
+        print(f"spectrum: accuracy {scores['accuracy']:.4f}, ROC AUC {scores['roc_auc']:.4f}")
 
 
 if __name__ == "__main__":

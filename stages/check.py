@@ -5,14 +5,15 @@ from pathlib import Path
 
 import yaml
 
-from dfganext import files, paths, pipeline, settings, versions
+from dfganext import files, paths, pipeline, versions
 from dfganext.errors import UserError
+from dfganext.settings import load_settings, weights_file
 
 PINNED = Path("data.dvc")
 
 
 def main() -> None:
-    chosen = settings.load()
+    settings = load_settings()
     if PINNED.exists():
         refuse_what_would_come_back(PINNED)
     elif paths.DATA.is_dir():
@@ -27,7 +28,7 @@ def main() -> None:
             f"{paths.DATA}/real and {paths.DATA}/fake and run `dvc add {paths.DATA}`."
         )
     files.write_json(paths.VERSIONS, versions.installed())
-    point_at_weights(paths.WEIGHTS, chosen.convnext.weights)
+    point_at_weights(paths.WEIGHTS, settings.convnext.weights)
 
 
 def point_at_weights(place: Path, weights: str) -> None:
@@ -35,7 +36,7 @@ def point_at_weights(place: Path, weights: str) -> None:
 
     UserError if there is no such file.
     """
-    file = settings.weights_file(weights)
+    file = weights_file(weights)
     if file is not None and not file.is_file():
         raise UserError(
             f"convnext.weights: {file} is no file; give random, imagenet, or the path of a .safetensors or .pth file, an "

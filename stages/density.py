@@ -1,12 +1,13 @@
 """How dense the autoencoder's latent space is, around real images and around fakes."""
 
-from dfganext import files, labels, paths, pipeline, settings
+from dfganext import files, labels, paths, pipeline
 from dfganext.data import arrays
 from dfganext.data import split as sampling
 from dfganext.density import protocols
 from dfganext.models import autoencoder
 from dfganext.report import plots as figures
-from dfganext.tracking import runs as tracking
+from dfganext.settings import load_settings
+from dfganext.tracking import runs
 from dfganext.training import compute
 
 DIGITS = 10
@@ -14,26 +15,26 @@ DIGITS = 10
 
 
 def main() -> None:
-    chosen = settings.load()
-    with tracking.stage_run("density", chosen, reads=[paths.SPLIT, paths.AUTOENCODER], makes=[paths.DENSITY]) as run:
+    settings = load_settings()
+    with runs.stage_run("density", settings, reads=[paths.SPLIT, paths.AUTOENCODER], makes=[paths.DENSITY]) as run:
         compute.make_repeatable()
-        device = compute.device(chosen.machine.device)
+        device = compute.device(settings.machine.device)
         model = autoencoder.load(paths.AUTOENCODER)
-        images = paths.images_of_size(chosen.autoencoder.size)
+        images = paths.images_of_size(settings.autoencoder.size)
         train, test = (arrays.read(images, split) for split in (sampling.TRAIN, sampling.TEST))
         train_real, heldout_real, heldout_fake = (
             autoencoder.encode(model, part.pixels[part.only(label)], device=device)
             for part, label in ((train, labels.REAL), (test, labels.REAL), (test, labels.FAKE))
         )
-        scores = protocols.score(train_real, heldout_real, heldout_fake, chosen.density.bandwidth)
+        scores = protocols.score(train_real, heldout_real, heldout_fake, settings.density.bandwidth)
         scores = protocols.identify(scores, train, test)
         points, dimension = train_real.shape
-        summary = protocols.summarise(scores, points, dimension, chosen.density.bandwidth)
+        summary = protocols.summarise(scores, points, dimension, settings.density.bandwidth)
 
         files.write_table(paths.DENSITY / "scores.csv", scores, DIGITS)
         files.write_json(paths.DENSITY_METRICS, summary, DIGITS)
         by_class = scores[scores.protocol == "heldout"].groupby("label").log_density
-        title = f"Latent density, {dimension} dimensions, bandwidth {chosen.density.bandwidth:g}"
+        title = f"Latent density, {dimension} dimensions, bandwidth {settings.density.bandwidth:g}"
         figure = figures.density(by_class.get_group("real").to_numpy(), by_class.get_group("fake").to_numpy(), title)
         figures.save(figure, paths.DENSITY_FIGURE)
         run.log_metrics({f"heldout_{label}_mean": values.mean() for label, values in by_class})

@@ -2,22 +2,23 @@
 
 import shutil
 
-from dfganext import files, paths, pipeline, settings
+from dfganext import files, paths, pipeline
 from dfganext.data import manifest, sources
-from dfganext.tracking import runs as tracking
+from dfganext.settings import load_settings
+from dfganext.tracking import runs
 
 
 def main() -> None:
-    chosen = settings.load()
-    with tracking.stage_run("download", chosen, makes=[paths.MANIFEST, paths.REJECTS]) as run:
-        collection = sources.collect(chosen.download, paths.DATA, paths.work())
-        built = manifest.build(collection, paths.RAW, chosen.download, chosen.machine.workers)
+    settings = load_settings()
+    with runs.stage_run("download", settings, makes=[paths.MANIFEST, paths.REJECTS]) as run:
+        collection = sources.collect(settings.download, paths.DATA, paths.work())
+        built = manifest.build(collection, paths.RAW, settings.download, settings.machine.workers)
         files.write_table(paths.MANIFEST, built.manifest)
         files.write_table(paths.REJECTS, built.rejects)
         manifest.require_both_classes(built, paths.REJECTS)
         shutil.rmtree(paths.work() / sources.UNPACKED, ignore_errors=True)
         counts = built.summary["images"]
-        run.set_tags({"source": chosen.download.source})
+        run.set_tags({"source": settings.download.source})
         run.log_metrics({**counts, "rejects": len(built.rejects), "bytes": built.summary["bytes"]})
         run.log_artifact(paths.REJECTS, "data")
         print(f"{counts['real']} real and {counts['fake']} fake images; {len(built.rejects)} files refused")

@@ -1,36 +1,38 @@
 """Settle temperature and thresholds on validation images, then judge both models on the test images, once."""
 
-from dfganext import files, paths, pipeline, settings
+from dfganext import files, paths, pipeline
 from dfganext.data import arrays
 from dfganext.data import split as sampling
 from dfganext.evaluation import calibration, evaluate, metrics
 from dfganext.models import autoencoder, classifier
 from dfganext.report import plots as figures
-from dfganext.tracking import lineage
-from dfganext.tracking import runs as tracking
+from dfganext.settings import load_settings
+from dfganext.tracking import lineage, runs
 from dfganext.training import compute
 
 
 def main() -> None:
-    chosen = settings.load()
-    device = compute.device(chosen.machine.device)
+    settings = load_settings()
+    device = compute.device(settings.machine.device)
     reads = [paths.SPLIT, paths.CONVNEXT, paths.AUTOENCODER]
-    with tracking.stage_run("evaluate", chosen, reads=reads, makes=[paths.OPERATING_POINT, paths.PREDICTIONS]) as run:
+    with runs.stage_run("evaluate", settings, reads=reads, makes=[paths.OPERATING_POINT, paths.PREDICTIONS]) as run:
         compute.make_repeatable()
-        validation, test = splits(chosen.convnext.size)
+        validation, test = splits(settings.convnext.size)
         network, config = classifier.load(paths.CONVNEXT)
         logits = classifier.predict_logits(network, config, validation.pixels, device=device)
         outputs = classifier.predict_outputs(network, config, test.pixels, device=device)
         test_logits, argmax = classifier.fake_logits(outputs).astype(float), outputs.argmax(axis=1)
-        convnext = evaluate.judge_classifier(validation.labels, logits, test.labels, test_logits, argmax, test.groups)
+        convnext = evaluate.evaluate_classifier(
+            validation.labels, logits, test.labels, test_logits, argmax, test.groups
+        )
 
         model = autoencoder.load(paths.AUTOENCODER)
         validation_errors, errors = (
             autoencoder.reconstruction_errors(model, images.pixels, device=device)
-            for images in splits(chosen.autoencoder.size)
+            for images in splits(settings.autoencoder.size)
         )
-        reconstruction = evaluate.judge_autoencoder(
-            validation.labels, validation_errors, test.labels, errors, chosen.autoencoder.threshold, test.groups
+        reconstruction = evaluate.evaluate_autoencoder(
+            validation.labels, validation_errors, test.labels, errors, settings.autoencoder.threshold, test.groups
         )
 
         scores = {"convnext": convnext, "autoencoder": reconstruction}
@@ -47,16 +49,16 @@ def main() -> None:
         files.write_table(paths.CONFUSION, predictions[["label", "predicted"]])
         files.write_table(paths.ROC, roc)
         files.write_table(paths.PRECISION_RECALL, precision_recall)
-        figure = figures.evaluation(roc, precision_recall, predictions, chosen.convnext.architecture)
+        figure = figures.evaluation(roc, precision_recall, predictions, settings.convnext.architecture)
         figures.save(figure, paths.EVALUATION_FIGURE)
 
         run.set_tags(lineage.provenance())
-        run.log_headline(evaluate.headline(scores))
+        run.log_key_metrics(evaluate.key_metrics(scores))
         for path in (paths.EVALUATION, paths.EVALUATE_METRICS, paths.ROC, paths.PRECISION_RECALL):
             run.log_artifact(path, "evaluation")
         run.log_artifact(paths.EVALUATION_FIGURE, "evaluation")
         for name, row in scores.items():
-            print(f"{name}: accuracy {row['accuracy']:.4f}, F1 {row['f1']:.4f}, ROC-AUC {row['roc_auc']:.4f}")
+            print(f"{name}: accuracy {row['accuracy']:.4f}, F1 {row['f1']:.4f}, ROC AUC {row['roc_auc']:.4f}")
 
 
 def splits(size: int) -> list[arrays.Images]:

@@ -2,31 +2,32 @@
 
 import numpy as np
 
-from dfganext import files, labels, paths, pipeline, settings
+from dfganext import files, labels, paths, pipeline
 from dfganext.data import arrays
 from dfganext.data import split as sampling
 from dfganext.explain import gradcam, measure, statistics
 from dfganext.inference.detector import Detector
 from dfganext.report import plots as figures
-from dfganext.tracking import runs as tracking
+from dfganext.settings import load_settings
+from dfganext.tracking import runs
 from dfganext.training import compute
 
 FIGURES = (paths.GRADCAM_REAL_FIGURE, paths.GRADCAM_FAKE_FIGURE)
 
 
 def main() -> None:
-    chosen = settings.load()
-    with tracking.stage_run("gradcam", chosen, reads=[paths.SPLIT, paths.CONVNEXT], makes=[paths.GRADCAM]) as run:
+    settings = load_settings()
+    with runs.stage_run("gradcam", settings, reads=[paths.SPLIT, paths.CONVNEXT], makes=[paths.GRADCAM]) as run:
         compute.make_repeatable()
-        detector = Detector.load(paths.CONVNEXT, paths.OPERATING_POINT, compute.device(chosen.machine.device))
+        detector = Detector.load(paths.CONVNEXT, paths.OPERATING_POINT, compute.device(settings.machine.device))
         model, config = detector.model, detector.config
-        test = arrays.read(paths.images_of_size(chosen.convnext.size), sampling.TEST)
+        test = arrays.read(paths.images_of_size(settings.convnext.size), sampling.TEST)
         p_fake = detector.probabilities(test.pixels)
         called = (p_fake > detector.threshold).astype(int)
         maps = gradcam.maps_of_both(model, config, test.pixels)
-        rng = np.random.default_rng(chosen.seed)
+        rng = np.random.default_rng(settings.seed)
         order = [rng.permutation(test.only(label)) for label in labels.ALL]
-        tables = measure.tables(model, config, test, maps, called, order, chosen.gradcam, chosen.seed)
+        tables = measure.tables(model, config, test, maps, called, order, settings.gradcam, settings.seed)
 
         for name, table in tables.items():
             files.write_table(paths.GRADCAM / f"{name}.csv", table)
@@ -40,10 +41,10 @@ def main() -> None:
                 named = {f"{label}_for_{target}_{name}": value for name, value in row.items() if value is not None}
                 run.log_metrics(named)
 
-        target = chosen.gradcam.target
+        target = settings.gradcam.target
         targets = called if target == "predicted" else np.full(len(called), labels.index_of(target))
         raw = maps[targets, np.arange(len(targets))]
-        drawn = [np.sort(rows[: chosen.gradcam.per_class]) for rows in order]
+        drawn = [np.sort(rows[: settings.gradcam.per_class]) for rows in order]
         top = float(raw[np.concatenate(drawn)].max()) or 1.0
         for name, rows, path in zip(labels.NAMES, drawn, FIGURES, strict=True):
             captions = [f"{labels.NAMES[called[row]]}, p_fake {p_fake[row]:.3f}" for row in rows]

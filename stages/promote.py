@@ -2,25 +2,25 @@
 
 import json
 
-from dfganext import files, paths, pipeline, settings
+from dfganext import files, paths, pipeline
 from dfganext.evaluation import evaluate
-from dfganext.tracking import promotion
-from dfganext.tracking import runs as tracking
+from dfganext.settings import load_settings
+from dfganext.tracking import promotion, runs
 
 MODEL = paths.CONVNEXT
 
 
 def main() -> None:
-    chosen = settings.load()
+    settings = load_settings()
     reads = [paths.SPLIT, MODEL, paths.OPERATING_POINT, paths.EVALUATE_METRICS]
-    with tracking.stage_run("promote", chosen, reads=reads) as run:
+    with runs.stage_run("promote", settings, reads=reads) as run:
         scores = json.loads(paths.EVALUATE_METRICS.read_text(encoding="utf-8"))
-        data = promotion.Data.read(paths.SPLIT, paths.MANIFEST, paths.RAW, chosen.subsample.near_duplicate_bits)
+        data = promotion.Data.read(paths.SPLIT, paths.MANIFEST, paths.RAW, settings.subsample.near_duplicate_bits)
         promoted = promotion.promote(
             MODEL,
             paths.OPERATING_POINT,
             data,
-            chosen.promote,
+            settings.promote,
             run_id=run.makers.get(MODEL.as_posix(), run.id),
             tags={"test.accuracy": f"{scores['convnext']['accuracy']:.6f}"},
         )
@@ -28,14 +28,14 @@ def main() -> None:
         files.write_json(
             paths.CANDIDATE,
             {
-                "model": tracking.sha256_of(MODEL),
-                "operating_point": tracking.sha256_of(paths.OPERATING_POINT),
+                "model": files.sha256_of(MODEL),
+                "operating_point": files.sha256_of(paths.OPERATING_POINT),
                 "metric": promoted.metric,
                 "score": promoted.score,
             },
         )
         run.log_metrics({f"validation_{promoted.metric}": promoted.score})
-        run.log_headline(evaluate.headline(scores))
+        run.log_key_metrics(evaluate.key_metrics(scores))
         print(f"version {promoted.version} {promoted.outcome}: {promoted.reason}")
 
 

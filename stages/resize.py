@@ -1,17 +1,18 @@
 """Bring every image of the split to each size a model asks for."""
 
-from dfganext import paths, pipeline, settings
+from dfganext import paths, pipeline
 from dfganext.data import arrays
 from dfganext.data import split as sampling
-from dfganext.tracking import runs as tracking
+from dfganext.settings import load_settings
+from dfganext.tracking import runs
 
 
 def main() -> None:
-    chosen = settings.load()
-    with tracking.stage_run("resize", chosen, reads=[paths.SPLIT], makes=[paths.IMAGES]) as run:
+    settings = load_settings()
+    with runs.stage_run("resize", settings, reads=[paths.SPLIT], makes=[paths.IMAGES]) as run:
         split = sampling.read(paths.SPLIT)
-        for size in sorted({chosen.convnext.size, chosen.autoencoder.size}):
-            arrays.write(split, paths.RAW, paths.images_of_size(size), size, chosen.resize, chosen.machine.workers)
+        for size in sorted({settings.convnext.size, settings.autoencoder.size}):
+            arrays.write(split, paths.RAW, paths.images_of_size(size), size, settings.resize, settings.machine.workers)
         run.log_metrics({"images": len(split)})
 
 

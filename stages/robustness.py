@@ -2,31 +2,32 @@
 
 import numpy as np
 
-from dfganext import files, labels, paths, pipeline, settings
+from dfganext import files, labels, paths, pipeline
 from dfganext.data import arrays
 from dfganext.data import split as sampling
 from dfganext.evaluation import robustness
 from dfganext.inference.detector import Detector
-from dfganext.tracking import runs as tracking
+from dfganext.settings import load_settings
+from dfganext.tracking import runs
 from dfganext.training import compute
 
 
 def main() -> None:
-    chosen = settings.load()
-    with tracking.stage_run("robustness", chosen, reads=[paths.SPLIT, paths.CONVNEXT], makes=[paths.ROBUSTNESS]) as run:
+    settings = load_settings()
+    with runs.stage_run("robustness", settings, reads=[paths.SPLIT, paths.CONVNEXT], makes=[paths.ROBUSTNESS]) as run:
         compute.make_repeatable()
-        detector = Detector.load(paths.CONVNEXT, paths.OPERATING_POINT, compute.device(chosen.machine.device))
-        test = arrays.read(paths.images_of_size(chosen.convnext.size), sampling.TEST)
-        rng = np.random.default_rng(chosen.seed)
-        drawn = [rng.permutation(test.only(label))[: chosen.robustness.per_class] for label in labels.ALL]
+        detector = Detector.load(paths.CONVNEXT, paths.OPERATING_POINT, compute.device(settings.machine.device))
+        test = arrays.read(paths.images_of_size(settings.convnext.size), sampling.TEST)
+        rng = np.random.default_rng(settings.seed)
+        drawn = [rng.permutation(test.only(label))[: settings.robustness.per_class] for label in labels.ALL]
         rows = np.sort(np.concatenate(drawn))
 
-        def judge(degraded: np.ndarray) -> np.ndarray:
+        def predict(degraded: np.ndarray) -> np.ndarray:
             """p_fake as the served model would give it: an image that was degraded goes through the same preparation."""
             return detector.probabilities(np.stack([detector.config.prepare(image) for image in degraded]))
 
         some = test.pixels[rows], test.labels[rows], detector.threshold
-        table = robustness.measure(judge, *some, seed=chosen.seed, groups=test.groups[rows])
+        table = robustness.measure(predict, *some, seed=settings.seed, groups=test.groups[rows])
         files.write_table(paths.ROBUSTNESS, table)
         run.log_artifact(paths.ROBUSTNESS, "robustness")
         names = "accuracy_" + table["transform"] + table.strength.map("_{:g}".format)

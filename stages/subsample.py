@@ -2,17 +2,18 @@
 
 import pandas as pd
 
-from dfganext import paths, pipeline, settings
+from dfganext import paths, pipeline
 from dfganext.data import manifest
 from dfganext.data import split as sampling
 from dfganext.labels import NAMES
-from dfganext.tracking import runs as tracking
+from dfganext.settings import load_settings
+from dfganext.tracking import runs
 
 
 def main() -> None:
-    chosen = settings.load()
-    with tracking.stage_run("subsample", chosen, reads=[paths.MANIFEST], makes=[paths.SPLIT]) as run:
-        split = sampling.draw(manifest.read(paths.MANIFEST), chosen.subsample, chosen.subsample.seed)
+    settings = load_settings()
+    with runs.stage_run("subsample", settings, reads=[paths.MANIFEST], makes=[paths.SPLIT]) as run:
+        split = sampling.draw(manifest.read(paths.MANIFEST), settings.subsample, settings.subsample.seed)
         sampling.write(paths.SPLIT, split)
         counts = pd.crosstab(split.split, split.label)
         run.log_metrics({f"{row.Index}_{label}": getattr(row, label) for row in counts.itertuples() for label in NAMES})

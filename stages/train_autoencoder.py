@@ -1,25 +1,26 @@
 """Train the autoencoder on real images and keep its best epoch."""
 
-from dfganext import paths, pipeline, settings
+from dfganext import paths, pipeline
 from dfganext.data import arrays
 from dfganext.data import split as sampling
 from dfganext.models import autoencoder
-from dfganext.tracking import runs as tracking
+from dfganext.settings import load_settings
+from dfganext.tracking import runs
 from dfganext.training import autoencoder as training
 from dfganext.training import checkpoints, compute
 from dfganext.training.curves import Curves
 
 
 def main() -> None:
-    chosen = settings.load()
-    images = paths.images_of_size(chosen.autoencoder.size)
+    settings = load_settings()
+    images = paths.images_of_size(settings.autoencoder.size)
     train, validation = (arrays.read(images, split) for split in (sampling.TRAIN, sampling.VALIDATION))
-    machine, precision = compute.resolve(chosen.machine, "float32")
-    what = (train, validation, chosen.autoencoder, chosen.seed, machine)
+    machine, precision = compute.resolve(settings.machine, "float32")
+    what = (train, validation, settings.autoencoder, settings.seed, machine)
     inputs = training.inputs_of(*what)
     with (
         checkpoints.resumable(paths.work(), "autoencoder", inputs, training.MODULES, training.LIBRARIES) as checkpoint,
-        tracking.stage_run("train_autoencoder", chosen, reads=[paths.SPLIT, images], makes=[paths.AUTOENCODER]) as run,
+        runs.stage_run("train_autoencoder", settings, reads=[paths.SPLIT, images], makes=[paths.AUTOENCODER]) as run,
     ):
         run.set_tags({"precision": precision, "device": machine.device})
         curves = Curves(run.log_metrics)

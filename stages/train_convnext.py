@@ -4,29 +4,29 @@ import sys
 from dataclasses import asdict, replace
 from functools import partial
 
-from dfganext import paths, pipeline, settings
+from dfganext import paths, pipeline
 from dfganext.data import arrays
 from dfganext.data import split as sampling
 from dfganext.models import classifier
-from dfganext.settings import Settings
-from dfganext.tracking import runs as tracking
+from dfganext.settings import Settings, load_settings
+from dfganext.tracking import runs
 from dfganext.training import checkpoints, compute, distributed
 from dfganext.training import classifier as training
 from dfganext.training.curves import Curves
 
 
 def main() -> None:
-    chosen = settings.load()
+    settings = load_settings()
     command = [sys.executable, "-m", "stages.train_convnext"]
-    distributed.run(partial(train, chosen), chosen.convnext.processes, chosen.machine.device, command)
+    distributed.run(partial(train, settings), settings.convnext.processes, settings.machine.device, command)
 
 
-def train(chosen: Settings, group: distributed.Group) -> None:
+def train(settings: Settings, group: distributed.Group) -> None:
     """Train as one of a group, whose first process alone writes and logs."""
-    images = paths.images_of_size(chosen.convnext.size)
+    images = paths.images_of_size(settings.convnext.size)
     shown, validation = (arrays.read(images, split) for split in (sampling.TRAIN, sampling.VALIDATION))
-    machine, precision = compute.resolve(chosen.machine, chosen.convnext.precision)
-    what = (shown, validation, replace(chosen.convnext, precision=precision), chosen.loss, chosen.seed, machine)
+    machine, precision = compute.resolve(settings.machine, settings.convnext.precision)
+    what = (shown, validation, replace(settings.convnext, precision=precision), settings.loss, settings.seed, machine)
     inputs = training.inputs_of(*what)
     group.check_same(inputs)
     fit = partial(training.train, *what, group=group)
@@ -35,14 +35,14 @@ def train(chosen: Settings, group: distributed.Group) -> None:
         return
     with (
         checkpoints.resumable(paths.work(), "convnext", inputs, training.MODULES, training.LIBRARIES) as checkpoint,
-        tracking.stage_run(
-            "train_convnext", chosen, reads=[paths.SPLIT, images, paths.WEIGHTS], makes=[paths.CONVNEXT]
+        runs.stage_run(
+            "train_convnext", settings, reads=[paths.SPLIT, images, paths.WEIGHTS], makes=[paths.CONVNEXT]
         ) as run,
     ):
         run.set_tags({"processes": group.size, "precision": precision, "device": machine.device})
         curves = Curves(run.log_metrics)
         history, config = fit(checkpoint=checkpoint, on_epoch=curves)
-        classifier.save(paths.CONVNEXT, history.best_state, replace(config, **asdict(chosen.resize)))
+        classifier.save(paths.CONVNEXT, history.best_state, replace(config, **asdict(settings.resize)))
         curves.write(history, paths.CONVNEXT_CURVES, paths.CONVNEXT_SPEED)
         run.log_metrics({"best_epoch": history.best_epoch})
         run.log_artifact(paths.CONVNEXT_CURVES, "curves")

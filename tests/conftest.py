@@ -32,7 +32,7 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def shipped() -> settings.Settings:
     """The settings as shipped."""
-    return settings.load(ROOT / "params.yaml")
+    return settings.load_settings(ROOT / "params.yaml")
 
 
 @pytest.fixture(scope="session")
@@ -58,19 +58,18 @@ def made(tmp_path_factory) -> Path:
 @pytest.fixture
 def here(made, monkeypatch) -> Path:
     """That root as working directory, with no model registered."""
-    from dfganext.tracking import registry
-    from dfganext.tracking import runs as tracking
+    from dfganext.tracking import registry, store
 
     helpers.enter_root(made, monkeypatch)
     helpers.faces(made)
-    with suppress(tracking.NotFoundError):
-        tracking.connect()[0].delete_registered_model(registry.MODEL)
+    with suppress(store.NotFoundError):
+        store.connect()[0].delete_registered_model(registry.MODEL)
     return made
 
 
 @pytest.fixture
 def run_id(here) -> str:
-    from dfganext.tracking import runs as tracking
+    from dfganext.tracking import store
 
-    client, experiment = tracking.connect()
+    client, experiment = store.connect()
     return client.create_run(experiment, run_name="promote").info.run_id

@@ -41,14 +41,14 @@ def record(chosen: Settings, accuracy: float = 0.9, apart: float = 0.0, run: str
     labels = (table.label == "fake").to_numpy().astype(int)
     errors = table.reconstruction_error.to_numpy()
     scores = {
-        "convnext": evaluate.judge_classifier(
+        "convnext": evaluate.evaluate_classifier(
             labels,
             table.logit.to_numpy(),
             labels,
             table.logit.to_numpy(),
             (table.argmax == "fake").to_numpy().astype(int),
         ),
-        "autoencoder": evaluate.judge_autoencoder(labels, errors, labels, errors, values["autoencoder.threshold"]),
+        "autoencoder": evaluate.evaluate_autoencoder(labels, errors, labels, errors, values["autoencoder.threshold"]),
     }
     return Record(run, as_texts(values), scores, table, frozenset({table1.NETWORK, table1.AUTOENCODER}))
 

@@ -54,7 +54,7 @@ def test_json_and_csv_have_a_row_an_image_in_path_order(here, capsys):
     assert list(table[0]) == ["path", "label", "p_fake", "threshold", "error"]
     one = Detector.load(here / "model")
     for row, line in zip(rows, table, strict=True):
-        (verdict,) = one.judge([Path(row["path"]).read_bytes()])
+        (verdict,) = one.predict([Path(row["path"]).read_bytes()])
         assert row["label"] == verdict.label
         assert row["threshold"] == float(line["threshold"]) == 0.45
         assert (row["error"] is not None) == (row["path"] in BROKEN)
@@ -71,7 +71,7 @@ def test_the_table(here, capsys):
     out, err = capsys.readouterr()
     header, line = out.splitlines()
     assert header.split() == ["path", "label", "p_fake", "error"]
-    assert line.split()[:2] == ["images/a.png", Detector.load(here / "model").judge([png(0, 1)])[0].label]
+    assert line.split()[:2] == ["images/a.png", Detector.load(here / "model").predict([png(0, 1)])[0].label]
     assert err == ""
     assert predict("images") == 1
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(PATHS)

@@ -324,7 +324,7 @@ def test_resize_keeps_a_flat_colour_and_the_mean_and_does_not_alias():
     np.testing.assert_array_equal(images.resize(image[:, ::-1], 32), images.resize(image, 32)[:, ::-1])
 
 
-def test_equalised_images_have_one_last_compression():
+def test_reencoded_images_have_one_last_compression():
     rng = np.random.default_rng(8)
     picture = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize(
         (64, 64), Image.Resampling.BICUBIC
@@ -334,12 +334,12 @@ def test_equalised_images_have_one_last_compression():
         buffer = io.BytesIO()
         picture.save(buffer, **options)
         files.append(images.decode(buffer.getvalue()))
-    tables = {images.jpeg_quantisation(images.reencode(image)) for image in files}
+    tables = {images.jpeg_quantisation(images.to_jpeg(image)) for image in files}
     assert len(tables) == 1
     for image in files:
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "JPEG", quality=75, subsampling=2)
         expected = np.asarray(Image.open(buffer))
-        np.testing.assert_array_equal(images.prepare(image, 64, equalise=True), expected)
-        np.testing.assert_array_equal(images.prepare(image, 64, equalise=False), image)
-        assert images.prepare(image, 32, equalise=True).shape == (32, 32, 3)
+        np.testing.assert_array_equal(images.prepare(image, 64, reencode=True), expected)
+        np.testing.assert_array_equal(images.prepare(image, 64, reencode=False), image)
+        assert images.prepare(image, 32, reencode=True).shape == (32, 32, 3)

@@ -22,7 +22,7 @@ def test_every_output_is_a_known_path():
 
 
 def test_every_setting_and_source_named_exists():
-    flat = settings.flatten(settings.load(ROOT / "params.yaml"))
+    flat = settings.flatten(settings.load_settings(ROOT / "params.yaml"))
     for stage, spec in STAGES.items():
         for key in (entry for entry in spec.get("params", []) if isinstance(entry, str)):
             assert any(name == key or name.startswith(f"{key}.") for name in flat), f"{stage}: {key}"

@@ -32,16 +32,16 @@ def changed(values: dict[str, Any], key: str, value: object) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_shipped_file_is_valid(name):
-    settings.load(ROOT / name)
+    settings.load_settings(ROOT / name)
 
 
 def test_profiles_have_the_same_keys_as_params():
-    keys = [list(settings.flatten(settings.load(ROOT / name))) for name in FILES]
+    keys = [list(settings.flatten(settings.load_settings(ROOT / name))) for name in FILES]
     assert len(FILES) > 1 and all(one == keys[0] for one in keys)
 
 
 def test_paper_profile_has_the_papers_values():
-    paper = settings.load(ROOT / "profiles" / "paper.yaml")
+    paper = settings.load_settings(ROOT / "profiles" / "paper.yaml")
     assert paper.subsample.per_class == 6000 and paper.subsample.train_to_test == 5
     convnext = paper.convnext
     assert (convnext.size, convnext.epochs, convnext.lr, convnext.lr_step, convnext.lr_gamma) == (256, 10, 1e-4, 2, 0.1)
@@ -128,12 +128,12 @@ def test_a_file_that_is_no_settings(tmp_path, content, says):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=says):
-        settings.load(path)
+        settings.load_settings(path)
 
 
 def test_a_folder_is_no_settings(tmp_path):
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
-        settings.load(tmp_path)
+        settings.load_settings(tmp_path)
 
 
 @pytest.mark.parametrize(("weights", "file"), [("random", None), ("imagenet", None), ("a/w.pth", "a/w.pth")])

@@ -110,7 +110,7 @@ def judge_files(detector: Detector, files: Iterable[Path], heatmaps: dict[Path, 
     """
     for batch in _batches(files):
         encoded = [data if isinstance(data, bytes) else data.reason for _, data in batch]
-        verdicts = detector.judge(encoded, explain=bool(heatmaps))
+        verdicts = detector.predict(encoded, explain=bool(heatmaps))
         for (path, _), verdict in zip(batch, verdicts, strict=True):
             row: dict[str, Any] = {"path": printable(str(path)), "label": verdict.label, "p_fake": verdict.p_fake}
             row |= {"threshold": verdict.threshold, "error": verdict.error}

@@ -6,6 +6,8 @@ Numbers are written with the digits that mean something: those after them differ
 from __future__ import annotations
 
 import csv
+import functools
+import hashlib
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -53,3 +55,20 @@ def _rounded(value: object, digits: int) -> object:
     if isinstance(value, dict):
         return {key: _rounded(one, digits) for key, one in value.items()}
     return [_rounded(one, digits) for one in value] if isinstance(value, list | tuple) else value
+
+
+def sha256_of(path: Path | str) -> str:
+    """sha256 of a file, or of a folder: over its sorted lines "<relative path> <sha256>\\n"."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
+        lines = (f"{name} {sha256_of(file)}\n" for name, file in files)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    status = path.stat()
+    return _sha256_of_file(path.resolve(), status.st_mtime_ns, status.st_size)
+
+
+@functools.cache  # a stage asks for the arrays' hash twice, for its checkpoint and for its run
+def _sha256_of_file(path: Path, modified: int, size: int) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -21,7 +21,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "PPM")
 MAX_MEGAPIXELS = 64.0
 MIN_SIDE = 16
 EQUAL_QUALITY = 75
-"""JPEG quality of equalised images: that of the paper's data set."""
+"""JPEG quality of reencoded images: that of the paper's data set."""
 
 # catch_warnings swaps the filters of the whole process: two threads at once could leave them swapped for good
 _WARNINGS = threading.Lock()
@@ -114,15 +114,15 @@ def resize(image: np.ndarray, size: int, interpolation: str = "lanczos") -> np.n
     return resized[0].permute(1, 2, 0).numpy()
 
 
-def reencode(image: np.ndarray) -> bytes:
+def to_jpeg(image: np.ndarray) -> bytes:
     """uint8 (height, width, 3) as JPEG, quality 75, 4:2:0."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=EQUAL_QUALITY, subsampling="4:2:0")
     return buffer.getvalue()
 
 
-def prepare(image: np.ndarray, size: int, interpolation: str = "lanczos", equalise: bool = False) -> np.ndarray:
-    """What training, evaluation and serving alike do to a decoded image: `resize`, then perhaps equalise.
+def prepare(image: np.ndarray, size: int, interpolation: str = "lanczos", reencode: bool = False) -> np.ndarray:
+    """What training, evaluation and serving alike do to a decoded image: `resize`, then perhaps reencode.
 
     Equalising saves and reads the image as JPEG of one quality, so that how a file was saved tells less of its class: the
     last compression is the same for all, and what an earlier one left behind is weakened.
@@ -134,7 +134,7 @@ def prepare(image: np.ndarray, size: int, interpolation: str = "lanczos", equali
         uint8, (size, size, 3).
     """
     square = resize(image, size, interpolation)
-    return np.array(Image.open(io.BytesIO(reencode(square)))) if equalise else square
+    return np.array(Image.open(io.BytesIO(to_jpeg(square)))) if reencode else square
 
 
 def _open(data: bytes, max_megapixels: float, min_side: int) -> ImageFile.ImageFile:

@@ -79,7 +79,7 @@ class Subsample:
 @dataclass(frozen=True)
 class Resize:
     interpolation: Literal["lanczos", "bicubic", "bilinear"]
-    equalise: bool
+    reencode: bool
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def weights_file(weights: str) -> Path | None:
     return None if weights in ("random", "imagenet") else Path(weights)
 
 
-def load(path: Path | str = "params.yaml") -> Settings:
+def load_settings(path: Path | str = "params.yaml") -> Settings:
     """Read and check a params.yaml. UserError if the file cannot be read, is no YAML mapping, or breaks a rule."""
     path = Path(path)
     try:

@@ -20,12 +20,11 @@ import pytest
 from helpers import detector, enter_root, faces, free_port
 from test_lineage import evaluate
 
-from dfganext import cli, paths, settings
+from dfganext import cli, files, paths, settings
 from dfganext.errors import UserError
 from dfganext.inference.detector import Detector
 from dfganext.settings import Promote
-from dfganext.tracking import lineage, promotion, registry
-from dfganext.tracking import runs as tracking
+from dfganext.tracking import lineage, promotion, registry, runs, store
 
 PATIENCE = 60
 """Seconds until a server that has not answered has failed."""
@@ -213,18 +212,18 @@ def side_by_side(script: str, *calls: tuple[Path, list[str], dict[str, str]]) ->
 EXECUTION = """
 import sys
 from dfganext import paths, settings
-from dfganext.tracking import runs as tracking
-chosen = settings.load(sys.argv[1])
-tracking.import_mlflow()
+from dfganext.tracking import runs, store
+chosen = settings.load_settings(sys.argv[1])
+store.import_mlflow()
 print("ready", flush=True)
 sys.stdin.readline()
-with tracking.stage_run("train_convnext", chosen, reads=[paths.SPLIT], makes=["weights"]) as run:
+with runs.stage_run("train_convnext", chosen, reads=[paths.SPLIT], makes=["weights"]) as run:
     open("weights", "w").write(sys.argv[2])
     for step in range(20):
         run.log_metrics({"loss": float(sys.argv[2]) / (step + 1)}, step)
     run.log_artifact("weights", "models")
-with tracking.stage_run("gradcam", chosen, reads=["weights"]) as later:
-    later.log_headline({"accuracy": float(sys.argv[2])})
+with runs.stage_run("gradcam", chosen, reads=["weights"]) as later:
+    later.log_key_metrics({"accuracy": float(sys.argv[2])})
     later.set_tags({"made": later.makers["weights"] == run.id})
 """
 
@@ -246,12 +245,12 @@ def test_executions_of_two_machines_land_on_one_server(remote, root, tmp_path, m
         )
 
     enter_root(tmp_path / "third", monkeypatch)
-    client, experiment = tracking.connect()
+    client, experiment = store.connect()
     for number, name in enumerate(("quick-fox", "Quick-Fox"), start=2):
         (parent,) = client.search_runs([experiment], f"tags.`dvc.experiment` = '{name}' and tags.execution != ''")
         below = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
         trained, explained = client.search_runs([experiment], below, order_by=["attributes.start_time ASC"])
-        assert parent.data.params == settings.as_texts(settings.flatten(settings.load(root / "params.yaml")))
+        assert parent.data.params == settings.as_texts(settings.flatten(settings.load_settings(root / "params.yaml")))
         assert parent.data.metrics == {"accuracy": number}
         assert (trained.data.tags["stage"], explained.data.tags["stage"]) == ("train_convnext", "gradcam")
         assert explained.data.tags["made"] == "True"
@@ -262,7 +261,7 @@ def test_executions_of_two_machines_land_on_one_server(remote, root, tmp_path, m
         assert data.dataset.name == "split.csv"
         copy = client.download_artifacts(trained.info.run_id, "models", str(tmp_path))
         assert Path(copy, "weights").read_text() == str(number)
-        assert tracking.find_run("weights", trained.data.tags["made.weights"]) == trained.info.run_id
+        assert runs.find_run("weights", trained.data.tags["made.weights"]) == trained.info.run_id
 
 
 @pytest.mark.slow
@@ -281,10 +280,10 @@ PROMOTE = """
 import sys
 from pathlib import Path
 from dfganext.tracking import promotion
-from dfganext.tracking import runs as tracking
+from dfganext.tracking import runs, store
 from dfganext.settings import Promote
-tracking.import_mlflow().pyfunc
-client, experiment = tracking.connect()
+store.import_mlflow().pyfunc
+client, experiment = store.connect()
 run = client.create_run(experiment, run_name="promote").info.run_id
 print("ready", flush=True)
 sys.stdin.readline()
@@ -303,7 +302,7 @@ def test_two_machines_promote_at_once_and_a_third_judges_with_the_better(
     outcomes = side_by_side(PROMOTE, *zip(machines, (["good"], ["bad"]), ({}, {}), strict=True))
     assert outcomes[0].strip() == "promoted"
     monkeypatch.chdir(machines[0])
-    client, experiment = tracking.connect()
+    client, experiment = store.connect()
     again = promotion.promote(
         Path("bad"),
         Path("bad/operating_point.json"),
@@ -318,8 +317,8 @@ def test_two_machines_promote_at_once_and_a_third_judges_with_the_better(
     monkeypatch.chdir(elsewhere)
     images = [material / "raw" / "real" / "0.png", material / "raw" / "fake" / "0.png"]
     with registry.resolve(registry.CHAMPION_URI) as folder:
-        judged = Detector.load(folder).judge([image.read_bytes() for image in images])
-    assert judged == Detector.load(material / "good").judge([image.read_bytes() for image in images])
+        judged = Detector.load(folder).predict([image.read_bytes() for image in images])
+    assert judged == Detector.load(material / "good").predict([image.read_bytes() for image in images])
     assert cli.main(["predict", "--json", *map(str, images)]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert sorted(row["p_fake"] for row in rows) == pytest.approx(sorted(one.p_fake for one in judged))
@@ -335,7 +334,7 @@ def test_two_machines_promote_at_once_and_a_third_judges_with_the_better(
 def test_whoever_makes_the_same_row_at_once_is_not_refused(remote, tmp_path, monkeypatch):
     """MLflow looks whether there is an alias or a tag before it inserts it; the database refuses all inserts but the first."""
     enter_root(tmp_path, monkeypatch)
-    client, experiment = tracking.connect()
+    client, experiment = store.connect()
     run = client.create_run(experiment).info.run_id
     barrier = threading.Barrier(6)
     with ThreadPoolExecutor(barrier.parties) as pool:
@@ -358,12 +357,12 @@ STAGE = """
 import sys
 from pathlib import Path
 from dfganext import settings
-from dfganext.tracking import runs as tracking
+from dfganext.tracking import runs, store
 name, source, target = sys.argv[1:]
-chosen = settings.load()
-with tracking.stage_run(name, chosen, reads=[source], makes=[target]) as run:
+chosen = settings.load_settings()
+with runs.stage_run(name, chosen, reads=[source], makes=[target]) as run:
     Path(target).write_text(f"{Path(source).read_text()}, {name} with {chosen.seed}")
-    run.log_headline({"seed": chosen.seed})
+    run.log_key_metrics({"seed": chosen.seed})
 """
 
 PIPELINE = """
@@ -421,9 +420,9 @@ def test_two_clones_share_files_and_runs(remote, root, tmp_path, monkeypatch):
     for folder in (here, there):
         assert not list(folder.glob("ml*")), "runs, files and locks are the server's"
     enter_root(tmp_path / "third", monkeypatch)
-    client, experiment = tracking.connect()
+    client, experiment = store.connect()
     commit = call(here, "git rev-parse HEAD").strip()
-    ours = f"tags.stage = 'one' and tags.`read.start.txt` = '{tracking.sha256_of(here / 'start.txt')}'"
+    ours = f"tags.stage = 'one' and tags.`read.start.txt` = '{files.sha256_of(here / 'start.txt')}'"
     later, first = client.search_runs([experiment], ours, order_by=["attributes.start_time DESC"])
     parent = client.get_run(later.data.tags["mlflow.parentRunId"])
     assert (parent.info.run_name, parent.data.params["seed"], parent.data.metrics) == ("seed-1", "1", {"seed": 1})
@@ -443,13 +442,13 @@ def test_a_server_that_dies_during_a_stage_is_named_and_the_work_is_kept(tmp_pat
     database = f"sqlite:///{folder}/server.db"
     with ExitStack() as running, pytest.raises(UserError, match=rf"http://127\.0\.0\.1:{port} cannot be used") as error:
         running.enter_context(mlflow_server(folder, database, port))
-        with tracking.stage_run("one", shipped, makes=["made.txt"]) as run:
+        with runs.stage_run("one", shipped, makes=["made.txt"]) as run:
             running.close()
             Path("made.txt").write_text("kept")
     assert "\n" not in str(error.value)
     assert Path("made.txt").read_text() == "kept"
     with mlflow_server(folder, database, port):
-        assert tracking.connect()[0].get_run(run.id).info.run_name == "one"
+        assert store.connect()[0].get_run(run.id).info.run_name == "one"
 
 
 class Stranger(BaseHTTPRequestHandler):
@@ -479,7 +478,7 @@ def test_an_address_of_something_else_is_named(tmp_path, shipped, monkeypatch, s
         try:
             address = f"http://127.0.0.1:{web.server_port}"
             monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-            for attempt in (lambda: tracking.stage_run("one", shipped).__enter__(), lambda: registry.champion()):
+            for attempt in (lambda: runs.stage_run("one", shipped).__enter__(), lambda: registry.champion()):
                 with pytest.raises(UserError, match=f"{address} cannot be used .*MLFLOW_TRACKING_URI") as error:
                     attempt()
                 assert "\n" not in str(error.value) and len(str(error.value)) < 600
@@ -492,6 +491,6 @@ def test_an_address_that_is_none_is_named(tmp_path, shipped, monkeypatch, addres
     enter_root(tmp_path, monkeypatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     with pytest.raises(UserError, match=f"{address} cannot be used .*MLFLOW_TRACKING_URI") as error:
-        tracking.stage_run("one", shipped).__enter__()
+        runs.stage_run("one", shipped).__enter__()
     assert "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir() if "lock" not in path.name] == ["dvc.yaml"]

@@ -320,11 +320,11 @@ def test_ones_own_images(origin, tmp_path):
     params = project.read("params.yaml")
     output = project.run("dvc", "repro", "subsample", fails=True)
     assert "60 images of each class were asked for, but there are 30 real and 30 fake" in output
-    params = params.replace("per_class: 60", "per_class: 30").replace("equalise: false", "equalise: true")
+    params = params.replace("per_class: 60", "per_class: 30").replace("reencode: false", "reencode: true")
     project.write("params.yaml", params)
     output = project.run("dvc", "repro", "audit")
-    assert "WARNING" in output and "quantisation" in output and "resize.equalise" in output
-    assert "bytes_equalised" in json.loads(project.read("metrics/audit.json"))["groups"]
+    assert "WARNING" in output and "quantisation" in output and "resize.reencode" in output
+    assert "bytes_reencoded" in json.loads(project.read("metrics/audit.json"))["groups"]
     with (project.folder / paths.SPLIT).open() as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 60 and all(row["path"].split("/")[1] == "photos" for row in rows)

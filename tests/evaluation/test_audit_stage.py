@@ -7,7 +7,7 @@ from PIL import Image
 
 from dfganext import images, paths
 from dfganext.errors import UserError
-from stages.audit import equalised_bytes
+from stages.audit import reencoded_bytes
 
 
 def test_whatever_download_lets_through_can_be_saved_alike(tmp_path, monkeypatch):
@@ -17,9 +17,9 @@ def test_whatever_download_lets_through_can_be_saved_alike(tmp_path, monkeypatch
     pixels = {name: rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for name, shape in sides.items()}
     for name, image in pixels.items():
         Image.fromarray(image).save(tmp_path / name)
-    found = equalised_bytes(pd.DataFrame({"path": list(sides)}))
+    found = reencoded_bytes(pd.DataFrame({"path": list(sides)}))
     seen = [pixels["small.png"], pixels["square.png"], pixels["long.png"][:, 32_992:33_008]]
-    assert list(found) == [len(images.reencode(image)) for image in seen]
+    assert list(found) == [len(images.to_jpeg(image)) for image in seen]
 
 
 @pytest.mark.parametrize("content", [None, b"no image"])
@@ -28,4 +28,4 @@ def test_an_image_that_has_changed_is_named(tmp_path, monkeypatch, content):
     if content is not None:
         (tmp_path / "1.png").write_bytes(content)
     with pytest.raises(UserError, match=r"1\.png can no longer be read .*; run `dvc repro download` again"):
-        equalised_bytes(pd.DataFrame({"path": ["1.png"]}))
+        reencoded_bytes(pd.DataFrame({"path": ["1.png"]}))

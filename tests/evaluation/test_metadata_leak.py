@@ -90,7 +90,7 @@ def test_fakes_saved_at_another_quality_are_named():
     expected = f"100 % of the fakes but 5 % of the real images have JPEG quantisation tables of mean {' and '.join(tables.split())}."
     assert worst["sentence"] == expected
     warning = next(one for one in report["warnings"] if one.startswith("JPEG quantisation tables"))
-    assert "quality" in warning and "resize.equalise: true" in warning
+    assert "quality" in warning and "resize.reencode: true" in warning
 
 
 def test_another_size():
@@ -185,15 +185,15 @@ def test_near_duplicates_stay_on_one_side():
     assert apart["groups"]["size"]["roc_auc"] > 0.75 > 0.65 > together["groups"]["size"]["roc_auc"]
 
 
-def test_equalised_bytes_make_a_group_of_their_own():
+def test_reencoded_bytes_make_a_group_of_their_own():
     rows = alike()
     saved = pd.Series(np.where(rows.label == "fake", 5000, 6000), index=rows.index)
-    report = audit.measure(rows, equalised_bytes=saved[::-1])
-    assert list(report["groups"]) == [*GROUPS, "bytes_equalised"]
-    assert leaks(report) == ["bytes_equalised"] and "bytes_equalised" not in report["groups"]["all"]["features"]
-    assert report["offenders"][0]["feature"] == "bytes_equalised"
+    report = audit.measure(rows, reencoded_bytes=saved[::-1])
+    assert list(report["groups"]) == [*GROUPS, "bytes_reencoded"]
+    assert leaks(report) == ["bytes_reencoded"] and "bytes_reencoded" not in report["groups"]["all"]["features"]
+    assert report["offenders"][0]["feature"] == "bytes_reencoded"
     with pytest.raises(ValueError, match="indices"):
-        audit.measure(rows, equalised_bytes=saved[:-1])
+        audit.measure(rows, reencoded_bytes=saved[:-1])
 
 
 def test_the_report_is_json_repeatable_and_blind_to_the_order_of_rows():

@@ -117,21 +117,21 @@ def test_brier_score_agrees_with_scikit_learn():
 def test_what_is_chosen_does_not_look_at_test_images():
     labels, values = scores(2)
     argmax = (values > 0).astype(int)
-    one = evaluate.judge_classifier(labels, values, labels, values, argmax)
-    two = evaluate.judge_classifier(labels, values, labels, -values, argmax)
+    one = evaluate.evaluate_classifier(labels, values, labels, values, argmax)
+    two = evaluate.evaluate_classifier(labels, values, labels, -values, argmax)
     assert one["threshold"] == two["threshold"] and one["temperature"] == two["temperature"]
     assert one["roc_auc"] == pytest.approx(1 - two["roc_auc"])
     p = 1 / (1 + np.exp(-values))
-    one = evaluate.judge_autoencoder(labels, p, labels, p, paper_threshold=0.0035)
-    two = evaluate.judge_autoencoder(labels, p, labels, 1 - p, paper_threshold=0.0035)
+    one = evaluate.evaluate_autoencoder(labels, p, labels, p, paper_threshold=0.0035)
+    two = evaluate.evaluate_autoencoder(labels, p, labels, 1 - p, paper_threshold=0.0035)
     assert one["threshold"] == two["threshold"] and one["paper"]["threshold"] == 0.0035
     assert one["mean_error"]["fake"] == pytest.approx(p[labels == 1].mean())
 
 
 def test_every_figure_lies_in_its_interval():
     labels, values = scores(6)
-    found = evaluate.judge_classifier(labels, values, labels, values, (values > 0).astype(int))
-    assert set(evaluate.HEADLINE) | {"brier", "ece", "log_loss", "tpr_at_1_percent_fpr"} <= set(found["intervals"])
+    found = evaluate.evaluate_classifier(labels, values, labels, values, (values > 0).astype(int))
+    assert set(evaluate.KEY_METRICS) | {"brier", "ece", "log_loss", "tpr_at_1_percent_fpr"} <= set(found["intervals"])
     for name, (low, high) in found["intervals"].items():
         assert low - 1e-9 <= found[name] <= high + 1e-9 or name == "ece", name  # resampling adds to a calibration error
 
@@ -140,14 +140,14 @@ def test_argmax_over_one_logit_is_a_coin():
     """What the paper's 50.00 % for binary cross entropy looks like: the same model, decided rightly, is perfect."""
     labels = np.array([0, 1] * 50)
     outputs = np.where(labels == 1, 3.0, -3.0)[:, None]
-    found = evaluate.judge_classifier(labels, outputs[:, 0], labels, outputs[:, 0], outputs.argmax(axis=1))
+    found = evaluate.evaluate_classifier(labels, outputs[:, 0], labels, outputs[:, 0], outputs.argmax(axis=1))
     assert (found["accuracy"], found["argmax"]["accuracy"]) == (1.0, 0.5)
 
 
 def test_the_reversed_autoencoder_is_right_where_fakes_reconstruct_better():
     labels, values = scores(7, apart=-2)
     errors = np.exp(values) / 100
-    found = evaluate.judge_autoencoder(labels, errors, labels, errors, paper_threshold=0.0035)
+    found = evaluate.evaluate_autoencoder(labels, errors, labels, errors, paper_threshold=0.0035)
     assert found["roc_auc"] < 0.2 and found["reversed"]["roc_auc"] == pytest.approx(1 - found["roc_auc"])
     called = errors < found["reversed"]["threshold"]
     assert found["reversed"]["accuracy"] == pytest.approx(np.mean(called == (labels == 1)))

@@ -13,7 +13,7 @@ from dfganext.data import arrays
 from dfganext.data.arrays import Images
 from dfganext.evaluation import robustness
 from dfganext.inference.detector import Detector
-from dfganext.tracking import runs as tracking
+from dfganext.tracking import runs
 from stages import robustness as stage
 
 LABELS = np.repeat([0, 1], 50)
@@ -37,7 +37,7 @@ def taken(shipped, tmp_path, monkeypatch):
         return pd.DataFrame({"transform": ["none"], "strength": [0.0], "accuracy": [0.5]})
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tracking, "stage_run", stage_run)
+    monkeypatch.setattr(runs, "stage_run", stage_run)
     monkeypatch.setattr(Detector, "load", lambda *_: SimpleNamespace(threshold=0.5))
     monkeypatch.setattr(
         arrays, "read", lambda *_: Images(PIXELS, LABELS, [str(row) for row in range(100)], np.arange(100))
@@ -46,7 +46,7 @@ def taken(shipped, tmp_path, monkeypatch):
 
     def call(seed: int, per_class: int | None) -> list[int]:
         chosen = dataclasses.replace(shipped, seed=seed, robustness=settings.Robustness(per_class))
-        monkeypatch.setattr(settings, "load", lambda: chosen)
+        monkeypatch.setattr(stage, "load_settings", lambda: chosen)
         stage.main()
         return rows[-1].tolist()
 

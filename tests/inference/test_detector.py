@@ -34,22 +34,22 @@ def test_p_fake_is_the_calibrated_one(folder):
         write_point(folder, threshold=threshold, temperature=temperature)
         loaded = Detector.load(folder)
         expected = 1 / (1 + np.exp(-logits / temperature))
-        verdicts = loaded.judge(data)
+        verdicts = loaded.predict(data)
         assert [one.p_fake for one in verdicts] == pytest.approx(expected, abs=1e-6)
         assert {one.threshold for one in verdicts} == {threshold}
         for verdict, p in zip(verdicts, expected, strict=True):
             assert verdict.label == ("fake" if p > verdict.threshold else "real")
 
 
-def test_a_detector_trained_on_equalised_images_equalises_what_it_is_shown(folder):
+def test_a_detector_trained_on_reencoded_images_reencodes_what_it_is_shown(folder):
     model, config = classifier.load(folder)
-    classifier.save(folder, model.state_dict(), replace(config, equalise=True))
+    classifier.save(folder, model.state_dict(), replace(config, reencode=True))
     data = png(1, 5)
-    plain = images.prepare(images.decode(data), 32, equalise=False)
-    equalised = images.prepare(images.decode(data), 32, equalise=True)
-    assert not np.array_equal(plain, equalised)
-    (verdict,) = Detector.load(folder).judge([data])
-    expected = 1 / (1 + np.exp(-logits_of(folder, equalised[None])[0]))
+    plain = images.prepare(images.decode(data), 32, reencode=False)
+    reencoded = images.prepare(images.decode(data), 32, reencode=True)
+    assert not np.array_equal(plain, reencoded)
+    (verdict,) = Detector.load(folder).predict([data])
+    expected = 1 / (1 + np.exp(-logits_of(folder, reencoded[None])[0]))
     assert verdict.p_fake == pytest.approx(expected, abs=1e-6)
 
 
@@ -59,16 +59,23 @@ def test_a_detector_shrinks_what_it_is_shown_as_its_training_images_were(folder)
     data = png(1, 64)
     prepared = images.prepare(images.decode(data), 32, "bilinear")
     assert not np.array_equal(prepared, images.prepare(images.decode(data), 32))
-    (verdict,) = Detector.load(folder).judge([data])
+    (verdict,) = Detector.load(folder).predict([data])
     assert verdict.p_fake == pytest.approx(1 / (1 + np.exp(-logits_of(folder, prepared[None])[0])), abs=1e-6)
 
 
 def test_a_config_of_before_there_was_a_choice_still_loads(folder):
     config = json.loads((folder / "config.json").read_text())
-    del config["equalise"], config["interpolation"]
+    del config["reencode"], config["interpolation"]
     (folder / "config.json").write_text(json.dumps(config))
     loaded = Detector.load(folder).config
-    assert (loaded.equalise, loaded.interpolation) == (False, "lanczos")
+    assert (loaded.reencode, loaded.interpolation) == (False, "lanczos")
+
+
+def test_a_config_with_the_former_name_of_reencode_still_loads(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["reencode"]
+    (folder / "config.json").write_text(json.dumps(config | {"equalise": True}))
+    assert Detector.load(folder).config.reencode is True
 
 
 @pytest.mark.parametrize(
@@ -136,7 +143,7 @@ def test_a_given_threshold_wins_and_an_unknown_temperature_is_1_and_told(folder,
         write_point(folder, **point)
     loaded = Detector.load(folder, threshold=0.3)
     assert (loaded.threshold, loaded.temperature, loaded.calibrated) == (0.3, temperature, calibrated)
-    (verdict,) = loaded.judge([png(1, 3)])
+    (verdict,) = loaded.predict([png(1, 3)])
     pixels = images.resize(images.decode(png(1, 3)), 32)[None]
     assert verdict.p_fake == pytest.approx(1 / (1 + np.exp(-logits_of(folder, pixels)[0] / temperature)), abs=1e-6)
     assert verdict.label == ("fake" if verdict.p_fake > 0.3 else "real")

@@ -66,7 +66,7 @@ def test_it_loads_in_a_clean_process_elsewhere_without_the_package(saved, tmp_pa
     assert done.returncode == 0, done.stderr
     plain, explained = json.loads(done.stdout.partition("records ")[2])
     one = Detector.load(saved / "detector")
-    (expected,) = one.judge([png(0, 1)])
+    (expected,) = one.predict([png(0, 1)])
     for records in (plain, explained):
         assert len(records) == len(texts)
         for record in (records[0], *records[4:]):

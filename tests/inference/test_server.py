@@ -16,8 +16,7 @@ from helpers import detector, enter_root, faces, free_port, png
 
 from dfganext.inference.detector import Detector
 from dfganext.settings import Promote
-from dfganext.tracking import promotion
-from dfganext.tracking import runs as tracking
+from dfganext.tracking import promotion, store
 
 PICTURES = [png(0, 1), png(1, 1)]
 TEXTS = [base64.b64encode(data).decode() for data in (PICTURES[0], b"no image", PICTURES[1], PICTURES[0][:300])]
@@ -38,7 +37,7 @@ def server(tmp_path_factory):
         enter_root(root, patch)
         faces(root, validation=4)
         folder = detector(root / "detector", good=True, threshold=0.45)
-        client, experiment = tracking.connect()
+        client, experiment = store.connect()
         run_id = client.create_run(experiment).info.run_id
         data = promotion.Data.read(root / "split.csv", root / "manifest.csv", root / "raw", 8)
         chosen = Promote("roc_auc", 2, ("test_convnext",), "float32")
@@ -86,7 +85,7 @@ def test_every_form_with_good_images_and_broken_ones(server, form, explain):
     params = {} if explain is None else {"params": {"explain": explain}}
     records = post(address, {form: REQUESTS[form], **params})
     assert len(records) == len(TEXTS)
-    expected = Detector.load(folder).judge(PICTURES)
+    expected = Detector.load(folder).predict(PICTURES)
     for record, verdict in zip((records[0], records[2]), expected, strict=True):
         assert record["label"] == verdict.label
         assert record["p_fake"] == pytest.approx(verdict.p_fake, abs=1e-5)
@@ -106,7 +105,7 @@ def test_a_single_image(server, form):
     one = {"columns": ["image"], "data": [[TEXTS[0]]]} if form == "dataframe_split" else [{"image": TEXTS[0]}]
     folder, address = server
     (record,) = post(address, {form: {"image": [TEXTS[0]]} if form == "inputs" else one})
-    (expected,) = Detector.load(folder).judge(PICTURES[:1])
+    (expected,) = Detector.load(folder).predict(PICTURES[:1])
     assert (record["label"], record["threshold"]) == (expected.label, expected.threshold)
     assert record["p_fake"] == pytest.approx(expected.p_fake, abs=1e-5)
 

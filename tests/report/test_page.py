@@ -90,7 +90,7 @@ def test_without_the_paper(made):
     evidence, render = made
     alone = replace(evidence.settings, report=replace(evidence.settings.report, paper=False, data="holiday pictures"))
     text = render(replace(evidence, settings=alone))
-    for word in ("Pribadi", "Verdict", "99.50", "11303", "Table I", "Figure 1", "the paper's 50"):
+    for word in ("Pribadi", "Prediction", "99.50", "11303", "Table I", "Figure 1", "the paper's 50"):
         assert word not in text, word
     assert "holiday pictures" in text and not Outline(text).open
 

@@ -35,7 +35,7 @@ def test_each_row_is_decided_by_its_own_rule(shipped):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"convnext__lr": 0.5}, {"convnext__augment.rotation": 3.0}, {"resize__equalise": True}, {"convnext__size": 64}],
+    [{"convnext__lr": 0.5}, {"convnext__augment.rotation": 3.0}, {"resize__reencode": True}, {"convnext__size": 64}],
 )
 def test_other_settings_are_other_rows(shipped, changes):
     found = rows([record(shipped, **changes)], shipped)

@@ -14,7 +14,7 @@ WORDS = {
 }  # fmt: skip
 
 
-def judged(chosen, records=None, maps=None, sample=False, **options) -> dict[str, verdicts.Verdict]:
+def judged(chosen, records=None, maps=None, sample=False, **options) -> dict[str, verdicts.Prediction]:
     records = all_rows(chosen) if records is None else records
     evidence = evidence_of(chosen, records, map_statistics(0.0) if maps is None else maps, **options)
     return {one.letter: one for one in verdicts.all_claims(replace(evidence, sample=sample))}

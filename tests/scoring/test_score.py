@@ -104,7 +104,7 @@ def test_what_changed_and_what_may_pass_is_judged_again(here, capsys):
     assert after.index.tolist() == before.index.tolist()
     again = [late, changed, mended, str(here / "in" / "0" / "03.png")]
     pd.testing.assert_frame_equal(after.drop(again), before.drop(again))
-    expected = Detector.load(here / "model").judge([Path(path).read_bytes() for path in again])
+    expected = Detector.load(here / "model").predict([Path(path).read_bytes() for path in again])
     np.testing.assert_allclose(after.p_fake[again], [verdict.p_fake for verdict in expected], atol=1e-5)
     assert not after.retry.any()
 
@@ -181,7 +181,7 @@ def test_an_object_store_at_both_ends(here, capsys):
     images = sorted(path for name in "02" for path in (here / "in" / name).iterdir())
     table = rows(here / "out")
     assert table.path.tolist() == [f"local://{path}" for path in images]
-    verdicts = Detector.load(here / "model").judge([path.read_bytes() for path in images])
+    verdicts = Detector.load(here / "model").predict([path.read_bytes() for path in images])
     np.testing.assert_allclose(table.p_fake, [verdict.p_fake for verdict in verdicts], atol=1e-5)
     assert score(f"local://{here}/in/*/*.png", f"local://{here}/out", "--model", "other") == 2
     assert "holds verdicts of another model" in capsys.readouterr().err

@@ -40,4 +40,4 @@ def test_workers_get_the_operating_point_that_holds(folder, threshold):
     (folder / "operating_point.json").write_text(json.dumps({"threshold": 0.45, "temperature": 2.0}))
     sent = model.detector_of(model.load(str(folder), threshold).files)
     assert (sent.threshold, sent.temperature) == (0.45 if threshold is None else threshold, 2.0)
-    assert sent.judge([png(0, 1)]) == Detector.load(folder, threshold=threshold).judge([png(0, 1)])
+    assert sent.predict([png(0, 1)]) == Detector.load(folder, threshold=threshold).predict([png(0, 1)])

@@ -19,11 +19,11 @@ def test_reading_ahead_is_bounded(made, monkeypatch):
     monkeypatch.setattr(workers, "BATCH_BYTES", 100)
     monkeypatch.setattr(workers, "BATCH_FILES", 4)
     batches = [[10, 90], [50], [60], [500], [1, 1, 1], [99], [100], [40, 1, 2, 3], [4]]
-    verdict = Detector.load(made / "model").judge([png(0, 1)])
+    verdict = Detector.load(made / "model").predict([png(0, 1)])
     begun, judged = [], []
 
     class Judge:
-        def judge(self, encoded):
+        def predict(self, encoded):
             time.sleep(0.02)  # the next batch may be read meanwhile
             judged.append(encoded)
             assert len(begun) <= sum(map(len, batches[: len(judged) + 1]))

@@ -11,12 +11,11 @@ from helpers import enter_root
 from dfganext import files, paths, versions
 from dfganext.errors import UserError
 from dfganext.settings import as_texts, flatten
-from dfganext.tracking import lineage
-from dfganext.tracking import runs as tracking
+from dfganext.tracking import lineage, runs, store
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def workspace(tmp_path, monkeypatch):
     return enter_root(tmp_path / "root", monkeypatch)
 
 
@@ -31,7 +30,7 @@ def evaluate(
     paths.EVALUATE_METRICS.parent.mkdir(exist_ok=True)
     paths.EVALUATE_METRICS.write_text(json.dumps({"convnext": {"accuracy": 0.5}}))
     try:
-        with tracking.stage_run("evaluate", chosen, reads=[paths.SPLIT]) as run:
+        with runs.stage_run("evaluate", chosen, reads=[paths.SPLIT]) as run:
             run.set_tags(lineage.provenance())
             run.log_artifact(paths.EVALUATION, "evaluation")
             run.log_artifact(paths.EVALUATE_METRICS, "evaluation")
@@ -42,7 +41,7 @@ def evaluate(
     return run.id
 
 
-def test_evaluations_of_this_split_and_no_other_newest_first(store, shipped):
+def test_evaluations_of_this_split_and_no_other_newest_first(workspace, shipped):
     other = evaluate(shipped, split="b")
     first = evaluate(shipped)
     bce = evaluate(replace(shipped, loss="bce", seed=21))
@@ -53,33 +52,33 @@ def test_evaluations_of_this_split_and_no_other_newest_first(store, shipped):
     assert found[1].scores == {"convnext": {"accuracy": 0.5}} and list(found[1].predictions.path) == ["1"]
 
 
-def test_what_an_earlier_version_wrote_is_left_out(store, shipped):
+def test_what_an_earlier_version_wrote_is_left_out(workspace, shipped):
     evaluate(shipped, columns=("path", "label", "p_fake"))
     assert lineage.evaluations(paths.SPLIT) == []
 
 
-def test_a_run_whose_parent_was_removed_is_left_out(store, shipped):
+def test_a_run_whose_parent_was_removed_is_left_out(workspace, shipped):
     kept, orphan = evaluate(shipped), evaluate(replace(shipped, seed=21))
     with sqlite3.connect("mlflow.db") as database:  # as `mlflow gc` does
-        parent = tracking.connect()[0].get_run(orphan).data.tags["mlflow.parentRunId"]
+        parent = store.connect()[0].get_run(orphan).data.tags["mlflow.parentRunId"]
         for table in ("params", "tags", "latest_metrics", "metrics", "runs"):
             database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", [parent])
     database.close()
     assert [one.run_id for one in lineage.evaluations(paths.SPLIT)] == [kept]
 
 
-def test_a_store_that_fails_halfway_drops_no_row_in_silence(store, shipped, monkeypatch):
+def test_a_store_that_fails_halfway_drops_no_row_in_silence(workspace, shipped, monkeypatch):
     evaluate(shipped)
 
     def fails(*_):
-        raise tracking.StoreError("The tracking store http://host cannot be used.")
+        raise store.StoreError("The tracking store http://host cannot be used.")
 
     monkeypatch.setattr(lineage, "_record", fails)
     with pytest.raises(UserError, match="http://host"):
         lineage.evaluations(paths.SPLIT)
 
 
-def test_without_a_split_it_says_what_to_run(store):
+def test_without_a_split_it_says_what_to_run(workspace):
     with pytest.raises(UserError, match="dvc repro subsample"):
         lineage.evaluations(paths.SPLIT)
 
@@ -107,20 +106,20 @@ stages:
         ("timm", True, True),
     ],
 )
-def test_rows_join_only_with_the_same_code_libraries_and_weights(store, shipped, file, network, autoencoder):
+def test_rows_join_only_with_the_same_code_libraries_and_weights(workspace, shipped, file, network, autoencoder):
     paths.VERSIONS.parent.mkdir(exist_ok=True)
     files.write_json(paths.VERSIONS, versions.installed())
-    (store / "dvc.yaml").write_text(DVC)
+    (workspace / "dvc.yaml").write_text(DVC)
     for name in ("src/resize.py", "src/train.py", "src/autoencoder.py", "src/report.py", "src/evaluation/metrics.py"):
-        (store / name).parent.mkdir(parents=True, exist_ok=True)
-        (store / name).write_text("1")
-    (store / "src/evaluation/__pycache__").mkdir()
+        (workspace / name).parent.mkdir(parents=True, exist_ok=True)
+        (workspace / name).write_text("1")
+    (workspace / "src/evaluation/__pycache__").mkdir()
     paths.WEIGHTS.write_text("random")
     evaluate(shipped)
     (before,) = lineage.evaluations(paths.SPLIT)
     assert before.parts == {"convnext", "autoencoder"}
     if "/" in file:
-        (store / file).write_text("2")
+        (workspace / file).write_text("2")
     else:
         files.write_json(paths.VERSIONS, versions.installed() | {file: "9.9"})
     (after,) = lineage.evaluations(paths.SPLIT)

@@ -13,10 +13,10 @@ import torch
 from helpers import detector, faces, hashes, promote, promotion_settings
 from PIL import Image
 
+from dfganext import files
 from dfganext.errors import UserError
 from dfganext.inference.detector import Detector
-from dfganext.tracking import promotion, registry
-from dfganext.tracking import runs as tracking
+from dfganext.tracking import promotion, registry, store
 from dfganext.training import compute
 
 
@@ -25,7 +25,7 @@ def data_here(bits=8):
 
 
 def tags_of(version):
-    return tracking.connect()[0].get_model_version(registry.MODEL, str(version)).tags
+    return store.connect()[0].get_model_version(registry.MODEL, str(version)).tags
 
 
 def test_the_better_becomes_champion_and_the_worse_is_told_why(here, run_id):
@@ -39,7 +39,7 @@ def test_the_better_becomes_champion_and_the_worse_is_told_why(here, run_id):
     assert refused["promotion"] == "refused"
     assert f"{first.score:.4f} against the {second.score:.4f} of version 2" in refused["promotion.reason"]
     assert promoted["promotion"] == "promoted" and promoted["trained_by"] == run_id and promoted["a"] == "b"
-    assert promoted["weights.sha256"] == tracking.sha256_of("good/model.safetensors")
+    assert promoted["weights.sha256"] == files.sha256_of("good/model.safetensors")
     assert promoted["architecture"] == "test_convnext" and promoted["trained_on.images"] == "2"
 
     again = promote("good", run_id)
@@ -119,7 +119,7 @@ def test_a_champion_that_does_not_say_what_it_was_trained_on_is_compared_on_its_
     )
     assert promote("good", run_id).outcome == "promoted"  # the same split: trained on the same images
 
-    client = tracking.connect()[0]
+    client = store.connect()[0]
     client.delete_registered_model(registry.MODEL)
     promote("bad", run_id)
     faces(here, drawn=5)
@@ -208,7 +208,7 @@ def cut(file):
 
 
 def model_id(version):
-    return tracking.connect()[0].get_model_version(registry.MODEL, version).source.removeprefix("models:/")
+    return store.connect()[0].get_model_version(registry.MODEL, version).source.removeprefix("models:/")
 
 
 def test_images_within_the_limits_of_download_can_be_compared_on(made, tmp_path):
@@ -216,7 +216,7 @@ def test_images_within_the_limits_of_download_can_be_compared_on(made, tmp_path)
     small = tmp_path / "small.png"
     Image.new("RGB", (8, 8), "grey").save(small)
     one = Detector.load(made / "good")
-    assert one.judge([small.read_bytes()])[0].error is not None
+    assert one.predict([small.read_bytes()])[0].error is not None
     assert 0 < promotion.probabilities_of(one, [small])[0] < 1
 
 
@@ -224,7 +224,7 @@ def test_a_champion_that_the_store_fails_to_hand_over_stays(here, run_id, monkey
     promote("good", run_id)
 
     def fails(*_):
-        raise tracking.StoreError("The tracking store http://host cannot be used.")
+        raise store.StoreError("The tracking store http://host cannot be used.")
 
     monkeypatch.setattr(registry, "_download", fails)
     with pytest.raises(UserError, match="http://host"):
@@ -256,7 +256,7 @@ def test_scores_and_differences_against_a_slow_reference(here, monkeypatch, metr
     found = promotion.compare(good, bad, promotion_settings(metric=metric))
     scores = []
     for one in (good.detector, bad.detector):
-        p = np.array([one.judge([(data.raw / path).read_bytes()])[0].p_fake for path in data.validation.path])
+        p = np.array([one.predict([(data.raw / path).read_bytes()])[0].p_fake for path in data.validation.path])
         fake = data.labels == 1
         scores.append(
             {
@@ -298,7 +298,7 @@ def test_two_promotions_at_once_leave_the_better(here, run_id, root):
     ]
     ends = [one.communicate() for one in both]
     assert [one.returncode for one in both] == [0, 0], ends
-    assert tags_of(registry.champion().version)["weights.sha256"] == tracking.sha256_of("good/model.safetensors")
+    assert tags_of(registry.champion().version)["weights.sha256"] == files.sha256_of("good/model.safetensors")
 
 
 STEPS = ["before it is registered", "before it announces", "before it takes the alias", "after it took the alias"]
@@ -309,7 +309,7 @@ STEPS = ["before it is registered", "before it announces", "before it takes the 
 @pytest.mark.parametrize("present", [None, "middling"])
 def test_where_no_lock_reaches_the_better_of_two_wins(here, run_id, monkeypatch, early, late, step, present):
     """Another machine promotes `early` from beginning to end at one step of this one's promotion of `late`."""
-    monkeypatch.setattr(tracking, "store_lock", lambda purpose="setup": nullcontext())
+    monkeypatch.setattr(store, "lock", lambda purpose="setup": nullcontext())
     if present:
         detector(here / present, good=False)
         Path(present, "config.json").write_text(Path(present, "config.json").read_text().replace("lanczos", "bicubic"))
@@ -324,7 +324,7 @@ def test_where_no_lock_reaches_the_better_of_two_wins(here, run_id, monkeypatch,
         "before it is registered": (registry, "register", True),
         "before it announces": (promotion, "_set_tags", True),
         "before it takes the alias": (promotion._Election, "_best", False),
-        "after it took the alias": (tracking.Client, "__getattr__", False),
+        "after it took the alias": (store.Client, "__getattr__", False),
     }
     owner, name, first = names[step]
     real = getattr(owner, name)
@@ -353,12 +353,12 @@ def test_where_no_lock_reaches_the_better_of_two_wins(here, run_id, monkeypatch,
     monkeypatch.setattr(owner, name, watched)
     promote(late, run_id)
     assert not pending
-    assert tags_of(registry.champion().version)["weights.sha256"] == tracking.sha256_of("good/model.safetensors")
+    assert tags_of(registry.champion().version)["weights.sha256"] == files.sha256_of("good/model.safetensors")
 
 
 def test_a_champion_chosen_by_hand_is_met_and_no_earlier_one_returns(here, run_id):
     promote("bad", run_id), promote("good", run_id)
-    tracking.connect()[0].set_registered_model_alias(registry.MODEL, registry.CHAMPION, "1")
+    store.connect()[0].set_registered_model_alias(registry.MODEL, registry.CHAMPION, "1")
     detector(here / "third", good=False, threshold=0.7)
     config = here / "third" / "config.json"
     config.write_text(config.read_text().replace("lanczos", "bilinear"))

@@ -5,9 +5,9 @@ import pytest
 from helpers import detector, enter_root, promote
 
 import dfganext
+from dfganext import files
 from dfganext.errors import UserError
-from dfganext.tracking import registry
-from dfganext.tracking import runs as tracking
+from dfganext.tracking import registry, store
 
 
 @pytest.mark.parametrize(
@@ -33,12 +33,12 @@ def test_resolve_finds_detectors_wherever_they_are(here, run_id):
     ):
         pass
     promote("good", run_id)
-    client, _ = tracking.connect()
+    client, _ = store.connect()
     client.log_artifacts(run_id, "good", "weights")
-    weights = tracking.sha256_of("good/model.safetensors")
+    weights = files.sha256_of("good/model.safetensors")
     for uri in (registry.CHAMPION_URI, "models:/df-ganext/1", f"runs:/{run_id}/weights", "good", str(here / "good")):
         with registry.resolve(uri) as folder:
-            assert tracking.sha256_of(folder / "model.safetensors") == weights, uri
+            assert files.sha256_of(folder / "model.safetensors") == weights, uri
             assert (folder / "operating_point.json").is_file()
     for uri in ("models:/df-ganext@runner-up", "models:/df-ganext/9", "models:/other/1"):
         with pytest.raises(UserError, match=f"no model {uri}"), registry.resolve(uri):

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from helpers import enter_root, free_port
 
-from dfganext import paths, settings
+from dfganext import files, paths, settings
 from dfganext.errors import UserError
-from dfganext.tracking import runs as tracking
+from dfganext.tracking import runs, store
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def shared(tmp_path_factory):
 
 
 @pytest.fixture
-def store(shared, monkeypatch):
+def workspace(shared, monkeypatch):
     return enter_root(shared, monkeypatch)
 
 
@@ -40,25 +40,25 @@ def under_dvc(monkeypatch, request):
 
 
 def run_of(run_id):
-    return tracking.connect()[0].get_run(run_id)
+    return store.connect()[0].get_run(run_id)
 
 
 def parents():
-    client, experiment = tracking.connect()
+    client, experiment = store.connect()
     return client.search_runs([experiment], "tags.execution != ''")
 
 
-def test_runs_and_artifacts_lie_at_the_root(store, shipped):
-    (store / "figure.txt").write_text("x")
-    with tracking.stage_run("subsample", shipped) as run:
+def test_runs_and_artifacts_lie_at_the_root(workspace, shipped):
+    (workspace / "figure.txt").write_text("x")
+    with runs.stage_run("subsample", shipped) as run:
         run.log_metrics({"loss": 0.5}, step=1)
         run.log_metrics({"loss": 0.25}, step=2)
-        run.log_headline({"accuracy": 0.75})
+        run.log_key_metrics({"accuracy": 0.75})
         run.log_artifact("figure.txt", folder="figures")
         run.set_tags({"note": 3})
     stage, parent = run_of(run.id), run_of(run.parent_id)
-    assert (store / "mlflow.db").is_file()
-    assert Path(stage.info.artifact_uri).is_relative_to(store / "mlruns")
+    assert (workspace / "mlflow.db").is_file()
+    assert Path(stage.info.artifact_uri).is_relative_to(workspace / "mlruns")
     assert (Path(stage.info.artifact_uri) / "figures" / "figure.txt").read_text() == "x"
     assert stage.data.metrics == {"loss": 0.25, "accuracy": 0.75}
     assert parent.data.metrics == {"accuracy": 0.75}
@@ -71,17 +71,17 @@ def test_runs_and_artifacts_lie_at_the_root(store, shipped):
     assert stage.info.status == parent.info.status == "FINISHED"
 
 
-def test_stages_of_one_execution_share_a_parent(store, shipped, under_dvc, monkeypatch):
-    with tracking.stage_run("one", shipped) as one:
+def test_stages_of_one_execution_share_a_parent(workspace, shipped, under_dvc, monkeypatch):
+    with runs.stage_run("one", shipped) as one:
         assert run_of(one.parent_id).info.status == "RUNNING"
-    with tracking.stage_run("two", shipped) as two:
+    with runs.stage_run("two", shipped) as two:
         assert run_of(one.parent_id).info.status == "RUNNING"
     monkeypatch.setenv("DVC_EXP_NAME", "quick-fox")
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", "abc")
-    with tracking.stage_run("one", shipped) as other:
+    with runs.stage_run("one", shipped) as other:
         pass
     monkeypatch.delenv("DVC_STAGE")
-    with tracking.stage_run("one", shipped) as by_hand:
+    with runs.stage_run("one", shipped) as by_hand:
         pass
     assert one.parent_id == two.parent_id
     assert len({one.parent_id, other.parent_id, by_hand.parent_id}) == 3
@@ -92,14 +92,14 @@ def test_stages_of_one_execution_share_a_parent(store, shipped, under_dvc, monke
 
 
 @pytest.mark.parametrize(("raised", "status"), [(UserError("no"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
-def test_a_failure_is_on_record_and_stays_so(store, shipped, under_dvc, raised, status):
-    with pytest.raises(type(raised)), tracking.stage_run("one", shipped, makes=["made.txt"]) as run:
+def test_a_failure_is_on_record_and_stays_so(workspace, shipped, under_dvc, raised, status):
+    with pytest.raises(type(raised)), runs.stage_run("one", shipped, makes=["made.txt"]) as run:
         Path("made.txt").write_text("kept")
         raise raised
     assert run_of(run.id).info.status == run_of(run.parent_id).info.status == status
     assert "made.made.txt" not in run_of(run.id).data.tags
     assert Path("made.txt").read_text() == "kept"
-    with tracking.stage_run("independent", shipped) as later:
+    with runs.stage_run("independent", shipped) as later:
         pass
     assert run_of(later.id).info.status == "FINISHED"
     assert run_of(run.parent_id).info.status == "FAILED"
@@ -109,26 +109,26 @@ def test_a_failure_is_on_record_and_stays_so(store, shipped, under_dvc, raised, 
     "name",
     ["w (1).safetensors", "it's.pth", 'a"b`c.pth', "../up/a+b@c.pth", "deep/" * 60 + "w.pth", "日本/é.pth", "a=b;c,d"],
 )
-def test_lineage_of_files_with_any_name(store, shipped, tmp_path, name):
-    (store / "names").mkdir(exist_ok=True)
+def test_lineage_of_files_with_any_name(workspace, shipped, tmp_path, name):
+    (workspace / "names").mkdir(exist_ok=True)
     path = Path("names") / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(name)
-    with tracking.stage_run("one", shipped, makes=[path]) as maker:
+    with runs.stage_run("one", shipped, makes=[path]) as maker:
         pass
-    with tracking.stage_run("two", shipped, reads=[path]) as reader:
+    with runs.stage_run("two", shipped, reads=[path]) as reader:
         assert reader.makers == {path.as_posix(): maker.id}
     tags = run_of(reader.id).data.tags
-    assert [tag for tag, value in tags.items() if value == tracking.sha256_of(path)] == [
+    assert [tag for tag, value in tags.items() if value == files.sha256_of(path)] == [
         tag.replace("made_by.", "read.") for tag, value in tags.items() if value == maker.id
     ]
 
 
-def test_an_experiment_of_any_name(store, shipped, under_dvc, monkeypatch):
+def test_an_experiment_of_any_name(workspace, shipped, under_dvc, monkeypatch):
     monkeypatch.setenv("DVC_EXP_NAME", 'it\'s "mine"')
-    with tracking.stage_run("one", shipped) as first:
+    with runs.stage_run("one", shipped) as first:
         pass
-    with tracking.stage_run("two", shipped) as second:
+    with runs.stage_run("two", shipped) as second:
         pass
     assert first.parent_id == second.parent_id
     assert run_of(first.parent_id).data.tags["dvc.experiment"] == 'it\'s "mine"'
@@ -137,56 +137,56 @@ def test_an_experiment_of_any_name(store, shipped, under_dvc, monkeypatch):
 @pytest.mark.parametrize("name", ["a?b", "a%20b"])
 def test_a_folder_that_an_address_cannot_hold_is_refused(tmp_path, monkeypatch, shipped, name):
     enter_root(tmp_path / name, monkeypatch)
-    with pytest.raises(UserError, match="rename the folder"), tracking.stage_run("one", shipped):
+    with pytest.raises(UserError, match="rename the folder"), runs.stage_run("one", shipped):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_lock_that_cannot_be_taken_is_a_sentence(empty, shipped):
     (empty / "mlflow.db.setup.lock").mkdir()
-    with pytest.raises(UserError, match="make its folder writable"), tracking.stage_run("one", shipped):
+    with pytest.raises(UserError, match="make its folder writable"), runs.stage_run("one", shipped):
         pass
 
 
 KILLED = """
 import os, signal
 from dfganext import settings
-from dfganext.tracking import runs as tracking
-with tracking.stage_run("one", settings.load({params!r})) as run:
+from dfganext.tracking import runs, store
+with runs.stage_run("one", settings.load_settings({params!r})) as run:
     print(run.id, run.parent_id, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_stage_that_was_killed_is_not_running_for_ever(store, shipped, root):
+def test_a_stage_that_was_killed_is_not_running_for_ever(workspace, shipped, root):
     command = [sys.executable, "-c", KILLED.format(params=str(root / "params.yaml"))]
     killed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     both = killed.stdout.split()
     assert [run_of(one).info.status for one in both] == ["RUNNING", "RUNNING"]
-    with tracking.stage_run("one", shipped) as alive, tracking.stage_run("two", shipped):
+    with runs.stage_run("one", shipped) as alive, runs.stage_run("two", shipped):
         assert [run_of(one).info.status for one in both] == ["KILLED", "KILLED"]
         assert run_of(alive.id).info.status == "RUNNING"
 
 
-def test_lineage_is_by_content(store, shipped):
+def test_lineage_is_by_content(workspace, shipped):
     paths.ARTIFACTS.mkdir()
-    with tracking.stage_run("subsample", shipped, makes=[paths.SPLIT]) as drawn:
+    with runs.stage_run("subsample", shipped, makes=[paths.SPLIT]) as drawn:
         paths.SPLIT.write_text("path,label,split\na,real,train\nb,fake,test\nc,fake,test\n")
-    with tracking.stage_run("train_convnext", shipped, reads=[paths.SPLIT], makes=[paths.CONVNEXT]) as trained:
+    with runs.stage_run("train_convnext", shipped, reads=[paths.SPLIT], makes=[paths.CONVNEXT]) as trained:
         paths.CONVNEXT.mkdir(parents=True)
         (paths.CONVNEXT / "weights").write_text("1")
-    with tracking.stage_run("evaluate", shipped, reads=[paths.CONVNEXT.resolve(), "missing"]) as evaluated:
+    with runs.stage_run("evaluate", shipped, reads=[paths.CONVNEXT.resolve(), "missing"]) as evaluated:
         pass
     (paths.CONVNEXT / "weights").write_text("2")
-    with tracking.stage_run("evaluate", shipped, reads=[paths.CONVNEXT]) as stranger:
+    with runs.stage_run("evaluate", shipped, reads=[paths.CONVNEXT]) as stranger:
         pass
     split = hashlib.sha256(paths.SPLIT.read_bytes()).hexdigest()
     assert trained.makers == {"artifacts/split.csv": drawn.id}
     assert evaluated.makers == {"artifacts/models/convnext": trained.id}
     assert stranger.makers == {}
-    assert tracking.find_run(paths.SPLIT, split) == drawn.id
-    assert tracking.find_run(paths.SPLIT, "0" * 64) is None
+    assert runs.find_run(paths.SPLIT, split) == drawn.id
+    assert runs.find_run(paths.SPLIT, "0" * 64) is None
     run = run_of(trained.id)
     assert run.data.tags["read.artifacts/split.csv"] == run.data.tags["dataset.sha256"] == split
     assert run.data.tags["made_by.artifacts/split.csv"] == drawn.id
@@ -206,19 +206,19 @@ def test_sha256_of_a_folder_is_over_its_sorted_lines(tmp_path):
         f"{name} {hashlib.sha256(text.encode()).hexdigest()}\n"
         for name, text in (("a-b", "3"), ("a/c", "1"), ("b", "2"))
     )
-    assert tracking.sha256_of(tmp_path) == hashlib.sha256(lines.encode()).hexdigest()
-    assert tracking.sha256_of(tmp_path / "b") == hashlib.sha256(b"2").hexdigest()
+    assert files.sha256_of(tmp_path) == hashlib.sha256(lines.encode()).hexdigest()
+    assert files.sha256_of(tmp_path / "b") == hashlib.sha256(b"2").hexdigest()
 
 
-def test_system_metrics_of_a_stage(store, shipped, monkeypatch):
+def test_system_metrics_of_a_stage(workspace, shipped, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
-    with tracking.stage_run("one", shipped) as run:
+    with runs.stage_run("one", shipped) as run:
         time.sleep(1)
     assert run_of(run.id).data.metrics["system/system_memory_usage_megabytes"] > 0
     assert not run_of(run.parent_id).data.metrics
 
 
-def test_commit_and_changes(store, shipped):
+def test_commit_and_changes(workspace, shipped):
     def git(*words):
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True, capture_output=True)
 
@@ -231,7 +231,7 @@ def test_commit_and_changes(store, shipped):
     states = []
     for changed in ("dvc.lock", "code.py"):
         Path(changed).write_text("2")
-        with tracking.stage_run("one", shipped) as run:
+        with runs.stage_run("one", shipped) as run:
             tags = run_of(run.parent_id).data.tags
         states.append((tags["mlflow.source.git.commit"], tags["git.dirty"]))
     assert states == [(commit, "false"), (commit, "true")]  # dvc.lock is a result
@@ -242,11 +242,11 @@ def test_the_root_is_dvcs_or_the_nearest_pipeline(tmp_path, monkeypatch):
     enter_root(tmp_path, monkeypatch)
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
-    assert tracking.tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    assert store.tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("DVC_ROOT", "/elsewhere")
-    assert tracking.tracking_uri() == "sqlite:////elsewhere/mlflow.db"
+    assert store.tracking_uri() == "sqlite:////elsewhere/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:1")
-    assert tracking.tracking_uri() == "http://host:1"
+    assert store.tracking_uri() == "http://host:1"
 
 
 def test_a_server_that_is_down_is_named_without_its_password(tmp_path, monkeypatch, shipped):
@@ -254,7 +254,7 @@ def test_a_server_that_is_down_is_named_without_its_password(tmp_path, monkeypat
     port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(UserError, match=f"http://127.0.0.1:{port}") as error, tracking.stage_run("one", shipped):
+    with pytest.raises(UserError, match=f"http://127.0.0.1:{port}") as error, runs.stage_run("one", shipped):
         pass
     assert "secret" not in str(error.value)
 
@@ -262,11 +262,11 @@ def test_a_server_that_is_down_is_named_without_its_password(tmp_path, monkeypat
 STAGE = """
 import sys
 from dfganext import settings
-from dfganext.tracking import runs as tracking
-with tracking.stage_run(sys.argv[1], settings.load(sys.argv[2])) as run:
+from dfganext.tracking import runs, store
+with runs.stage_run(sys.argv[1], settings.load_settings(sys.argv[2])) as run:
     for step in range(40):
         run.log_metrics({"loss": step}, step)
-        run.log_headline({"accuracy": step})
+        run.log_key_metrics({"accuracy": step})
 """
 
 
@@ -330,7 +330,7 @@ def test_repro_and_a_queue_of_two_land_in_one_store(empty, root):
         call(f"dvc exp run --queue -n seed-{seed} -S seed={seed}")
     try:
         call("dvc queue start -j 2")
-        client, experiment = tracking.connect()
+        client, experiment = store.connect()
         for _ in range(360):
             runs = client.search_runs([experiment])
             if len(runs) == 9 and all(run.info.status == "FINISHED" for run in runs):

@@ -51,7 +51,7 @@ def train(asked: Asked, group: Group = distributed.ALONE):
     from dfganext.training import augment, classifier
 
     chosen = dataclasses.replace(
-        settings.load(ROOT / "params.yaml").convnext,
+        settings.load_settings(ROOT / "params.yaml").convnext,
         architecture="test_convnext",
         size=32,
         epochs=asked.epochs,

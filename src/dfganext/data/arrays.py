@@ -102,6 +102,6 @@ def _ordered(pool: ThreadPoolExecutor, jobs: Iterator[tuple[Path, int, Resize]])
 def _pixels(path: Path, size: int, resize: Resize) -> np.ndarray:
     try:
         decoded = images.decode(path.read_bytes(), max_megapixels=float("inf"), min_side=1)
-        return images.prepare(decoded, size, resize.interpolation, resize.equalise)
+        return images.prepare(decoded, size, resize.interpolation, resize.reencode)
     except (OSError, images.ImageError) as error:
         raise UserError(f"{path} can no longer be read ({error}); run `dvc repro download` again.") from error

@@ -12,12 +12,12 @@ from dfganext.evaluation import calibration, intervals, metrics
 from dfganext.evaluation.intervals import Groups, Interval
 from dfganext.labels import FAKE, NAMES
 
-HEADLINE = ("accuracy", "precision", "recall", "f1", "roc_auc", "average_precision", "eer")
+KEY_METRICS = ("accuracy", "precision", "recall", "f1", "roc_auc", "average_precision", "eer")
 
 
-def headline(scores: dict[str, dict[str, Any]]) -> dict[str, float]:
+def key_metrics(scores: dict[str, dict[str, Any]]) -> dict[str, float]:
     """The few figures by which experiments are compared, from what metrics/evaluate.json holds."""
-    figures = {name: scores["convnext"][name] for name in HEADLINE}
+    figures = {name: scores["convnext"][name] for name in KEY_METRICS}
     return figures | {f"autoencoder_{name}": scores["autoencoder"][name] for name in ("accuracy", "roc_auc")}
 
 
@@ -71,7 +71,7 @@ def judge_probabilities(
     }
 
 
-def judge_classifier(
+def evaluate_classifier(
     validation_labels: np.ndarray,
     validation_logits: np.ndarray,
     test_labels: np.ndarray,
@@ -103,7 +103,7 @@ def judge_classifier(
     }
 
 
-def judge_autoencoder(
+def evaluate_autoencoder(
     validation_labels: np.ndarray,
     validation_errors: np.ndarray,
     test_labels: np.ndarray,
@@ -119,7 +119,7 @@ def judge_autoencoder(
 
     Returns:
         The figures of `judge_scores` at a threshold settled on validation images; under "paper" accuracy, its interval, and
-        recall at `paper_threshold`; under "reversed" ROC-AUC, threshold and accuracy of the opposite rule, fake where the
+        recall at `paper_threshold`; under "reversed" ROC AUC, threshold and accuracy of the opposite rule, fake where the
         error is *below*, because smooth fakes may reconstruct better; and the mean error of each class.
     """
     threshold = metrics.best_threshold(validation_labels, validation_errors, preferred=paper_threshold)

@@ -19,7 +19,7 @@ from dfganext.evaluation import intervals
 from dfganext.labels import FAKE, NAMES, REAL
 
 LEAK = 0.6
-"""A group of features leaks where the lower end of its interval of ROC-AUC is above this."""
+"""A group of features leaks where the lower end of its interval of ROC AUC is above this."""
 
 GAP = 0.2
 """The least difference between shares of reals and of fakes that is named as an offender."""
@@ -29,20 +29,20 @@ FOLDS = 5
 FOLD_SIZE = 10
 """Near-duplicate groups of each class wanted in a fold: with fewer there are fewer folds, and with too few for one, none."""
 
-_EQUALISED = "`resize.equalise` is on, which weakens it; better still, save both classes alike"
-_SAVED = "Save both classes alike, or set `resize.equalise: true`"
+_REENCODED = "`resize.reencode` is on, which weakens it; better still, save both classes alike"
+_SAVED = "Save both classes alike, or set `resize.reencode: true`"
 
 # What a detector could learn instead of faces, and what to do about it
 _ADVICE = {
     "container": f"which format and colour mode each class was saved in. {_SAVED}.",
     "size": (
         "how far each class was scaled, which resampling leaves in the pixels. Take both classes at one size; "
-        "`resize.equalise: true` saves them alike but cannot undo the scaling."
+        "`resize.reencode: true` saves them alike but cannot undo the scaling."
     ),
     "quantisation": f"the JPEG quality that each class was saved at. {_SAVED}.",
-    "bytes": f"how strongly each class was compressed. {_SAVED}, and see whether the sizes of equalised files still differ.",
+    "bytes": f"how strongly each class was compressed. {_SAVED}, and see whether the sizes of reencoded files still differ.",
     "all": f"how the files were made. {_SAVED}.",
-    "bytes_equalised": (
+    "bytes_reencoded": (
         "how much detail or noise the pictures hold, which saving them alike does not remove. Take both classes from like "
         "originals, scaled alike."
     ),
@@ -53,7 +53,7 @@ _SUBJECT = {
     "quantisation": "JPEG quantisation tables",
     "bytes": "Sizes of the files",
     "all": "The files' metadata taken together",
-    "bytes_equalised": "Sizes of files that were saved alike",
+    "bytes_reencoded": "Sizes of files that were saved alike",
 }
 
 # What an image does that has this value (the first), or lies above this cut point (the second)
@@ -66,14 +66,14 @@ _PREDICATE = {
     "aspect": ("have an aspect ratio of {:.4g}", "have an aspect ratio above {:.4g}"),
     "bytes": ("have {:.0f} bytes", "have more than {:.0f} bytes"),
     "bytes_per_pixel": ("have {:.4g} bytes a pixel", "have more than {:.4g} bytes a pixel"),
-    "bytes_equalised": ("have {:.0f} bytes once saved alike", "have more than {:.0f} bytes once saved alike"),
+    "bytes_reencoded": ("have {:.0f} bytes once saved alike", "have more than {:.0f} bytes once saved alike"),
 }
 
 
-def measure(rows: pd.DataFrame, seed: int = 0, equalised_bytes: pd.Series | None = None) -> dict[str, Any]:
+def measure(rows: pd.DataFrame, seed: int = 0, reencoded_bytes: pd.Series | None = None) -> dict[str, Any]:
     """Tell real from fake by metadata alone, on images held out.
 
-    Gradient-boosted trees, cross-validated in up to five folds stratified by class, near-duplicate groups kept whole. The ROC-AUC
+    Gradient-boosted trees, cross-validated in up to five folds stratified by class, near-duplicate groups kept whole. The ROC AUC
     is the mean of the folds', weighted by their pairs of images: scores of different folds come from different models, and
     pooling them would push chance below 0.5. A little of that remains in any cross-validation (what one part has too much of, the rest
     lacks), so figures slightly below 0.5 mean chance. Results do not depend on the rows' order.
@@ -81,12 +81,12 @@ def measure(rows: pd.DataFrame, seed: int = 0, equalised_bytes: pd.Series | None
     Args:
         rows: a row an image: path, label ("real" or "fake"), width, height, format, mode, quantisation, bytes as in the
             manifest, and group, that of its near-duplicates.
-        equalised_bytes: bytes of each image after both classes were encoded alike, under the index of `rows`; adds the group
-            "bytes_equalised", which is not part of "all".
+        reencoded_bytes: bytes of each image after both classes were encoded alike, under the index of `rows`; adds the group
+            "bytes_reencoded", which is not part of "all".
 
     Returns:
         images: the number of rows.
-        groups: {container, size, quantisation, bytes, all, perhaps bytes_equalised: {features, roc_auc, interval, leak}}, where
+        groups: {container, size, quantisation, bytes, all, perhaps bytes_reencoded: {features, roc_auc, interval, leak}}, where
             interval is [low, high] (95 %, `intervals.roc_auc` of held-out scores), and leak is low > 0.6. A group of which
             nothing varies has 0.5 and [0.5, 0.5]. Where there are too few images, roc_auc and interval are
             None and "note" says why.
@@ -96,12 +96,12 @@ def measure(rows: pd.DataFrame, seed: int = 0, equalised_bytes: pd.Series | None
         warnings: a sentence a leaking group, and one if nothing could be measured.
 
     Raises:
-        ValueError: equalised_bytes is not of the same images.
+        ValueError: reencoded_bytes is not of the same images.
     """
-    if equalised_bytes is not None:
-        if not equalised_bytes.index.sort_values().equals(rows.index.sort_values()):
-            raise ValueError("equalised_bytes and rows have different indices")
-        rows = rows.assign(bytes_equalised=equalised_bytes)
+    if reencoded_bytes is not None:
+        if not reencoded_bytes.index.sort_values().equals(rows.index.sort_values()):
+            raise ValueError("reencoded_bytes and rows have different indices")
+        rows = rows.assign(bytes_reencoded=reencoded_bytes)
     rows = rows.sort_values("path", ignore_index=True)
     labels = np.array([NAMES.index(label) for label in rows.label], np.int64)
     tables = _tables(rows)
@@ -120,8 +120,8 @@ def measure(rows: pd.DataFrame, seed: int = 0, equalised_bytes: pd.Series | None
     for name, (area, interval) in _areas(labels, rows.group.to_numpy(), splits, scored).items():
         groups[name] |= {"roc_auc": area, "interval": interval, "leak": interval[0] > LEAK}
 
-    equalised = equalised_bytes is not None
-    warnings = [_warning(name, group, equalised) for name, group in groups.items() if group["leak"]]
+    reencoded = reencoded_bytes is not None
+    warnings = [_warning(name, group, reencoded) for name, group in groups.items() if group["leak"]]
     if any("note" in group for group in groups.values()):
         warnings.append(f"Whether metadata tell the classes apart could not be measured: {_too_few(labels)}")
     return {"images": len(rows), "groups": groups, "offenders": _offenders(rows, labels), "warnings": warnings}
@@ -148,8 +148,8 @@ def _tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     saved = pd.DataFrame({"bytes": rows.bytes, "bytes_per_pixel": _bytes_per_pixel(rows)})
     tables = {"container": container, "size": size, "quantisation": quantisation, "bytes": saved}
     tables["all"] = pd.concat(tables.values(), axis=1)
-    if "bytes_equalised" in rows:
-        tables["bytes_equalised"] = rows[["bytes_equalised"]]
+    if "bytes_reencoded" in rows:
+        tables["bytes_reencoded"] = rows[["bytes_reencoded"]]
     return tables
 
 
@@ -189,7 +189,7 @@ def _held_out(values: np.ndarray, labels: np.ndarray, splits: list[_Split], seed
 def _areas(
     labels: np.ndarray, groups: np.ndarray, splits: list[_Split], scored: dict[str, _HeldOut]
 ) -> dict[str, tuple[float, intervals.Interval]]:
-    """ROC-AUC of each group of features and its 95 % interval."""
+    """ROC AUC of each group of features and its 95 % interval."""
     held = [judge for _, judge in splits]
     pairs = [float(np.sum(labels[judge] == REAL) * np.sum(labels[judge] == FAKE)) for judge in held]
     found = {}
@@ -230,8 +230,8 @@ def _offenders(rows: pd.DataFrame, labels: np.ndarray) -> list[dict[str, Any]]:
     columns = {name: rows[name].fillna("") for name in ("format", "mode", "quantisation")}
     columns |= {name: rows[name] for name in ("width", "height", "bytes")}
     columns |= {"aspect": rows.width / rows.height, "bytes_per_pixel": _bytes_per_pixel(rows)}
-    if "bytes_equalised" in rows:
-        columns["bytes_equalised"] = rows.bytes_equalised
+    if "bytes_reencoded" in rows:
+        columns["bytes_reencoded"] = rows.bytes_reencoded
     reals, fakes = np.sum(labels == REAL), np.sum(labels == FAKE)
     if not reals or not fakes:
         return []
@@ -267,11 +267,11 @@ def _worst(feature: str, column: np.ndarray, labels: np.ndarray) -> _Difference:
     return cut if cut.gap > single.gap + 1e-12 else single
 
 
-def _warning(name: str, group: dict[str, Any], equalised: bool) -> str:
+def _warning(name: str, group: dict[str, Any], reencoded: bool) -> str:
     low, high = group["interval"]
-    advice = _ADVICE[name].replace(_SAVED, _EQUALISED) if equalised else _ADVICE[name]
+    advice = _ADVICE[name].replace(_SAVED, _REENCODED) if reencoded else _ADVICE[name]
     return (
-        f"{_SUBJECT[name]} tell real from fake by themselves (ROC-AUC {group['roc_auc']:.2f}, 95 % interval {low:.2f} to {high:.2f}; "
+        f"{_SUBJECT[name]} tell real from fake by themselves (ROC AUC {group['roc_auc']:.2f}, 95 % interval {low:.2f} to {high:.2f}; "
         f"chance is 0.5): a detector could learn {advice}"
     )
 

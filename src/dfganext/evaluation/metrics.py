@@ -28,7 +28,7 @@ def at_threshold(labels: np.ndarray, scores: np.ndarray, threshold: float) -> Me
 def ranking(labels: np.ndarray, scores: np.ndarray) -> Metrics:
     """What depends on the order of the scores alone.
 
-    ROC-AUC, average precision, equal error rate, and the highest true positive rate at no more than 1 % and 0.5 % false
+    ROC AUC, average precision, equal error rate, and the highest true positive rate at no more than 1 % and 0.5 % false
     positives.
     """
     return {

@@ -31,7 +31,7 @@ _WHAT_TO_DO = (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Prediction:
     """What is said of one image.
 
     label is "real" or "fake" and p_fake the probability of "fake", 0...1; an image is fake where p_fake > threshold. Both are
@@ -104,28 +104,28 @@ class Detector:
             logits = classifier.predict_logits(self.model, self.config, pixels, device=device)
         return calibration.apply(logits, self.temperature)
 
-    def judge(
+    def predict(
         self,
         encoded: Sequence[bytes | str],
         explain: bool = False,
         probabilities: Callable[[np.ndarray], np.ndarray] | None = None,
-    ) -> list[Verdict]:
+    ) -> list[Prediction]:
         """One verdict an encoded image, in order; an image that cannot be decoded gets an error and harms no other.
 
         A text in the place of an image's bytes says why there are none: it is that image's error.
         probabilities stands in for the method of this name where its calls are to be answered elsewhere, such as together.
         """
-        verdicts: list[Verdict | None] = [None] * len(encoded)
+        verdicts: list[Prediction | None] = [None] * len(encoded)
         pixels, places = [], []
         for place, data in enumerate(encoded):
             if isinstance(data, str):
-                verdicts[place] = Verdict(None, None, self.threshold, error=data)
+                verdicts[place] = Prediction(None, None, self.threshold, error=data)
                 continue
             try:
                 pixels.append(self.config.prepare(images.decode(data)))
                 places.append(place)
             except images.ImageError as error:
-                verdicts[place] = Verdict(None, None, self.threshold, error=str(error))
+                verdicts[place] = Prediction(None, None, self.threshold, error=str(error))
         if pixels:
             stack = np.stack(pixels)
             heatmaps = self._heatmaps(stack) if explain else [None] * len(stack)
@@ -133,7 +133,7 @@ class Detector:
                 places, (probabilities or self.probabilities)(stack), heatmaps, strict=True
             ):
                 label = labels.NAMES[int(p_fake > self.threshold)]
-                verdicts[place] = Verdict(label, float(p_fake), self.threshold, heatmap=heatmap)
+                verdicts[place] = Prediction(label, float(p_fake), self.threshold, heatmap=heatmap)
         return [verdict for verdict in verdicts if verdict is not None]
 
     def _heatmaps(self, pixels: np.ndarray) -> list[bytes]:

@@ -16,7 +16,7 @@ from dfganext import runtime as process
 process.prepare()
 
 from dfganext.inference.batching import Together  # noqa: E402
-from dfganext.inference.detector import Detector, Verdict  # noqa: E402 - imports PyTorch
+from dfganext.inference.detector import Detector, Prediction  # noqa: E402 - imports PyTorch
 
 BATCH = 32
 """Images decoded at a time, however many a request holds."""
@@ -40,10 +40,10 @@ class FakeFaceDetector(PythonModel):
         records: list[dict] = []
         column = list(model_input["image"])
         for start in range(0, len(column), BATCH):
-            records += self._judge(column[start : start + BATCH], explain)
+            records += self._predict(column[start : start + BATCH], explain)
         return records
 
-    def _judge(self, texts: list[object], explain: bool) -> list[dict]:
+    def _predict(self, texts: list[object], explain: bool) -> list[dict]:
         """One record a text, in order; what is no base64 harms no other."""
         data: list[bytes | str] = []
         for text in texts:
@@ -52,9 +52,9 @@ class FakeFaceDetector(PythonModel):
             except ValueError as error:
                 data.append(str(error))
         if explain:  # Grad-CAM hooks into the shared network
-            verdicts = self.together.alone(lambda: self.detector.judge(data, explain=True))
+            verdicts = self.together.alone(lambda: self.detector.predict(data, explain=True))
         else:
-            verdicts = self.detector.judge(data, probabilities=self.together)
+            verdicts = self.detector.predict(data, probabilities=self.together)
         return [record(verdict, explain) for verdict in verdicts]
 
 
@@ -72,7 +72,7 @@ def image_bytes(text: object) -> bytes:
         raise ValueError("not base64: send the image file's bytes as base64") from None
 
 
-def record(verdict: Verdict, explain: bool) -> dict:
+def record(verdict: Prediction, explain: bool) -> dict:
     """A verdict as JSON can carry it."""
     fields: dict = {"label": verdict.label, "p_fake": verdict.p_fake, "threshold": verdict.threshold}
     if verdict.error is not None:

@@ -51,13 +51,13 @@ class ClassifierConfig:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "lanczos"
-    equalise: bool = False
+    reencode: bool = False
     precision: str | None = None
     device: str | None = None
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """A decoded image as stage `resize` would store it: uint8 (height, width, 3) -> (size, size, 3)."""
-        return prepare(image, self.size, self.interpolation, self.equalise)
+        return prepare(image, self.size, self.interpolation, self.reencode)
 
 
 def outputs_of(loss: str) -> int:
@@ -158,6 +158,8 @@ def load(folder: Path) -> tuple[nn.Module, ClassifierConfig]:
     """Read back what `save` wrote, in evaluation mode. UserError if `folder` holds no classifier that can be used."""
     try:
         values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        if "equalise" in values:  # the name of reencode until version 0.1
+            values["reencode"] = values.pop("equalise")
         config = ClassifierConfig(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
         blank = np.array(config.prepare(np.zeros((8, 8, 3), np.uint8)))
         preprocess(torch.from_numpy(blank)[None], config)  # fails now, not at the first image, where a type is wrong

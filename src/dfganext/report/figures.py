@@ -116,7 +116,7 @@ def reliability(table: pd.DataFrame, before: dict[str, float], after: dict[str, 
 
 
 def robustness(table: pd.DataFrame) -> Figure:
-    """Accuracy at the frozen threshold and ROC-AUC of degraded images, a panel a transform, with 95 % intervals."""
+    """Accuracy at the frozen threshold and ROC AUC of degraded images, a panel a transform, with 95 % intervals."""
     titles = {
         "jpeg": "JPEG, quality",
         "webp": "WebP, quality",
@@ -135,7 +135,7 @@ def robustness(table: pd.DataFrame) -> Figure:
             values, lows, highs = (
                 np.concatenate([[clean[key]], milder_first[key]]) for key in (column, f"{column}_low", f"{column}_high")
             )
-            label = "accuracy at the threshold" if column == "accuracy" else "ROC-AUC"
+            label = "accuracy at the threshold" if column == "accuracy" else "ROC AUC"
             axis.plot(places, values, color=colour, linestyle=style, marker="o", markersize=4, label=label)
             axis.fill_between(places, lows, highs, color=colour, alpha=0.18, linewidth=0)
         axis.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")

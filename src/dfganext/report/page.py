@@ -27,7 +27,7 @@ MEASURES = {
     "precision": "precision",
     "recall": "recall",
     "f1": "F1",
-    "roc_auc": "ROC-AUC",
+    "roc_auc": "ROC AUC",
     "average_precision": "average precision",
     "eer": "equal error rate",
     "tpr_at_1_percent_fpr": "true positive rate at 1 % false positives",

@@ -89,7 +89,7 @@ class Row:
 
     @property
     def auc(self) -> float:
-        """ROC-AUC, mean over seeds."""
+        """ROC AUC, mean over seeds."""
         return float(np.mean([record.scores[self.part]["roc_auc"] for record in self.records]))
 
     @property
@@ -187,7 +187,7 @@ def compare(first: Row, second: Row) -> dict[str, Any] | None:
 
 
 def auc_difference(first: Row, second: Row) -> tuple[float, Interval] | None:
-    """ROC-AUC of the first autoencoder less the second's, on the same images, with its paired interval."""
+    """ROC AUC of the first autoencoder less the second's, on the same images, with its paired interval."""
     seed = _common_seed(first, second)
     if seed is None:
         return None

@@ -49,7 +49,7 @@ MOST_STRETCH = 3.0
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Prediction:
     """letter and claim are the paper's; effect says what was measured, because in a sentence how the rule was met.
 
     confidence: the highest confidence level of the intervals, 0.95...1, at which the rule still gives this verdict; None where the
@@ -125,7 +125,7 @@ class Rule:
         return next((outcome for outcome in self.outcomes if outcome.holds(places)), None)
 
     def confidence(self, effects: Effects) -> float | None:
-        """See `Verdict`."""
+        """See `Prediction`."""
         outcome = self.apply(effects)
         if outcome is None:
             return None
@@ -299,7 +299,7 @@ RULES = {
 }
 
 
-def all_claims(evidence: Evidence) -> list[Verdict]:
+def all_claims(evidence: Evidence) -> list[Prediction]:
     """A verdict on each of the paper's claims, (a) to (g)."""
     measures = {"a": _best, "b": _bce, "c": _autoencoder, "d": _size, "e": _real_maps, "f": _fake_maps, "g": _density}
     return [
@@ -308,7 +308,7 @@ def all_claims(evidence: Evidence) -> list[Verdict]:
     ]
 
 
-def decide(letter: str, claim: str, measured: Measured, sample: bool = False) -> Verdict:
+def decide(letter: str, claim: str, measured: Measured, sample: bool = False) -> Prediction:
     """Apply the rule of a claim to its effects.
 
     Args:
@@ -316,13 +316,13 @@ def decide(letter: str, claim: str, measured: Measured, sample: bool = False) ->
     """
     rule = RULES[letter]
     if measured.untested:
-        return Verdict(letter, claim, NOT_TESTED, measured.text, measured.untested, rule.text)
+        return Prediction(letter, claim, NOT_TESTED, measured.text, measured.untested, rule.text)
     outcome = rule.apply(measured.effects)
     verdict, because = (INCONCLUSIVE, measured.otherwise) if outcome is None else (outcome.verdict, outcome.because)
     if sample:
         because = f"The images are drawn: nothing follows from them about faces. (By the rule: {verdict}. {because})"
-        return Verdict(letter, claim, NOT_TESTED, measured.text, because, rule.text)
-    return Verdict(letter, claim, verdict, measured.text, because, rule.text, rule.confidence(measured.effects))
+        return Prediction(letter, claim, NOT_TESTED, measured.text, because, rule.text)
+    return Prediction(letter, claim, verdict, measured.text, because, rule.text, rule.confidence(measured.effects))
 
 
 def _best(evidence: Evidence) -> Measured:
@@ -384,7 +384,7 @@ def _autoencoder(evidence: Evidence) -> Measured:
     figures = [row.records[0].scores["autoencoder"] for row in rows] or [evidence.evaluate["autoencoder"]]
     effects = [Effect(figure["roc_auc"], figure["intervals"]["roc_auc"]) for figure in figures]
     text = "; ".join(
-        f"ROC-AUC {number(one.value)} ({shown(one.interval)}), reversed {number(1 - one.value)}" for one in effects
+        f"ROC AUC {number(one.value)} ({shown(one.interval)}), reversed {number(1 - one.value)}" for one in effects
     )
     return Measured({"area": effects}, text, otherwise="The intervals are too wide to exclude either.")
 
@@ -403,7 +403,7 @@ def _size(evidence: Evidence) -> Measured:
     )
     gap = auc_difference(large, small)
     if gap is not None:
-        text += f"; ROC-AUC {number(gap[0], sign=True)} ({shown(gap[1])})"
+        text += f"; ROC AUC {number(gap[0], sign=True)} ({shown(gap[1])})"
     effect = Effect(found["difference"], found["interval"])
     return Measured(
         {"gap": [effect]}, text, otherwise="No difference in accuracy that matters is certain, nor excluded."
@@ -474,7 +474,7 @@ def _incompetent(evidence: Evidence) -> str:
     low = evidence.evaluate["convnext"]["intervals"]["roc_auc"][0]
     if low >= COMPETENT:
         return ""
-    return f"The classifier's ROC-AUC may be as low as {number(low)}: where it found nothing, a map shows nothing."
+    return f"The classifier's ROC AUC may be as low as {number(low)}: where it found nothing, a map shows nothing."
 
 
 def _deltas(evidence: Evidence, statistic: str) -> list[Effect]:

@@ -84,7 +84,7 @@ def score(
         return Summary(folder.name, plan.total, plan.before, 0, 0, plan.unread_before)
     with ray_for(workers) as cluster:
         chosen = rows.claim(folder, chosen)
-        done = cluster.judge(chain([first], parts), chosen, listing, folder)
+        done = cluster.predict(chain([first], parts), chosen, listing, folder)
         if plan.unversioned:
             say(
                 f"dfganext: {plan.unversioned:,} rows in {folder.name}, of an earlier version, do not say which content of their "

@@ -41,7 +41,7 @@ class Cluster:
     gpus_a_worker: float
     shared: bool
 
-    def judge(self, parts: Iterator[Part], model: Model, listing: Listing, folder: Folder) -> Iterator[Done]:
+    def predict(self, parts: Iterator[Part], model: Model, listing: Listing, folder: Folder) -> Iterator[Done]:
         """What happened to the parts, as it happens.
 
         Ray Data starts a worker that died anew, and its part again, as often as it takes.

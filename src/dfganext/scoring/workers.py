@@ -127,7 +127,7 @@ def judge_images(
         now = next(coming, None)
         while now:
             ahead = next(coming, None)
-            yield from _judge(detector, [(image, future.result()) for image, future in now])
+            yield from _predict(detector, [(image, future.result()) for image, future in now])
             now = ahead
 
 
@@ -144,9 +144,9 @@ def _batches(images: Sequence[Found]) -> Iterator[list[Found]]:
         yield batch
 
 
-def _judge(detector: Detector, batch: Sequence[tuple[Found, bytes | Unread]]) -> Iterator[Row]:
+def _predict(detector: Detector, batch: Sequence[tuple[Found, bytes | Unread]]) -> Iterator[Row]:
     encoded = [data if isinstance(data, bytes) else data.reason for _, data in batch]
-    for (image, data), verdict in zip(batch, detector.judge(encoded), strict=True):
+    for (image, data), verdict in zip(batch, detector.predict(encoded), strict=True):
         read = isinstance(data, bytes)
         yield Row(
             printable(image.path),

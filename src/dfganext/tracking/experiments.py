@@ -21,7 +21,7 @@ POLL_SECONDS = 5.0
 
 def main() -> None:
     arguments = _arguments()
-    chosen = settings.load()
+    chosen = settings.load_settings()
     _dvc("repro", "--quiet", "check", "subsample")
     lacking = table1.experiments(lineage.evaluations(paths.SPLIT), chosen, arguments.seeds)
     if not lacking:

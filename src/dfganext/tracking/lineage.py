@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from dfganext import paths, versions
+from dfganext import files, paths, versions
 from dfganext.errors import UserError
 from dfganext.report.table1 import AUTOENCODER, NETWORK, Record
-from dfganext.tracking import runs as tracking
+from dfganext.tracking import store
 
 STAGES = {
     NETWORK: ("resize", "train_convnext", "evaluate"),
@@ -27,7 +27,7 @@ STAGES = {
 def provenance(root: Path = Path()) -> dict[str, str]:
     """Tags of an evaluation in the workspace `root`, by model: sha256 over code, library versions and weights file."""
     weights = root / paths.WEIGHTS
-    started_from = tracking.sha256_of(weights) if weights.is_file() else None
+    started_from = files.sha256_of(weights) if weights.is_file() else None
     found = {}
     for part, stages in STAGES.items():
         decisive: dict[str, object] = {stage: versions.declared(stage, root, root / paths.VERSIONS) for stage in stages}
@@ -49,25 +49,25 @@ def evaluations(split: Path) -> list[Record]:
     """
     if not split.is_file():
         raise UserError(f"{split} is missing; run `dvc repro subsample` first.")
-    client, experiment = tracking.connect()
-    wanted = f"tags.stage = 'evaluate' and tags.`dataset.sha256` = '{tracking.sha256_of(split)}'"
+    client, experiment = store.connect()
+    wanted = f"tags.stage = 'evaluate' and tags.`dataset.sha256` = '{files.sha256_of(split)}'"
     records, here = [], provenance()
     finished, newest = f"{wanted} and attributes.status = 'FINISHED'", ["attributes.start_time DESC"]
-    for run in tracking.every(
+    for run in store.paginate(
         lambda token: client.search_runs([experiment], finished, order_by=newest, page_token=token)
     ):
         try:
             parent = client.get_run(run.data.tags["mlflow.parentRunId"])
             parts = {part for part in STAGES if run.data.tags.get(f"provenance.{part}") == here[f"provenance.{part}"]}
             records.append(_record(client, run.info.run_id, parent.data.params, frozenset(parts)))
-        except tracking.StoreError:
+        except store.StoreError:
             raise
         except (UserError, OSError, ValueError, KeyError):
             continue
     return records
 
 
-def _record(client: tracking.Client, run_id: str, params: dict[str, str], parts: frozenset[str]) -> Record:
+def _record(client: store.Client, run_id: str, params: dict[str, str], parts: frozenset[str]) -> Record:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(client.download_artifacts(run_id, "evaluation", folder))
         scores = json.loads((path / "evaluate.json").read_text(encoding="utf-8"))

@@ -28,10 +28,9 @@ from dfganext.images import ImageError, decode
 from dfganext.inference.detector import OPERATING_POINT_FILE, Detector
 from dfganext.labels import FAKE, NAMES, index_of
 from dfganext.settings import Promote
-from dfganext.tracking import registry
-from dfganext.tracking import runs as tracking
+from dfganext.tracking import registry, store
 from dfganext.tracking.registry import CHAMPION, MODEL, Contents
-from dfganext.tracking.runs import Client
+from dfganext.tracking.store import Client
 
 BATCH = 64
 ROUNDS = 10
@@ -57,7 +56,7 @@ class Data:
     def read(cls, split: Path, manifest: Path, raw: Path, near_duplicate_bits: int) -> Data:
         """UserError if a file is missing, or unless there are validation images of both classes."""
         hashes = manifests.read(manifest)[["path", "phash", "phash_mirrored"]]
-        data = cls(sampling.read(split).merge(hashes, on="path"), raw, tracking.sha256_of(split), near_duplicate_bits)
+        data = cls(sampling.read(split).merge(hashes, on="path"), raw, files.sha256_of(split), near_duplicate_bits)
         if data.validation.label.nunique() < len(NAMES):
             raise UserError(f"{split} has no validation images of both classes to compare models on; run `dvc repro`.")
         return data
@@ -204,13 +203,13 @@ def promote(
     Raises:
         UserError: the store cannot be used, an image or a model file is missing, or the precision changes the answers.
     """
-    client, _ = tracking.connect()
+    client, _ = store.connect()
     with _with_precision(operating_point, settings.precision) as served:
         contents = Contents(folder, served, data.trained_on)
         detector = Detector.load(folder, served)
         if settings.precision != "float32":
             _require_same_answers(detector, Detector.load(folder, operating_point), data, settings.precision)
-        with tracking.store_lock("promotion"):
+        with store.lock("promotion"):
             version = registry.register(
                 client, contents, detector, run_id, {"dataset.sha256": data.sha256, **(tags or {})}
             )

@@ -30,8 +30,8 @@ from dfganext import files, pipeline
 from dfganext.errors import UserError
 from dfganext.inference.detector import OPERATING_POINT_FILE, Detector
 from dfganext.models.classifier import CONFIG_FILE, WEIGHTS_FILE
-from dfganext.tracking import runs as tracking
-from dfganext.tracking.runs import Client, NotFoundError
+from dfganext.tracking import store
+from dfganext.tracking.store import Client, NotFoundError
 
 MODEL = "df-ganext"
 CHAMPION = "champion"
@@ -72,11 +72,11 @@ class Contents:
 
     def identity(self) -> dict[str, str]:
         """What makes two versions the same: sha256 of weights, config, operating point, served code and requirements."""
-        code = "".join(f"{name} {tracking.sha256_of(file)}\n" for name, file in served_code().items())
+        code = "".join(f"{name} {files.sha256_of(file)}\n" for name, file in served_code().items())
         return {
-            "weights.sha256": tracking.sha256_of(self.folder / WEIGHTS_FILE),
-            "config.sha256": tracking.sha256_of(self.folder / CONFIG_FILE),
-            "operating_point.sha256": tracking.sha256_of(self.operating_point),
+            "weights.sha256": files.sha256_of(self.folder / WEIGHTS_FILE),
+            "config.sha256": files.sha256_of(self.folder / CONFIG_FILE),
+            "operating_point.sha256": files.sha256_of(self.operating_point),
             "code.sha256": hashlib.sha256(code.encode()).hexdigest(),
             "requirements.sha256": hashlib.sha256("\n".join(requirements()).encode()).hexdigest(),
         }
@@ -109,7 +109,7 @@ def log_model(contents: Contents, run_id: str, tags: Mapping[str, str] | None = 
 
     It needs nothing of this repository: weights, config, operating point and the code that serves them are copied into it.
     """
-    client, experiment = tracking.connect()
+    client, experiment = store.connect()
     model = client.create_logged_model(experiment, name=name, source_run_id=run_id, tags=dict(tags or {}))
     try:
         with tempfile.TemporaryDirectory() as temporary:
@@ -127,7 +127,7 @@ def log_model(contents: Contents, run_id: str, tags: Mapping[str, str] | None = 
 
 def save_model(target: Path, contents: Contents, model_id: str | None = None, run_id: str | None = None) -> None:
     """Write a detector as an MLflow model into the folder `target`, which must not exist."""
-    mlflow = tracking.import_mlflow()
+    mlflow = store.import_mlflow()
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
@@ -163,7 +163,7 @@ def save_model(target: Path, contents: Contents, model_id: str | None = None, ru
 
 def champion() -> Any | None:
     """The model version that is champion (an MLflow ModelVersion), or None."""
-    return champion_of(tracking.connect()[0])
+    return champion_of(store.connect()[0])
 
 
 @contextmanager
@@ -184,13 +184,13 @@ def resolve(uri: str | None) -> Iterator[Path]:
         raise UserError(
             f"{uri} is no address of a model: give models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/PATH or a local folder."
         )
-    missing = f"There is no model {uri} in {tracking.shown(tracking.tracking_uri())}: "
+    missing = f"There is no model {uri} in {store.redact(store.tracking_uri())}: "
     missing += "train and promote one with `make repro`, or name another with --model."
-    if not tracking.exists():
+    if not store.exists():
         raise UserError(missing)
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            folder = _download(tracking.connect()[0], uri, Path(temporary))
+            folder = _download(store.connect()[0], uri, Path(temporary))
         except NotFoundError as error:
             raise UserError(missing) from error
         yield _detector_folder(folder, uri)
@@ -203,10 +203,10 @@ def pinned(uri: str | None) -> str:
     """
     uri = CHAMPION_URI if uri is None else uri
     match = re.fullmatch(r"models:/([^/@]+)@([^/@]+)", uri)
-    if not match or not tracking.exists():
+    if not match or not store.exists():
         return uri
     try:
-        version = tracking.connect()[0].get_model_version_by_alias(*match.groups())
+        version = store.connect()[0].get_model_version_by_alias(*match.groups())
     except NotFoundError:
         return uri
     return f"models:/{match[1]}/{version.version}"
@@ -250,7 +250,7 @@ def register(client: Client, contents: Contents, detector: Detector, run_id: str
 def versions(client: Client, tags: Mapping[str, str]) -> list[Any]:
     """Registered versions that carry all these tags, the oldest first."""
     wanted = " and ".join([f"name = '{MODEL}'", *(f"tags.`{key}` = '{value}'" for key, value in tags.items())])
-    found = tracking.every(lambda token: client.search_model_versions(wanted, page_token=token))
+    found = store.paginate(lambda token: client.search_model_versions(wanted, page_token=token))
     return sorted(found, key=lambda one: int(one.version))
 
 
@@ -272,7 +272,7 @@ def load(client: Client, version: Any) -> Loaded | None:
             listed = folder / "artifacts" / TRAINED_ON_FILE
             trained_on = pd.read_csv(listed, dtype={"sha256": str}) if listed.is_file() else None
             return Loaded(Detector.load(_detector_folder(folder, uri)), trained_on)
-        except tracking.StoreError:
+        except store.StoreError:
             raise
         except Exception as error:
             warnings.warn(f"{uri} cannot be loaded and may not be champion: {error}", stacklevel=2)
@@ -281,9 +281,9 @@ def load(client: Client, version: Any) -> Loaded | None:
 
 def _download(client: Client, uri: str, target: Path) -> Path:
     """Copy a logged or registered model into `target`; the folder it then has. NotFoundError if there is none."""
-    mlflow = tracking.import_mlflow()
+    mlflow = store.import_mlflow()
     return Path(
-        tracking.guarded(
+        store.translate_errors(
             client.uri,
             lambda: mlflow.artifacts.download_artifacts(uri, dst_path=str(target), tracking_uri=client.uri),
         )
@@ -307,10 +307,10 @@ def _example() -> str:
 
 def main() -> None:
     """Say which version is champion, before it is served. UserError if there is none."""
-    present = champion() if tracking.exists() else None
+    present = champion() if store.exists() else None
     if present is None:
         raise UserError(
-            f"There is no champion in {tracking.shown(tracking.tracking_uri())}: train and promote one with `make repro`."
+            f"There is no champion in {store.redact(store.tracking_uri())}: train and promote one with `make repro`."
         )
     print(f"models:/{MODEL}/{present.version} is the champion")
 
