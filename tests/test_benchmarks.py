@@ -237,4 +237,4 @@ def test_the_table_has_a_row_for_each_rival_and_only_of_speeds(tmp_path, monkeyp
 
 def test_the_readme_quotes_the_files(root):
     assert any(summary.results().values())
-    assert "\n".join(summary.table()) in (root / "README.md").read_text()
+    assert "\n".join(summary.table()) in (root / "docs" / "benchmarks.md").read_text()
