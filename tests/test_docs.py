@@ -340,7 +340,9 @@ def test_settings_exist(path):
         if found is None or not ("." in found["key"] or found["value"]) or found["key"] in {"cache", "cmd"}:
             continue  # cache and cmd are keys of dvc.yaml
         key = found["key"].split(".")
-        is_file = not found["value"] and re.search(r"\.(csv|db|dvc|html|ini|json|lock|py|safetensors|toml|yaml)$", code)
+        is_file = not found["value"] and re.search(
+            r"\.(csv|db|dvc|html|ini|json|lock|md|parquet|py|safetensors|toml|yaml|zip)$", code
+        )
         if is_file or (key[0] not in params and key[0] in modules):
             continue
         value: object = params
