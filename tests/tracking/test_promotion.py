@@ -16,12 +16,12 @@ from PIL import Image
 from dfganext import files
 from dfganext.errors import UserError
 from dfganext.inference.detector import Detector
-from dfganext.tracking import promotion, registry, store
+from dfganext.tracking import comparison, promotion, registry, store
 from dfganext.training import compute
 
 
 def data_here(bits=8):
-    return promotion.Data.read(Path("split.csv"), Path("manifest.csv"), Path("raw"), bits)
+    return comparison.Data.read(Path("split.csv"), Path("manifest.csv"), Path("raw"), bits)
 
 
 def tags_of(version):
@@ -60,7 +60,7 @@ def test_the_paired_difference_and_its_interval_are_kept_with_the_version(here, 
 
 def p_fake_of(name):
     data = data_here()
-    return promotion.probabilities_of(Detector.load(Path(name)), [data.raw / path for path in data.validation.path])
+    return comparison.probabilities_of(Detector.load(Path(name)), [data.raw / path for path in data.validation.path])
 
 
 def auc(labels, p):
@@ -125,7 +125,7 @@ def test_a_champion_that_does_not_say_what_it_was_trained_on_is_compared_on_its_
     faces(here, drawn=5)
     result = promote("good", run_id)
     assert (result.outcome, result.champion) == ("refused", "1")
-    assert "ersion 1 does not say which images it was trained on" in result.reason
+    assert "ersion 1 has no list of its training images" in result.reason
 
 
 @pytest.mark.parametrize("change", ["code", "requirements", "config", "operating point"])
@@ -147,7 +147,7 @@ def test_the_same_weights_with_other_code_or_settings_take_the_champions_place(h
         Path("other/operating_point.json").write_text(json.dumps({"threshold": 0.4, "temperature": 1.0}))
     result = promote("other", run_id)
     assert (result.outcome, result.version, result.champion) == ("promoted", "2", "2")
-    assert "take its place" in tags_of(2)["promotion.reason"]
+    assert "and replaces it" in tags_of(2)["promotion.reason"]
     assert promote("other", run_id).outcome == "champion"
     shutil.rmtree("other")
 
@@ -160,7 +160,7 @@ def test_a_faster_precision_is_part_of_the_version_and_gives_the_same_answers(he
     for version in ("1", "2"):
         with registry.resolve(f"models:/{registry.MODEL}/{version}") as folder:
             loaded = Detector.load(folder)
-            p_fake[loaded.precision] = promotion.probabilities_of(loaded, paths)
+            p_fake[loaded.precision] = comparison.probabilities_of(loaded, paths)
     np.testing.assert_allclose(p_fake["bfloat16"], p_fake["float32"], rtol=0, atol=1e-3)
     native = compute.precision("auto", torch.device("cpu")) == torch.bfloat16
     assert np.array_equal(p_fake["bfloat16"], p_fake["float32"]) is not native
@@ -217,7 +217,7 @@ def test_images_within_the_limits_of_download_can_be_compared_on(made, tmp_path)
     Image.new("RGB", (8, 8), "grey").save(small)
     one = Detector.load(made / "good")
     assert one.predict([small.read_bytes()])[0].error is not None
-    assert 0 < promotion.probabilities_of(one, [small])[0] < 1
+    assert 0 < comparison.probabilities_of(one, [small])[0] < 1
 
 
 def test_a_champion_that_the_store_fails_to_hand_over_stays(here, run_id, monkeypatch):
@@ -243,17 +243,17 @@ def test_a_champion_that_the_store_fails_to_hand_over_stays(here, run_id, monkey
     ],
 )
 def test_better_is_strict_and_knows_the_direction(metric, difference, expected):
-    assert promotion.Comparison(metric, "1", difference=difference).better is expected
+    assert comparison.Comparison(metric, "1", difference=difference).better is expected
 
 
 @pytest.mark.parametrize("metric", ["roc_auc", "accuracy", "log_loss"])
 def test_scores_and_differences_against_a_slow_reference(here, monkeypatch, metric):
-    monkeypatch.setattr(promotion, "BATCH", 7)
+    monkeypatch.setattr(comparison, "BATCH", 7)
     data = data_here()
     everything = np.ones(40, bool)
     detectors = {name: Detector.load(Path(name)) for name in ("good", "bad")}
-    good, bad = (promotion.Contender(name, name, one, everything, data) for name, one in detectors.items())
-    found = promotion.compare(good, bad, promotion_settings(metric=metric))
+    good, bad = (comparison.Candidate(name, name, one, everything, data) for name, one in detectors.items())
+    found = comparison.compare(good, bad, promotion_settings(metric=metric))
     scores = []
     for one in (good.detector, bad.detector):
         p = np.array([one.predict([(data.raw / path).read_bytes()])[0].p_fake for path in data.validation.path])
@@ -272,11 +272,11 @@ def test_scores_and_differences_against_a_slow_reference(here, monkeypatch, metr
 
 def test_what_cannot_be_scored_is_named(here, tmp_path):
     with pytest.raises(UserError, match=r"real/0\.png is missing"):
-        promotion.probabilities_of(Detector.load(Path("good")), [tmp_path / "real/0.png"])
+        comparison.probabilities_of(Detector.load(Path("good")), [tmp_path / "real/0.png"])
     table = [row for row in Path("split.csv").read_text().splitlines() if ",fake," not in row]
     (tmp_path / "split.csv").write_text("\n".join(table) + "\n")
     with pytest.raises(UserError, match="no validation images of both classes"):
-        promotion.Data.read(tmp_path / "split.csv", Path("manifest.csv"), Path("raw"), 8)
+        comparison.Data.read(tmp_path / "split.csv", Path("manifest.csv"), Path("raw"), 8)
 
 
 PROMOTE = """
@@ -301,7 +301,7 @@ def test_two_promotions_at_once_leave_the_better(here, run_id, root):
     assert tags_of(registry.champion().version)["weights.sha256"] == files.sha256_of("good/model.safetensors")
 
 
-STEPS = ["before it is registered", "before it announces", "before it takes the alias", "after it took the alias"]
+STEPS = ["before it is registered", "before it is tagged", "before it takes the alias", "after it took the alias"]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -322,8 +322,8 @@ def test_where_no_lock_reaches_the_better_of_two_wins(here, run_id, monkeypatch,
 
     names = {
         "before it is registered": (registry, "register", True),
-        "before it announces": (promotion, "_set_tags", True),
-        "before it takes the alias": (promotion._Election, "_best", False),
+        "before it is tagged": (promotion, "_set_tags", True),
+        "before it takes the alias": (promotion._Selection, "_best", False),
         "after it took the alias": (store.Client, "__getattr__", False),
     }
     owner, name, first = names[step]
