@@ -1,7 +1,5 @@
 import json
 import shutil
-import subprocess
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 import torch
 from helpers import detector, faces, hashes, promote, promotion_settings
 from PIL import Image
+from processes import run_at_once
 
 from dfganext import files
 from dfganext.errors import UserError
@@ -28,7 +27,7 @@ def tags_of(version):
     return store.connect()[0].get_model_version(registry.MODEL, str(version)).tags
 
 
-def test_the_better_becomes_champion_and_the_worse_is_told_why(here, run_id):
+def test_the_better_model_becomes_champion_and_the_worse_is_refused_with_a_reason(here, run_id):
     first, second, third = promote("bad", run_id), promote("good", run_id, tags={"a": "b"}), promote("bad", run_id)
     assert [one.outcome for one in (first, second, third)] == ["promoted", "promoted", "refused"]
     assert [one.version for one in (first, second, third)] == ["1", "2", "1"]  # the same contents are the same version
@@ -109,9 +108,7 @@ def test_where_too_few_images_are_left_the_candidate_is_refused_with_the_numbers
     assert "promotion.difference" not in tags_of(2)
 
 
-def test_a_champion_that_does_not_say_what_it_was_trained_on_is_compared_on_its_own_split_alone(
-    here, run_id, monkeypatch
-):
+def test_a_champion_without_a_list_of_training_images_is_compared_only_on_its_own_split(here, run_id, monkeypatch):
     promote("bad", run_id)
     load = registry.load
     monkeypatch.setattr(
@@ -129,7 +126,7 @@ def test_a_champion_that_does_not_say_what_it_was_trained_on_is_compared_on_its_
 
 
 @pytest.mark.parametrize("change", ["code", "requirements", "config", "operating point"])
-def test_the_same_weights_with_other_code_or_settings_take_the_champions_place(here, run_id, monkeypatch, change):
+def test_the_same_weights_with_other_code_or_settings_replace_the_champion(here, run_id, monkeypatch, change):
     promote("good", run_id)
     shutil.copytree("good", "other", dirs_exist_ok=True)
     if change == "code":
@@ -152,7 +149,7 @@ def test_the_same_weights_with_other_code_or_settings_take_the_champions_place(h
     shutil.rmtree("other")
 
 
-def test_a_faster_precision_is_part_of_the_version_and_gives_the_same_answers(here, run_id):
+def test_a_faster_precision_is_part_of_the_version_and_gives_the_same_predictions(here, run_id):
     first, second = promote("good", run_id), promote("good", run_id, precision="bfloat16")
     assert (first.version, second.version, second.champion) == ("1", "2", "2")
     paths = [here / "raw" / path for path in data_here().validation.path]
@@ -166,7 +163,7 @@ def test_a_faster_precision_is_part_of_the_version_and_gives_the_same_answers(he
     assert np.array_equal(p_fake["bfloat16"], p_fake["float32"]) is not native
 
 
-def test_a_precision_that_changes_the_answers_is_refused(here, run_id, monkeypatch):
+def test_a_precision_that_changes_the_predictions_is_refused(here, run_id, monkeypatch):
     monkeypatch.setattr(promotion, "MAX_PROBABILITY_SHIFT", -1.0)
     with pytest.raises(UserError, match=r"promote\.precision: bfloat16 moves p_fake by up to .* set it to float32"):
         promote("good", run_id, precision="bfloat16")
@@ -191,7 +188,7 @@ def test_a_champion_whose_files_are_gone_is_replaced_with_a_warning(here, run_id
 
 
 @pytest.mark.parametrize("harm", [shutil.rmtree, lambda folder: cut(folder / "artifacts/detector/model.safetensors")])
-def test_the_same_candidate_takes_the_place_of_its_damaged_version(here, run_id, harm):
+def test_a_damaged_version_is_replaced_by_the_same_candidate(here, run_id, harm):
     promote("bad", run_id), promote("good", run_id)
     for version, champion in (("2", "3"), ("1", "3"), ("3", "5")):
         (folder,) = (here / "mlruns" / "models").glob(f"{model_id(version)}/artifacts")
@@ -220,7 +217,7 @@ def test_images_within_the_limits_of_download_can_be_compared_on(made, tmp_path)
     assert 0 < comparison.probabilities_of(one, [small])[0] < 1
 
 
-def test_a_champion_that_the_store_fails_to_hand_over_stays(here, run_id, monkeypatch):
+def test_a_champion_stays_if_the_store_fails_to_load_it(here, run_id, monkeypatch):
     promote("good", run_id)
 
     def fails(*_):
@@ -242,7 +239,7 @@ def test_a_champion_that_the_store_fails_to_hand_over_stays(here, run_id, monkey
         ("accuracy", None, False),
     ],
 )
-def test_better_is_strict_and_knows_the_direction(metric, difference, expected):
+def test_better_is_strict_and_depends_on_the_direction_of_the_metric(metric, difference, expected):
     assert comparison.Comparison(metric, "1", difference=difference).better is expected
 
 
@@ -270,7 +267,7 @@ def test_scores_and_differences_against_a_slow_reference(here, monkeypatch, metr
     assert found.interval[0] <= found.difference <= found.interval[1]
 
 
-def test_what_cannot_be_scored_is_named(here, tmp_path):
+def test_missing_images_and_classes_are_named(here, tmp_path):
     with pytest.raises(UserError, match=r"real/0\.png is missing"):
         comparison.probabilities_of(Detector.load(Path("good")), [tmp_path / "real/0.png"])
     table = [row for row in Path("split.csv").read_text().splitlines() if ",fake," not in row]
@@ -281,34 +278,26 @@ def test_what_cannot_be_scored_is_named(here, tmp_path):
 
 PROMOTE = """
 import sys
-sys.path.insert(0, sys.argv[3])
 import helpers
-print(helpers.promote(sys.argv[1], sys.argv[2]))
+helpers.promote(sys.argv[1], sys.argv[2])
 """
 
 
-def test_two_promotions_at_once_leave_the_better(here, run_id, root):
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROMOTE, name, run_id, str(root / "tests")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for name in ("good", "bad")
-    ]
-    ends = [one.communicate() for one in both]
-    assert [one.returncode for one in both] == [0, 0], ends
+def test_of_two_simultaneous_promotions_the_better_model_is_champion(here, run_id, tmp_path):
+    run_at_once(PROMOTE, [["good", run_id], ["bad", run_id]], tmp_path)
     assert tags_of(registry.champion().version)["weights.sha256"] == files.sha256_of("good/model.safetensors")
 
 
-STEPS = ["before it is registered", "before it is tagged", "before it takes the alias", "after it took the alias"]
+STEPS = ["before it is registered", "before it is tagged", "before it sets the alias", "after it set the alias"]
 
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize(("early", "late"), [("good", "bad"), ("bad", "good")])
 @pytest.mark.parametrize("present", [None, "middling"])
-def test_where_no_lock_reaches_the_better_of_two_wins(here, run_id, monkeypatch, early, late, step, present):
-    """Another machine promotes `early` from beginning to end at one step of this one's promotion of `late`."""
+def test_without_a_lock_the_better_of_two_simultaneous_models_is_champion(
+    here, run_id, monkeypatch, early, late, step, present
+):
+    """Another machine promotes `early` completely during one step of the promotion of `late` by this one."""
     monkeypatch.setattr(store, "lock", lambda purpose="setup": nullcontext())
     if present:
         detector(here / present, good=False)
@@ -316,19 +305,19 @@ def test_where_no_lock_reaches_the_better_of_two_wins(here, run_id, monkeypatch,
         promote(present, run_id, tags={"first": "yes"})
     pending = [early]
 
-    def come_between():
+    def promote_early():
         if pending:
             promote(pending.pop(), run_id)
 
     names = {
         "before it is registered": (registry, "register", True),
         "before it is tagged": (promotion, "_set_tags", True),
-        "before it takes the alias": (promotion._Selection, "_best", False),
-        "after it took the alias": (store.Client, "__getattr__", False),
+        "before it sets the alias": (promotion._Selection, "_best", False),
+        "after it set the alias": (store.Client, "__getattr__", False),
     }
     owner, name, first = names[step]
     real = getattr(owner, name)
-    if step == "after it took the alias":
+    if step == "after it set the alias":
 
         def watched(self, called):
             method = real(self, called)
@@ -337,17 +326,17 @@ def test_where_no_lock_reaches_the_better_of_two_wins(here, run_id, monkeypatch,
 
             def alias(*arguments):
                 method(*arguments)
-                come_between()
+                promote_early()
 
             return alias
     else:
 
         def watched(*arguments):
             if first:
-                come_between()
+                promote_early()
                 return real(*arguments)
             found = real(*arguments)
-            come_between()
+            promote_early()
             return found
 
     monkeypatch.setattr(owner, name, watched)
@@ -356,7 +345,14 @@ def test_where_no_lock_reaches_the_better_of_two_wins(here, run_id, monkeypatch,
     assert tags_of(registry.champion().version)["weights.sha256"] == files.sha256_of("good/model.safetensors")
 
 
-def test_a_champion_chosen_by_hand_is_met_and_no_earlier_one_returns(here, run_id):
+def test_a_version_that_was_champion_before_can_be_promoted_again(here, run_id):
+    promote("bad", run_id), promote("good", run_id)
+    store.connect()[0].set_registered_model_alias(registry.MODEL, registry.CHAMPION, "1")
+    again = promote("good", run_id)
+    assert (again.outcome, again.version, again.champion) == ("promoted", "2", "2")
+
+
+def test_a_champion_set_by_hand_is_compared_and_no_earlier_champion_returns(here, run_id):
     promote("bad", run_id), promote("good", run_id)
     store.connect()[0].set_registered_model_alias(registry.MODEL, registry.CHAMPION, "1")
     detector(here / "third", good=False, threshold=0.7)

@@ -84,9 +84,10 @@ def stage_run(
     versions.require_recorded(paths.VERSIONS)
     client, experiment = store.connect()
     _end_killed_runs(client, experiment)
-    parent_id, failed_before = _parent(client, experiment, stage, settings)
+    origin = _origin()
+    parent_id, failed_before = _parent(client, experiment, stage, settings, origin)
     process = {"process.owner": _process_owner(), "process": _process_id(psutil.Process())}
-    tags = {"mlflow.parentRunId": parent_id, "stage": stage, **process, **_origin()}
+    tags = {"mlflow.parentRunId": parent_id, "stage": stage, **process, **origin}
     run_id = client.create_run(experiment, tags=tags, run_name=stage).info.run_id
     status = "FAILED"
     try:
@@ -136,7 +137,9 @@ def _end_killed_runs(client: store.Client, experiment: str) -> None:
                     client.set_terminated(run_id, "KILLED")
 
 
-def _parent(client: store.Client, experiment: str, stage: str, settings: Settings) -> tuple[str, bool]:
+def _parent(
+    client: store.Client, experiment: str, stage: str, settings: Settings, origin: Mapping[str, str]
+) -> tuple[str, bool]:
     """The run of this pipeline execution, set to running, and whether one of its stages has failed already."""
     execution = _execution_id()
     found = client.search_runs([experiment], f"tags.execution = '{execution}'", max_results=1)
@@ -146,9 +149,9 @@ def _parent(client: store.Client, experiment: str, stage: str, settings: Setting
         if not failed:
             client.update_run(info.run_id, status="RUNNING")
         return info.run_id, failed
-    origin = _origin()
-    tags = {"execution": execution, **origin}
-    run_id = client.create_run(experiment, tags=tags, run_name=_parent_name(stage, origin)).info.run_id
+    run_id = client.create_run(
+        experiment, tags={"execution": execution, **origin}, run_name=_parent_name(stage, origin)
+    ).info.run_id
     _log_settings(client, run_id, settings)
     return run_id, False
 
