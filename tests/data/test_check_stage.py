@@ -37,7 +37,7 @@ def test_an_import_that_keeps_the_images_is_accepted(workspace, case):
 def test_an_import_that_would_overwrite_the_images_is_refused(workspace):
     (workspace / "data.dvc").write_text(f"deps:\n- md5: aaa.dir\n  path: samples\n{OUT}")
     with pytest.raises(
-        UserError, match=r"data\.dvc imports samples/ .* run `dvc remove data\.dvc`, then `dvc add data`"
+        UserError, match=r"data\.dvc imports samples/, .* run `dvc remove data\.dvc`, then `dvc add data`"
     ):
         check.main()
 
