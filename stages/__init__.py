@@ -1,7 +1,7 @@
 """The stages of dvc.yaml, run as `python -m stages.NAME` from the root of a workspace.
 
-Each workspace runs its own code: an experiment queued from one version of src/ must not import another's, which is what an
-installed package, editable or not, would give it.
+Each workspace runs its own code: an experiment queued from one version of src/ must not import another version, as it would
+from an installed package, editable or not.
 """
 
 import sys
@@ -9,6 +9,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from dfganext import runtime as process
+from dfganext import runtime
 
-process.prepare()
+runtime.prepare()

@@ -1,4 +1,4 @@
-"""Before training: can the classes be told apart by how their files were saved? A detector would learn that instead."""
+"""Before training: does file metadata tell the classes apart? A detector would learn it instead of the images."""
 
 import sys
 from pathlib import Path
@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 
 from dfganext import files, images, paths, pipeline
-from dfganext.data import manifest
-from dfganext.data import split as sampling
+from dfganext.data import manifest, split
 from dfganext.errors import UserError
-from dfganext.evaluation import metadata_leak as audit
+from dfganext.evaluation import metadata_leak
 from dfganext.settings import load_settings
 from dfganext.tracking import runs
 
@@ -18,30 +17,28 @@ from dfganext.tracking import runs
 def main() -> None:
     settings = load_settings()
     with runs.stage_run("audit", settings, reads=[paths.SPLIT, paths.MANIFEST], makes=[paths.AUDIT_METRICS]) as run:
-        rows = manifest.read(paths.MANIFEST).merge(sampling.read(paths.SPLIT)[["path", "split", "group"]], on="path")
-        rows = rows[rows.split != sampling.TEST].reset_index(drop=True)
-        found = audit.measure(rows, settings.seed, reencoded_bytes(rows) if settings.resize.reencode else None)
+        rows = manifest.read(paths.MANIFEST).merge(split.read(paths.SPLIT)[["path", "split", "group"]], on="path")
+        rows = rows[rows.split != split.TEST].reset_index(drop=True)
+        sizes = reencoded_bytes(rows) if settings.resize.reencode else None
+        audit = metadata_leak.measure(rows, settings.seed, sizes)
 
-        files.write_json(paths.AUDIT_METRICS, found)
-        run.log_metrics(
-            {f"{name}_roc_auc": group["roc_auc"] for name, group in found["groups"].items() if group["roc_auc"]}
-        )
-        run.set_tags(
-            {"audit.leaks": ", ".join(name for name, group in found["groups"].items() if group["leak"]) or "none"}
-        )
+        files.write_json(paths.AUDIT_METRICS, audit)
+        groups = audit["groups"].items()
+        run.log_metrics({f"{name}_roc_auc": group["roc_auc"] for name, group in groups if group["roc_auc"]})
+        run.set_tags({"audit.leaks": ", ".join(name for name, group in groups if group["leak"]) or "none"})
         run.log_artifact(paths.AUDIT_METRICS, "audit")
-        for sentence in found["warnings"]:
-            print(f"WARNING: {sentence}", file=sys.stderr)
+        for warning in audit["warnings"]:
+            print(f"WARNING: {warning}", file=sys.stderr)
 
 
 def reencoded_bytes(rows: pd.DataFrame) -> pd.Series:
-    """Size of each image, its centred square as the models see it, once it is saved like all others."""
+    """File size of each image's central square, in bytes, after `resize` has re-encoded it."""
     return rows.path.map(lambda path: len(images.to_jpeg(_square(paths.RAW / path))))
 
 
 def _square(path: Path) -> np.ndarray:
     try:
-        image = images.decode(path.read_bytes(), max_megapixels=float("inf"), min_side=1)  # download has settled these
+        image = images.decode(path.read_bytes(), max_megapixels=float("inf"), min_side=1)  # download applied the limits
     except (OSError, images.ImageError) as error:
         raise UserError(f"{path} can no longer be read ({error}); run `dvc repro download` again.") from error
     return images.resize(image, min(image.shape[:2]))

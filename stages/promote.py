@@ -1,4 +1,4 @@
-"""Register the trained model; it becomes champion if it beats the present one on the validation images."""
+"""Register the trained model; it becomes champion if it beats the current champion on the validation images."""
 
 import json
 
@@ -6,6 +6,7 @@ from dfganext import files, paths, pipeline
 from dfganext.evaluation import evaluate
 from dfganext.settings import load_settings
 from dfganext.tracking import promotion, runs
+from dfganext.tracking.comparison import Data
 
 MODEL = paths.CONVNEXT
 
@@ -15,7 +16,7 @@ def main() -> None:
     reads = [paths.SPLIT, MODEL, paths.OPERATING_POINT, paths.EVALUATE_METRICS]
     with runs.stage_run("promote", settings, reads=reads) as run:
         scores = json.loads(paths.EVALUATE_METRICS.read_text(encoding="utf-8"))
-        data = promotion.Data.read(paths.SPLIT, paths.MANIFEST, paths.RAW, settings.subsample.near_duplicate_bits)
+        data = Data.read(paths.SPLIT, paths.MANIFEST, paths.RAW, settings.subsample.near_duplicate_bits)
         promoted = promotion.promote(
             MODEL,
             paths.OPERATING_POINT,

@@ -1,4 +1,4 @@
-"""One page with every table, figure and verdict: from the results in the workspace, and from other experiments on record."""
+"""Write one page with all tables, figures and claims, from this workspace's results and other recorded experiments."""
 
 from dfganext import paths, pipeline
 from dfganext.evaluation import evaluate

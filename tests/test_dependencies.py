@@ -1,4 +1,4 @@
-"""dvc.yaml declares all that decides a stage's outputs: modules, settings, library versions."""
+"""dvc.yaml declares everything that determines a stage's outputs: modules, settings, library versions."""
 
 import ast
 import dataclasses
@@ -22,15 +22,15 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages
 
 CANNOT_CHANGE_AN_OUTPUT = {
     "src/dfganext/__init__.py": "holds the package's version",
-    "src/dfganext/errors.py": "words of error messages",
+    "src/dfganext/errors.py": "the text of error messages",
     "src/dfganext/tracking/lineage.py": "tags MLflow runs and reads them, as runs.py does",
     "src/dfganext/paths.py": "dvc.yaml repeats every path, and test_paths.py compares the two",
     "src/dfganext/pipeline.py": "exit codes and signals",
-    "src/dfganext/runtime.py": "threads and memory: the same bits faster (tests/test_runtime.py)",
+    "src/dfganext/runtime.py": "threads and memory: the same results, faster (tests/test_runtime.py)",
     "src/dfganext/settings.py": "the settings that a stage reads are declared one by one",
     "src/dfganext/tracking/runs.py": "writes to MLflow, not to an output; promote and report, which read MLflow, declare it",
     "src/dfganext/tracking/store.py": "a client of MLflow; promote and report, which read MLflow, declare it",
-    "src/dfganext/training/checkpoints.py": "training goes on to the same bytes (tests/training/test_training.py)",
+    "src/dfganext/training/checkpoints.py": "resumed training gives the same bytes (tests/training/test_training.py)",
     "src/dfganext/versions.py": "each version that a stage depends on is declared",
     "stages/__init__.py": "puts src on the path",
 }
@@ -38,13 +38,14 @@ READS_MLFLOW = ("promote", "report")
 
 
 def excused(stage: str) -> set[str]:
-    """Modules that need not be among a stage's dependencies."""
+    """Modules that a stage need not declare as dependencies."""
     edge = {f"src/dfganext/{name}.py" for name in ("tracking/lineage", "tracking/runs", "tracking/store", "versions")}
     return set(CANNOT_CHANGE_AN_OUTPUT) - (edge if stage in READS_MLFLOW else set())
 
 
-def imported(file: Path) -> set[str]:
-    """Dotted names that a module imports, inside functions too, but not for type checking alone."""
+@cache
+def imported(file: Path) -> frozenset[str]:
+    """Dotted names that a module imports, also inside functions, but not those for type checking only."""
     found: set[str] = set()
 
     class Imports(ast.NodeVisitor):
@@ -60,11 +61,11 @@ def imported(file: Path) -> set[str]:
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
 
     Imports().visit(ast.parse(file.read_text(encoding="utf-8")))
-    return found
+    return frozenset(found)
 
 
 def modules_of(name: str) -> set[Path]:
-    """Files of this repository that are executed when `name` is imported: the module, and its packages' __init__.py."""
+    """Files of this repository that run when `name` is imported: the module, and the __init__.py of its packages."""
     parts, found = name.split("."), set()
     base = ROOT / "src" if parts[0] == "dfganext" else ROOT
     for length in range(1, len(parts) + 1):
@@ -75,9 +76,9 @@ def modules_of(name: str) -> set[Path]:
 
 @cache
 def closure(stage: str) -> frozenset[Path]:
-    """Every file of this repository that a stage's script imports, directly or through others.
+    """Every file of this repository that a stage's script imports, directly or indirectly.
 
-    promote also copies what the served model imports into the version.
+    promote also copies the modules that the served model imports into the version.
     """
     files = {ROOT / "stages" / "__init__.py", ROOT / "stages" / f"{stage}.py"}
     files |= {ROOT / "src/dfganext/inference/pyfunc.py"} if stage == "promote" else set()
@@ -85,7 +86,7 @@ def closure(stage: str) -> frozenset[Path]:
 
 
 def reached_from(files: set[Path]) -> frozenset[Path]:
-    """These files, and every one of this repository that they import, directly or through others; empty ones left out."""
+    """These files, and all files of this repository that they import, directly or indirectly, without empty files."""
     pending, seen = set(files), set()
     while pending:
         file = pending.pop()
@@ -100,7 +101,7 @@ def declared(stage: str) -> list[str]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_module_that_decides_an_output_is_a_dependency(stage):
+def test_every_module_that_determines_an_output_is_a_dependency(stage):
     named = [ROOT / dependency for dependency in declared(stage)]
     missing = {
         file.relative_to(ROOT).as_posix()
@@ -111,7 +112,7 @@ def test_every_module_that_decides_an_output_is_a_dependency(stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_no_module_is_a_dependency_of_a_stage_that_does_not_import_it(stage):
+def test_a_stage_imports_every_module_that_it_declares(stage):
     for dependency in declared(stage):
         place = ROOT / dependency
         if place.suffix == ".py":
@@ -132,8 +133,8 @@ def test_the_closure_sees_imports_inside_functions(tmp_path):
 
 
 @pytest.mark.parametrize("stage", sorted(set(STAGES) - {"check"}))  # which writes the versions down
-def test_every_library_that_decides_an_output_is_a_dependency_by_its_version(stage):
-    """Those that the stage's modules import, and those that these need in turn."""
+def test_every_library_that_determines_an_output_is_a_dependency_by_its_version(stage):
+    """The libraries that the stage's modules import, and the libraries that these require."""
     used = libraries_of(frozenset(closure(stage) - {ROOT / name for name in excused(stage)}))
     params = [entry for entry in STAGES[stage].get("params", []) if isinstance(entry, dict)]
     named = [name for entry in params for name in entry.get("artifacts/versions.json", [])]
@@ -172,7 +173,7 @@ LAYERS = (
     {"paths", "files", "labels", "runtime", "versions"},
     {"errors"},
 )
-"""The package from top to bottom: modules of a layer import one another and those below, never those above or beside them."""
+"""The package from top to bottom: a module or package imports itself and the layers below, never its own layer or one above."""
 KNOWS_MLFLOW = {"cli", "scoring", "tracking"}
 SERVED_MODEL = ROOT / "src" / "dfganext" / "inference" / "pyfunc.py"
 
@@ -207,25 +208,26 @@ def test_the_core_imports_neither_mlflow_nor_dvc():
 
 
 class Recorder:
-    """Notes which settings are read, by the names that `dvc exp run -S` takes."""
+    """Records which settings are read, by the names that `dvc exp run -S` takes."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.patch = patch
         self.read: set[str] = set()
         self.names: dict[int, str] = {}
-        self.kept: list[object] = []
-        for kind in vars(settings).values():
-            if dataclasses.is_dataclass(kind) and kind is not settings.Within:
-                patch.setattr(kind, "__getattribute__", self._noting())
+        self.sections: list[object] = []  # kept alive, so that no other object gets the same id
 
     def watch(self, section: object, prefix: str = "") -> None:
-        self.kept.append(section)  # as long as it lives, nothing else has its id
+        """Record reads of a section of the settings and of the sections in it."""
+        if type(section) not in map(type, self.sections):
+            self.patch.setattr(type(section), "__getattribute__", self._recording())
+        self.sections.append(section)
         self.names[id(section)] = prefix
         for field in dataclasses.fields(section):
             value = object.__getattribute__(section, field.name)
             if dataclasses.is_dataclass(value):
                 self.watch(value, f"{prefix}{field.name}.")
 
-    def _noting(self) -> Any:
+    def _recording(self) -> Any:
         def read(section: object, name: str) -> object:
             value = object.__getattribute__(section, name)
             known = id(section) in self.names and name in type(section).__dataclass_fields__
@@ -238,7 +240,7 @@ class Recorder:
 
 @pytest.fixture(scope="module")
 def settings_read(root, tmp_path_factory) -> dict[str, set[str]]:
-    """Settings that each stage reads, from running them all on a little of the sample."""
+    """The settings that each stage reads, from running all stages on a small part of the sample."""
     folder = tmp_path_factory.mktemp("workspace")
     shutil.copytree(root / "samples", folder / "samples")
     (folder / "data").symlink_to("samples")
@@ -248,7 +250,7 @@ def settings_read(root, tmp_path_factory) -> dict[str, set[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("DVC_ROOT", str(folder))
-        patch.setattr(runs, "_log_settings", lambda *_: None)  # which reads them all
+        patch.setattr(runs, "_log_settings", lambda *_: None)  # it reads all settings
         shutil.copy(root / "dvc.yaml", folder)
         load = settings.load_settings
         for stage in STAGES:
@@ -256,9 +258,9 @@ def settings_read(root, tmp_path_factory) -> dict[str, set[str]]:
                 recorder = Recorder(during)
 
                 def watched(*arguments, recorder=recorder):
-                    chosen = load(*arguments)
-                    recorder.watch(chosen)
-                    return chosen
+                    loaded = load(*arguments)
+                    recorder.watch(loaded)
+                    return loaded
 
                 module = importlib.import_module(f"stages.{stage}")
                 during.setattr(module, "load_settings", watched)

@@ -1,4 +1,4 @@
-"""Stages run by hand before what they need is there."""
+"""Stages run by hand before their inputs exist."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What decides a stage's output beside data and settings: library versions and source files, as dvc.yaml declares them."""
+"""Library versions and source files that determine a stage's output, as declared in dvc.yaml."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ LIBRARIES = (
 
 
 def installed() -> dict[str, str]:
-    """Version of each of `LIBRARIES` that is there, without what tells builds apart (2.15.0, not 2.15.0+cpu)."""
+    """The version of each installed library of `LIBRARIES`, without the build (2.15.0, not 2.15.0+cpu)."""
     present = {distribution.name.lower() for distribution in metadata.distributions()}
     return {name: metadata.version(name).partition("+")[0] for name in LIBRARIES if name in present}
 
 
 def require_recorded(file: Path) -> None:
-    """UserError where others are installed than the stages' dependencies name: results would be taken for theirs.
+    """UserError if other versions are installed than recorded: DVC would attribute the results to the recorded ones.
 
     Args:
-        file: JSON written from `installed`; where it is missing, a stage is run by hand, and nothing is required.
+        file: JSON written from `installed`; nothing is required if it is missing, as when a stage is run by hand.
     """
     if not file.is_file():
         return
@@ -50,39 +50,39 @@ def require_recorded(file: Path) -> None:
     for name in sorted(recorded.keys() | present.keys()):
         if recorded.get(name) != present.get(name):
             raise UserError(
-                f"{file} names {name} {recorded.get(name)}, but {present.get(name)} is installed: run `python -m stages.check`, "
-                "then `dvc repro`, which runs again what depends on it."
+                f"{file} has {name} {recorded.get(name)}, but {present.get(name)} is installed: run `python -m stages.check`, "
+                "then `dvc repro`, which runs the stages that depend on it."
             )
 
 
 def declared(stage: str, root: Path, recorded: Path) -> dict[str, Any]:
-    """Code and libraries that a stage depends on, in the workspace `root`.
+    """The code and libraries that a stage depends on, in the workspace `root`.
 
     Args:
         recorded: JSON written from `installed`.
 
     Returns:
-        {"code": {file: sha256}, "libraries": {name: version}}; empty where dvc.yaml has no such stage.
+        {"code": {file: sha256}, "libraries": {name: version}}; both are empty if the stage is not in dvc.yaml.
     """
     try:
         stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     except (OSError, TypeError, LookupError):
         stages = {}
-    known = stages.get(stage, {})
+    declaration = stages.get(stage, {})
     code = {
         file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
-        for dependency in known.get("deps", [])
+        for dependency in declaration.get("deps", [])
         if dependency.startswith(("src/", "stages/"))
         for file in _files(root / dependency)
     }
     versions = json.loads(recorded.read_text(encoding="utf-8")) if recorded.is_file() else {}
-    params = (entry for entry in known.get("params", []) if isinstance(entry, dict))
+    params = (entry for entry in declaration.get("params", []) if isinstance(entry, dict))
     names = (name for entry in params for keys in entry.values() for name in keys)
     return {"code": code, "libraries": {name: versions.get(name) for name in names}}
 
 
-def _files(place: Path) -> Iterator[Path]:
-    if place.is_dir():
-        yield from sorted(file for file in place.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
-    elif place.is_file():
-        yield place
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield from sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    elif path.is_file():
+        yield path

@@ -1,4 +1,4 @@
-"""The check stage: which data.dvc is refused, and which is not."""
+"""The check stage: which data.dvc files it refuses."""
 
 import json
 import re
@@ -29,7 +29,7 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize("case", ACCEPTED)
-def test_what_brings_back_no_other_images_is_accepted(workspace, case):
+def test_an_import_that_keeps_the_images_is_accepted(workspace, case):
     (workspace / "data.dvc").write_text(ACCEPTED[case])
     check.main()
 
@@ -37,16 +37,16 @@ def test_what_brings_back_no_other_images_is_accepted(workspace, case):
 def test_an_import_that_would_overwrite_the_images_is_refused(workspace):
     (workspace / "data.dvc").write_text(f"deps:\n- md5: aaa.dir\n  path: samples\n{OUT}")
     with pytest.raises(
-        UserError, match=r"data\.dvc imports samples/ .* run `dvc remove data\.dvc`, then `dvc add data`"
+        UserError, match=r"data\.dvc imports samples/, .* run `dvc remove data\.dvc`, then `dvc add data`"
     ):
         check.main()
 
 
 @pytest.mark.parametrize("content", [b"", b"outs: [", b"- 1\n", b"outs: []\n", b"outs:\n- data\n", b"\xff\xfe\0o"])
-def test_a_file_that_is_none_of_dvcs(workspace, content):
+def test_a_file_that_dvc_cannot_read(workspace, content):
     (workspace / "data.dvc").write_bytes(content)
     with pytest.raises(
-        UserError, match=r"data\.dvc is no file that DVC can read: restore it with `git checkout data\.dvc`"
+        UserError, match=r"data\.dvc is not a file that DVC can read: restore it with `git checkout data\.dvc`"
     ):
         check.main()
 
@@ -66,7 +66,7 @@ def with_weights(workspace, weights: str) -> None:
     check.main()
 
 
-def test_the_weights_file_is_linked_so_that_its_content_counts(workspace, tmp_path_factory):
+def test_the_weights_file_is_linked_so_that_dvc_compares_its_content(workspace, tmp_path_factory):
     weights = tmp_path_factory.mktemp("elsewhere") / "w.pth"
     weights.write_bytes(b"first")
     with_weights(workspace, str(weights))
@@ -79,12 +79,12 @@ def test_the_weights_file_is_linked_so_that_its_content_counts(workspace, tmp_pa
     assert weights.read_bytes() == b"second", "the file itself is never written to"
 
 
-def test_weights_that_are_not_there_are_named(workspace):
-    with pytest.raises(UserError, match=r"convnext\.weights: gone\.pth is no file; give random, imagenet"):
+def test_a_missing_weights_file_is_named(workspace):
+    with pytest.raises(UserError, match=r"convnext\.weights: gone\.pth is not a file; give random, imagenet"):
         with_weights(workspace, "gone.pth")
 
 
-def test_library_versions_are_written_down(workspace):
+def test_library_versions_are_written(workspace):
     (workspace / "data.dvc").write_text(OUT)
     check.main()
     assert json.loads(paths.VERSIONS.read_text()) == versions.installed()

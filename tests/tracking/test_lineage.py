@@ -1,4 +1,4 @@
-"""Rows of other experiments: those on the same split, whole, newest first."""
+"""Evaluations of other experiments: complete ones on the same split, newest first."""
 
 import json
 import sqlite3
@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from helpers import enter_root
 
 from dfganext import files, paths, versions
 from dfganext.errors import UserError
@@ -15,14 +14,14 @@ from dfganext.tracking import lineage, runs, store
 
 
 @pytest.fixture
-def workspace(tmp_path, monkeypatch):
-    return enter_root(tmp_path / "root", monkeypatch)
+def workspace(tmp_path, enter_root_with_store):
+    return enter_root_with_store(tmp_path / "root")
 
 
 def evaluate(
-    chosen, split: str = "a", columns=("path", "label", "logit", "argmax", "reconstruction_error"), fails=False
+    settings, split: str = "a", columns=("path", "label", "logit", "argmax", "reconstruction_error"), fails=False
 ):
-    """A run of the stage evaluate, as far as a later report reads it; returns its id."""
+    """A run of the stage evaluate, with what a later report reads; returns its ID."""
     paths.SPLIT.parent.mkdir(parents=True, exist_ok=True)
     paths.SPLIT.write_text(f"path,label,split,sha256,group\n{split}.png,real,test,0,0\n")
     paths.EVALUATION.mkdir(parents=True, exist_ok=True)
@@ -30,7 +29,7 @@ def evaluate(
     paths.EVALUATE_METRICS.parent.mkdir(exist_ok=True)
     paths.EVALUATE_METRICS.write_text(json.dumps({"convnext": {"accuracy": 0.5}}))
     try:
-        with runs.stage_run("evaluate", chosen, reads=[paths.SPLIT]) as run:
+        with runs.stage_run("evaluate", settings, reads=[paths.SPLIT]) as run:
             run.set_tags(lineage.provenance())
             run.log_artifact(paths.EVALUATION, "evaluation")
             run.log_artifact(paths.EVALUATE_METRICS, "evaluation")
@@ -52,7 +51,7 @@ def test_evaluations_of_this_split_and_no_other_newest_first(workspace, shipped)
     assert found[1].scores == {"convnext": {"accuracy": 0.5}} and list(found[1].predictions.path) == ["1"]
 
 
-def test_what_an_earlier_version_wrote_is_left_out(workspace, shipped):
+def test_artifacts_of_an_earlier_version_are_left_out(workspace, shipped):
     evaluate(shipped, columns=("path", "label", "p_fake"))
     assert lineage.evaluations(paths.SPLIT) == []
 
@@ -67,7 +66,7 @@ def test_a_run_whose_parent_was_removed_is_left_out(workspace, shipped):
     assert [one.run_id for one in lineage.evaluations(paths.SPLIT)] == [kept]
 
 
-def test_a_store_that_fails_halfway_drops_no_row_in_silence(workspace, shipped, monkeypatch):
+def test_an_error_of_the_store_is_raised_and_not_treated_as_a_missing_run(workspace, shipped, monkeypatch):
     evaluate(shipped)
 
     def fails(*_):
@@ -78,7 +77,7 @@ def test_a_store_that_fails_halfway_drops_no_row_in_silence(workspace, shipped, 
         lineage.evaluations(paths.SPLIT)
 
 
-def test_without_a_split_it_says_what_to_run(workspace):
+def test_a_missing_split_names_the_command_to_run(workspace):
     with pytest.raises(UserError, match="dvc repro subsample"):
         lineage.evaluations(paths.SPLIT)
 
@@ -106,7 +105,9 @@ stages:
         ("timm", True, True),
     ],
 )
-def test_rows_join_only_with_the_same_code_libraries_and_weights(workspace, shipped, file, network, autoencoder):
+def test_evaluations_match_only_with_the_same_code_libraries_and_weights(
+    workspace, shipped, file, network, autoencoder
+):
     paths.VERSIONS.parent.mkdir(exist_ok=True)
     files.write_json(paths.VERSIONS, versions.installed())
     (workspace / "dvc.yaml").write_text(DVC)

@@ -1,7 +1,5 @@
 import json
 import shutil
-import subprocess
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,23 +10,24 @@ import pytest
 import torch
 from helpers import detector, faces, hashes, promote, promotion_settings
 from PIL import Image
+from processes import run_at_once
 
 from dfganext import files
 from dfganext.errors import UserError
 from dfganext.inference.detector import Detector
-from dfganext.tracking import promotion, registry, store
+from dfganext.tracking import comparison, promotion, registry, store
 from dfganext.training import compute
 
 
 def data_here(bits=8):
-    return promotion.Data.read(Path("split.csv"), Path("manifest.csv"), Path("raw"), bits)
+    return comparison.Data.read(Path("split.csv"), Path("manifest.csv"), Path("raw"), bits)
 
 
 def tags_of(version):
     return store.connect()[0].get_model_version(registry.MODEL, str(version)).tags
 
 
-def test_the_better_becomes_champion_and_the_worse_is_told_why(here, run_id):
+def test_the_better_model_becomes_champion_and_the_worse_is_refused_with_a_reason(here, run_id):
     first, second, third = promote("bad", run_id), promote("good", run_id, tags={"a": "b"}), promote("bad", run_id)
     assert [one.outcome for one in (first, second, third)] == ["promoted", "promoted", "refused"]
     assert [one.version for one in (first, second, third)] == ["1", "2", "1"]  # the same contents are the same version
@@ -60,7 +59,7 @@ def test_the_paired_difference_and_its_interval_are_kept_with_the_version(here, 
 
 def p_fake_of(name):
     data = data_here()
-    return promotion.probabilities_of(Detector.load(Path(name)), [data.raw / path for path in data.validation.path])
+    return comparison.probabilities_of(Detector.load(Path(name)), [data.raw / path for path in data.validation.path])
 
 
 def auc(labels, p):
@@ -109,9 +108,7 @@ def test_where_too_few_images_are_left_the_candidate_is_refused_with_the_numbers
     assert "promotion.difference" not in tags_of(2)
 
 
-def test_a_champion_that_does_not_say_what_it_was_trained_on_is_compared_on_its_own_split_alone(
-    here, run_id, monkeypatch
-):
+def test_a_champion_without_a_list_of_training_images_is_compared_only_on_its_own_split(here, run_id, monkeypatch):
     promote("bad", run_id)
     load = registry.load
     monkeypatch.setattr(
@@ -125,11 +122,11 @@ def test_a_champion_that_does_not_say_what_it_was_trained_on_is_compared_on_its_
     faces(here, drawn=5)
     result = promote("good", run_id)
     assert (result.outcome, result.champion) == ("refused", "1")
-    assert "ersion 1 does not say which images it was trained on" in result.reason
+    assert "ersion 1 has no list of its training images" in result.reason
 
 
 @pytest.mark.parametrize("change", ["code", "requirements", "config", "operating point"])
-def test_the_same_weights_with_other_code_or_settings_take_the_champions_place(here, run_id, monkeypatch, change):
+def test_the_same_weights_with_other_code_or_settings_replace_the_champion(here, run_id, monkeypatch, change):
     promote("good", run_id)
     shutil.copytree("good", "other", dirs_exist_ok=True)
     if change == "code":
@@ -147,12 +144,12 @@ def test_the_same_weights_with_other_code_or_settings_take_the_champions_place(h
         Path("other/operating_point.json").write_text(json.dumps({"threshold": 0.4, "temperature": 1.0}))
     result = promote("other", run_id)
     assert (result.outcome, result.version, result.champion) == ("promoted", "2", "2")
-    assert "take its place" in tags_of(2)["promotion.reason"]
+    assert "and replaces it" in tags_of(2)["promotion.reason"]
     assert promote("other", run_id).outcome == "champion"
     shutil.rmtree("other")
 
 
-def test_a_faster_precision_is_part_of_the_version_and_gives_the_same_answers(here, run_id):
+def test_a_faster_precision_is_part_of_the_version_and_gives_the_same_predictions(here, run_id):
     first, second = promote("good", run_id), promote("good", run_id, precision="bfloat16")
     assert (first.version, second.version, second.champion) == ("1", "2", "2")
     paths = [here / "raw" / path for path in data_here().validation.path]
@@ -160,13 +157,13 @@ def test_a_faster_precision_is_part_of_the_version_and_gives_the_same_answers(he
     for version in ("1", "2"):
         with registry.resolve(f"models:/{registry.MODEL}/{version}") as folder:
             loaded = Detector.load(folder)
-            p_fake[loaded.precision] = promotion.probabilities_of(loaded, paths)
+            p_fake[loaded.precision] = comparison.probabilities_of(loaded, paths)
     np.testing.assert_allclose(p_fake["bfloat16"], p_fake["float32"], rtol=0, atol=1e-3)
     native = compute.precision("auto", torch.device("cpu")) == torch.bfloat16
     assert np.array_equal(p_fake["bfloat16"], p_fake["float32"]) is not native
 
 
-def test_a_precision_that_changes_the_answers_is_refused(here, run_id, monkeypatch):
+def test_a_precision_that_changes_the_predictions_is_refused(here, run_id, monkeypatch):
     monkeypatch.setattr(promotion, "MAX_PROBABILITY_SHIFT", -1.0)
     with pytest.raises(UserError, match=r"promote\.precision: bfloat16 moves p_fake by up to .* set it to float32"):
         promote("good", run_id, precision="bfloat16")
@@ -191,7 +188,7 @@ def test_a_champion_whose_files_are_gone_is_replaced_with_a_warning(here, run_id
 
 
 @pytest.mark.parametrize("harm", [shutil.rmtree, lambda folder: cut(folder / "artifacts/detector/model.safetensors")])
-def test_the_same_candidate_takes_the_place_of_its_damaged_version(here, run_id, harm):
+def test_a_damaged_version_is_replaced_by_the_same_candidate(here, run_id, harm):
     promote("bad", run_id), promote("good", run_id)
     for version, champion in (("2", "3"), ("1", "3"), ("3", "5")):
         (folder,) = (here / "mlruns" / "models").glob(f"{model_id(version)}/artifacts")
@@ -217,10 +214,10 @@ def test_images_within_the_limits_of_download_can_be_compared_on(made, tmp_path)
     Image.new("RGB", (8, 8), "grey").save(small)
     one = Detector.load(made / "good")
     assert one.predict([small.read_bytes()])[0].error is not None
-    assert 0 < promotion.probabilities_of(one, [small])[0] < 1
+    assert 0 < comparison.probabilities_of(one, [small])[0] < 1
 
 
-def test_a_champion_that_the_store_fails_to_hand_over_stays(here, run_id, monkeypatch):
+def test_a_champion_stays_if_the_store_fails_to_load_it(here, run_id, monkeypatch):
     promote("good", run_id)
 
     def fails(*_):
@@ -242,18 +239,18 @@ def test_a_champion_that_the_store_fails_to_hand_over_stays(here, run_id, monkey
         ("accuracy", None, False),
     ],
 )
-def test_better_is_strict_and_knows_the_direction(metric, difference, expected):
-    assert promotion.Comparison(metric, "1", difference=difference).better is expected
+def test_better_is_strict_and_depends_on_the_direction_of_the_metric(metric, difference, expected):
+    assert comparison.Comparison(metric, "1", difference=difference).better is expected
 
 
 @pytest.mark.parametrize("metric", ["roc_auc", "accuracy", "log_loss"])
 def test_scores_and_differences_against_a_slow_reference(here, monkeypatch, metric):
-    monkeypatch.setattr(promotion, "BATCH", 7)
+    monkeypatch.setattr(comparison, "BATCH", 7)
     data = data_here()
     everything = np.ones(40, bool)
     detectors = {name: Detector.load(Path(name)) for name in ("good", "bad")}
-    good, bad = (promotion.Contender(name, name, one, everything, data) for name, one in detectors.items())
-    found = promotion.compare(good, bad, promotion_settings(metric=metric))
+    good, bad = (comparison.Candidate(name, name, one, everything, data) for name, one in detectors.items())
+    found = comparison.compare(good, bad, promotion_settings(metric=metric))
     scores = []
     for one in (good.detector, bad.detector):
         p = np.array([one.predict([(data.raw / path).read_bytes()])[0].p_fake for path in data.validation.path])
@@ -270,45 +267,37 @@ def test_scores_and_differences_against_a_slow_reference(here, monkeypatch, metr
     assert found.interval[0] <= found.difference <= found.interval[1]
 
 
-def test_what_cannot_be_scored_is_named(here, tmp_path):
+def test_missing_images_and_classes_are_named(here, tmp_path):
     with pytest.raises(UserError, match=r"real/0\.png is missing"):
-        promotion.probabilities_of(Detector.load(Path("good")), [tmp_path / "real/0.png"])
+        comparison.probabilities_of(Detector.load(Path("good")), [tmp_path / "real/0.png"])
     table = [row for row in Path("split.csv").read_text().splitlines() if ",fake," not in row]
     (tmp_path / "split.csv").write_text("\n".join(table) + "\n")
     with pytest.raises(UserError, match="no validation images of both classes"):
-        promotion.Data.read(tmp_path / "split.csv", Path("manifest.csv"), Path("raw"), 8)
+        comparison.Data.read(tmp_path / "split.csv", Path("manifest.csv"), Path("raw"), 8)
 
 
 PROMOTE = """
 import sys
-sys.path.insert(0, sys.argv[3])
 import helpers
-print(helpers.promote(sys.argv[1], sys.argv[2]))
+helpers.promote(sys.argv[1], sys.argv[2])
 """
 
 
-def test_two_promotions_at_once_leave_the_better(here, run_id, root):
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROMOTE, name, run_id, str(root / "tests")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for name in ("good", "bad")
-    ]
-    ends = [one.communicate() for one in both]
-    assert [one.returncode for one in both] == [0, 0], ends
+def test_of_two_simultaneous_promotions_the_better_model_is_champion(here, run_id, tmp_path):
+    run_at_once(PROMOTE, [["good", run_id], ["bad", run_id]], tmp_path)
     assert tags_of(registry.champion().version)["weights.sha256"] == files.sha256_of("good/model.safetensors")
 
 
-STEPS = ["before it is registered", "before it announces", "before it takes the alias", "after it took the alias"]
+STEPS = ["before it is registered", "before it is tagged", "before it sets the alias", "after it set the alias"]
 
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize(("early", "late"), [("good", "bad"), ("bad", "good")])
 @pytest.mark.parametrize("present", [None, "middling"])
-def test_where_no_lock_reaches_the_better_of_two_wins(here, run_id, monkeypatch, early, late, step, present):
-    """Another machine promotes `early` from beginning to end at one step of this one's promotion of `late`."""
+def test_without_a_lock_the_better_of_two_simultaneous_models_is_champion(
+    here, run_id, monkeypatch, early, late, step, present
+):
+    """Another machine promotes `early` completely during one step of the promotion of `late` by this one."""
     monkeypatch.setattr(store, "lock", lambda purpose="setup": nullcontext())
     if present:
         detector(here / present, good=False)
@@ -316,19 +305,19 @@ def test_where_no_lock_reaches_the_better_of_two_wins(here, run_id, monkeypatch,
         promote(present, run_id, tags={"first": "yes"})
     pending = [early]
 
-    def come_between():
+    def promote_early():
         if pending:
             promote(pending.pop(), run_id)
 
     names = {
         "before it is registered": (registry, "register", True),
-        "before it announces": (promotion, "_set_tags", True),
-        "before it takes the alias": (promotion._Election, "_best", False),
-        "after it took the alias": (store.Client, "__getattr__", False),
+        "before it is tagged": (promotion, "_set_tags", True),
+        "before it sets the alias": (promotion._Selection, "_best", False),
+        "after it set the alias": (store.Client, "__getattr__", False),
     }
     owner, name, first = names[step]
     real = getattr(owner, name)
-    if step == "after it took the alias":
+    if step == "after it set the alias":
 
         def watched(self, called):
             method = real(self, called)
@@ -337,17 +326,17 @@ def test_where_no_lock_reaches_the_better_of_two_wins(here, run_id, monkeypatch,
 
             def alias(*arguments):
                 method(*arguments)
-                come_between()
+                promote_early()
 
             return alias
     else:
 
         def watched(*arguments):
             if first:
-                come_between()
+                promote_early()
                 return real(*arguments)
             found = real(*arguments)
-            come_between()
+            promote_early()
             return found
 
     monkeypatch.setattr(owner, name, watched)
@@ -356,7 +345,14 @@ def test_where_no_lock_reaches_the_better_of_two_wins(here, run_id, monkeypatch,
     assert tags_of(registry.champion().version)["weights.sha256"] == files.sha256_of("good/model.safetensors")
 
 
-def test_a_champion_chosen_by_hand_is_met_and_no_earlier_one_returns(here, run_id):
+def test_a_version_that_was_champion_before_can_be_promoted_again(here, run_id):
+    promote("bad", run_id), promote("good", run_id)
+    store.connect()[0].set_registered_model_alias(registry.MODEL, registry.CHAMPION, "1")
+    again = promote("good", run_id)
+    assert (again.outcome, again.version, again.champion) == ("promoted", "2", "2")
+
+
+def test_a_champion_set_by_hand_is_compared_and_no_earlier_champion_returns(here, run_id):
     promote("bad", run_id), promote("good", run_id)
     store.connect()[0].set_registered_model_alias(registry.MODEL, registry.CHAMPION, "1")
     detector(here / "third", good=False, threshold=0.7)

@@ -13,8 +13,8 @@ from dfganext.tracking import registry, store
 @pytest.mark.parametrize(
     "uri", ["models:/", "models:/df-ganext", "models:/df-ganext/abc", "runs:/abc", "http://host/x"]
 )
-def test_what_is_no_address_is_told_as_that(here, uri):
-    with pytest.raises(UserError, match=f"{uri} is no address of a model: give"), registry.resolve(uri):
+def test_an_invalid_uri_is_refused(here, uri):
+    with pytest.raises(UserError, match=f"{uri} is not the URI of a model: give"), registry.resolve(uri):
         pass
 
 

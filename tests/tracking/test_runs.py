@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers import enter_root, free_port
+from processes import run_at_once
 
 from dfganext import files, paths, settings
 from dfganext.errors import UserError
@@ -18,13 +19,13 @@ from dfganext.tracking import runs, store
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """A root that the tests of this module share: making a database takes seconds."""
+    """The root that the tests of this module share."""
     return tmp_path_factory.mktemp("a root")
 
 
 @pytest.fixture
-def workspace(shared, monkeypatch):
-    return enter_root(shared, monkeypatch)
+def workspace(shared, enter_root_with_store):
+    return enter_root_with_store(shared)
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def empty(tmp_path, monkeypatch):
 
 @pytest.fixture
 def under_dvc(monkeypatch, request):
-    """As if DVC had started this process: all stages of a test belong to one execution."""
+    """As if DVC had started this process: all stages of one test belong to one execution."""
     monkeypatch.setenv("DVC_STAGE", "any")
     monkeypatch.setenv("DVC_EXP_NAME", re.sub(r"\W+", "-", request.node.name))
 
@@ -48,7 +49,7 @@ def parents():
     return client.search_runs([experiment], "tags.execution != ''")
 
 
-def test_runs_and_artifacts_lie_at_the_root(workspace, shipped):
+def test_runs_and_artifacts_are_stored_at_the_root(workspace, shipped):
     (workspace / "figure.txt").write_text("x")
     with runs.stage_run("subsample", shipped) as run:
         run.log_metrics({"loss": 0.5}, step=1)
@@ -91,8 +92,28 @@ def test_stages_of_one_execution_share_a_parent(workspace, shipped, under_dvc, m
     assert parent.data.tags["dvc.baseline"] == "abc"
 
 
+EXECUTION = """
+import dfganext.tracking.runs
+print(dfganext.tracking.runs._execution_id())
+"""
+
+
+def test_the_stages_of_one_dvc_process_are_one_execution(tmp_path, monkeypatch):
+    """Two simultaneous `dvc` are two executions. A stage's process may be a direct child of DVC or have others in between."""
+    (tmp_path / "stage.py").write_text(EXECUTION)
+    stage = f"'{sys.executable}' '{tmp_path}/stage.py'"
+    dvc = tmp_path / "dvc"
+    dvc.write_text(f'#!/bin/sh\n{stage}\n/bin/sh -c "{stage}; true"\n')
+    dvc.chmod(0o755)
+    monkeypatch.setenv("DVC_STAGE", "any")
+    running = [subprocess.Popen([dvc], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [process.communicate()[0].split() for process in running]
+    assert [len(ids) for ids in printed] == [2, 2]
+    assert [len(set(ids)) for ids in printed] == [1, 1] and printed[0] != printed[1]
+
+
 @pytest.mark.parametrize(("raised", "status"), [(UserError("no"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
-def test_a_failure_is_on_record_and_stays_so(workspace, shipped, under_dvc, raised, status):
+def test_a_failure_is_recorded_and_not_overwritten(workspace, shipped, under_dvc, raised, status):
     with pytest.raises(type(raised)), runs.stage_run("one", shipped, makes=["made.txt"]) as run:
         Path("made.txt").write_text("kept")
         raise raised
@@ -135,14 +156,14 @@ def test_an_experiment_of_any_name(workspace, shipped, under_dvc, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["a?b", "a%20b"])
-def test_a_folder_that_an_address_cannot_hold_is_refused(tmp_path, monkeypatch, shipped, name):
+def test_a_folder_whose_name_cannot_be_in_an_address_is_refused(tmp_path, monkeypatch, shipped, name):
     enter_root(tmp_path / name, monkeypatch)
     with pytest.raises(UserError, match="rename the folder"), runs.stage_run("one", shipped):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_a_lock_that_cannot_be_taken_is_a_sentence(empty, shipped):
+def test_a_lock_file_that_cannot_be_written_is_explained(empty, shipped):
     (empty / "mlflow.db.setup.lock").mkdir()
     with pytest.raises(UserError, match="make its folder writable"), runs.stage_run("one", shipped):
         pass
@@ -158,7 +179,7 @@ with runs.stage_run("one", settings.load_settings({params!r})) as run:
 """
 
 
-def test_a_stage_that_was_killed_is_not_running_for_ever(workspace, shipped, root):
+def test_a_killed_stage_does_not_stay_running(workspace, shipped, root):
     command = [sys.executable, "-c", KILLED.format(params=str(root / "params.yaml"))]
     killed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -270,14 +291,9 @@ with runs.stage_run(sys.argv[1], settings.load_settings(sys.argv[2])) as run:
 """
 
 
-def test_four_processes_may_begin_at_once(empty, root):
-    stages = [
-        subprocess.Popen([sys.executable, "-c", STAGE, str(number), str(root / "params.yaml")], stderr=subprocess.PIPE)
-        for number in range(4)
-    ]
-    errors = [stage.communicate()[1].decode() for stage in stages]
-    assert [stage.returncode for stage in stages] == [0] * 4, errors
-    assert errors == [""] * 4
+def test_four_processes_can_start_at_once(empty, root):
+    params = str(root / "params.yaml")
+    assert run_at_once(STAGE, [[str(number), params] for number in range(4)], empty) == [""] * 4
     assert len(parents()) == 4
     assert all(run.info.status == "FINISHED" and run.data.metrics["accuracy"] == 39 for run in parents())
 
@@ -297,7 +313,7 @@ stages:
 
 
 def _end_workers(folder):
-    """Of two workers, one sometimes misses DVC's own message to stop and waits for ever."""
+    """One of two workers sometimes misses DVC's message to stop and would wait forever."""
     for file in folder.glob("dvc-exp-worker-*.pid"):
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(file.read_text()), signal.SIGTERM)
@@ -309,7 +325,7 @@ def _logs(folder):
 
 @pytest.mark.slow
 def test_repro_and_a_queue_of_two_land_in_one_store(empty, root):
-    """Real DVC: a parent an execution, whether in the workspace or in the temporary ones of two experiments at a time."""
+    """Real DVC: one parent per execution, in the workspace and in the temporary workspaces of two simultaneous experiments."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
     def call(line):

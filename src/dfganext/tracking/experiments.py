@@ -1,4 +1,4 @@
-"""`make table1`: run what Table I still lacks, as DVC experiments through the queue.
+"""`make table1`: run the experiments that Table I still lacks, through DVC's queue.
 
 python -m dfganext.tracking.experiments --seeds 5
 """
@@ -11,40 +11,42 @@ import tempfile
 import time
 import uuid
 
-from dfganext import paths, pipeline, settings
+from dfganext import paths, pipeline
 from dfganext.errors import UserError
 from dfganext.report import table1
+from dfganext.settings import load_settings
 from dfganext.tracking import lineage
 
 POLL_SECONDS = 5.0
 
 
 def main() -> None:
-    arguments = _arguments()
-    chosen = settings.load_settings()
+    """Queue the missing experiments, wait for them, and check that MLflow has their results."""
+    seeds = _parse_arguments().seeds
+    settings = load_settings()
     _dvc("repro", "--quiet", "check", "subsample")
-    lacking = table1.experiments(lineage.evaluations(paths.SPLIT), chosen, arguments.seeds)
-    if not lacking:
-        print(f"Table I has all rows with {arguments.seeds} seeds.")
+    missing = table1.experiments(lineage.evaluations(paths.SPLIT), settings, seeds)
+    if not missing:
+        print(f"Table I has all rows with {seeds} seeds.")
         return
-    names = [_queue(values) for values in lacking]
+    names = [_queue(values) for values in missing]
     _dvc("queue", "start")
     _wait(names)
-    left = table1.experiments(lineage.evaluations(paths.SPLIT), chosen, arguments.seeds)
-    if left:
+    still_missing = table1.experiments(lineage.evaluations(paths.SPLIT), settings, seeds)
+    if still_missing:
+        changes = " ".join(f"-S {key}={value}" for key, value in still_missing[0].items())
         raise UserError(
-            f"{len(left)} rows of Table I are still missing from MLflow although their experiments ended well: DVC restored "
-            "results from its cache that this MLflow store has no record of; run `dvc exp run --force` with "
-            + " ".join(f"-S {key}={value}" for key, value in left[0].items())
-            + " evaluate."
+            f"{len(still_missing)} rows of Table I are still missing from MLflow although their experiments succeeded: DVC "
+            "restored results from its cache, but this MLflow store has no record of them; run `dvc exp run --force` with "
+            f"{changes} evaluate."
         )
 
 
-def _arguments() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m dfganext.tracking.experiments", description="Run what Table I still lacks."
+        prog="python -m dfganext.tracking.experiments", description="Run the experiments that Table I still lacks."
     )
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds each row is to have (1)")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds per row (1)")
     arguments = parser.parse_args()
     if arguments.seeds < 1:
         parser.error("--seeds must be at least 1")
@@ -52,7 +54,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _queue(values: dict[str, object]) -> str:
-    """Put one experiment into DVC's queue, up to the evaluation; returns its name."""
+    """Add an experiment, up to the evaluation, to DVC's queue; returns its name."""
     name = f"table1-{values['loss']}-seed{values['seed']}-{uuid.uuid4().hex[:6]}"
     changes = [word for key, value in values.items() for word in ("-S", f"{key}={value}")]
     print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in values.items()), flush=True)
@@ -61,37 +63,40 @@ def _queue(values: dict[str, object]) -> str:
 
 
 def _wait(names: list[str]) -> None:
-    """Until DVC's queue has done all of these. UserError names the first that failed, with the end of its log."""
-    open_names = list(names)
-    while open_names:
+    """Wait until DVC has run these experiments. UserError with the name and the end of the log of the first that failed."""
+    pending = list(names)
+    while pending:
         time.sleep(POLL_SECONDS)
-        status = _status()
-        for name in list(open_names):
-            if status.get(name) in ("Queued", "Running"):
-                continue
-            open_names.remove(name)
-            if status.get(name) != "Success":
+        states = _states()
+        if not states.keys() >= set(pending):  # DVC lists a task neither as running nor as queued while it starts
+            states = _states()
+        for name in [name for name in pending if states.get(name) not in ("Queued", "Running")]:
+            if states.get(name) != "Success":
                 log = _dvc("queue", "logs", name, check=False).strip().splitlines()[-15:]
                 raise UserError(
-                    f"experiment {name} failed; `dvc queue logs {name}` has all it said, which ends: " + " | ".join(log)
+                    f"experiment {name} failed; `dvc queue logs {name}` prints its log, which ends: " + " | ".join(log)
                 )
-            print(f"{name} done, {len(open_names)} to go", flush=True)
+            pending.remove(name)
+            print(f"{name} done, {len(pending)} left", flush=True)
 
 
-def _status() -> dict[str, str]:
-    """Experiments in the queue: {name: Queued, Running, Success or Failed}."""
-    rows = [line.split() for line in _dvc("queue", "status").splitlines()]
-    return {row[1]: row[-1] for row in rows if len(row) > 2 and row[1].startswith("table1-")}
+def _states() -> dict[str, str]:
+    """The state of each experiment in DVC's queue: {name: "Queued", "Running", "Success" or "Failed"}."""
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        return {task["name"]: task["status"] for task in repo.experiments.celery_queue.status() if task["name"]}
 
 
-def _dvc(*words: str, check: bool = True) -> str:
-    # a file, not a pipe: the queue's workers inherit what `dvc` writes to, and reading a pipe would wait for their end
+def _dvc(*arguments: str, check: bool = True) -> str:
+    """The output of a dvc command. UserError if it fails and `check` is set."""
+    # to a file: the queue's workers inherit the output of `dvc`, and reading a pipe would wait until they end
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
-        code = subprocess.run(["dvc", *words], stdout=output, stderr=subprocess.STDOUT).returncode
+        code = subprocess.run(["dvc", *arguments], stdout=output, stderr=subprocess.STDOUT).returncode
         output.seek(0)
         text = output.read()
     if check and code:
-        raise UserError(f"`dvc {' '.join(words)}` failed: {text.strip()}")
+        raise UserError(f"`dvc {' '.join(arguments)}` failed: {text.strip()}")
     return text
 
 

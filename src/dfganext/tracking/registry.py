@@ -1,7 +1,7 @@
-"""The registered model df-ganext: what a version holds, how it is registered, found and loaded.
+"""The registered model df-ganext: how its versions are saved, registered, found and loaded.
 
-A version holds safetensors weights, the config, the operating point, the code that serves them, its requirements and the list of
-the images it was trained on; no pickle. All but the list are its identity: the same five are the same version.
+A version holds safetensors weights, the config, the operating point, the code that serves them, its requirements and the list
+of its training images; no pickle. All but the list form its identity: two models with the same identity are one version.
 """
 
 from __future__ import annotations
@@ -49,21 +49,20 @@ REQUIREMENTS = (
     "torch",
     "torchvision",
 )
-"""What the served model imports."""
+"""Packages that the served model imports."""
 
-SERVED = Path("inference") / "pyfunc.py"
+PYFUNC = Path("inference") / "pyfunc.py"
 """The served model's file in this package."""
 TRAINED_ON_FILE = "trained_on.csv"
 
-_ADDRESS = re.compile(r"models:/(m-\w+|[^/@]+(@[^/@]+|/\d+|/latest))|runs:/\w+/.+")
+_MODEL_URI = re.compile(r"models:/(m-\w+|[^/@]+(@[^/@]+|/\d+|/latest))|runs:/\w+/.+")
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a version is made from.
+    """The inputs of a version: folder (weights and config), operating_point (file) and trained_on.
 
-    folder holds weights and config, operating_point is a file, trained_on a row per training image (sha256, group, phash,
-    phash_mirrored).
+    trained_on has one row per training image: sha256, group, phash, phash_mirrored.
     """
 
     folder: Path
@@ -71,7 +70,7 @@ class Contents:
     trained_on: pd.DataFrame
 
     def identity(self) -> dict[str, str]:
-        """What makes two versions the same: sha256 of weights, config, operating point, served code and requirements."""
+        """Two versions with the same identity are the same: sha256 of weights, config, operating point, code, requirements."""
         code = "".join(f"{name} {files.sha256_of(file)}\n" for name, file in served_code().items())
         return {
             "weights.sha256": files.sha256_of(self.folder / WEIGHTS_FILE),
@@ -83,31 +82,31 @@ class Contents:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A registered version's detector and what it was trained on, None where the version does not say."""
+class LoadedVersion:
+    """A registered version's detector, and its training images as in `Contents`; None if the version has no such list."""
 
     detector: Detector
     trained_on: pd.DataFrame | None
 
 
 def served_code() -> dict[str, Path]:
-    """The modules of this package that the served model imports, directly or through others: {name in the package: file}."""
+    """Modules of this package that the served model imports, directly or indirectly: {path in the package: file}."""
     package = Path(dfganext.__file__).parent
     finder = ModuleFinder(path=[str(package.parent)])
-    finder.run_script(str(package / SERVED))
+    finder.run_script(str(package / PYFUNC))
     modules = [Path(file) for module in finder.modules.values() if (file := getattr(module, "__file__", None))]
     return {file.relative_to(package).as_posix(): file for file in sorted(modules) if file.is_relative_to(package)}
 
 
 def requirements() -> list[str]:
-    """Requirement lines of the served model: the installed versions, without what tells builds apart."""
+    """Requirement lines of the served model: the installed versions, without the build (2.15.0, not 2.15.0+cpu)."""
     return [f"{name}=={metadata.version(name).split('+')[0]}" for name in REQUIREMENTS]
 
 
 def log_model(contents: Contents, run_id: str, tags: Mapping[str, str] | None = None, name: str = "detector") -> str:
-    """Log a detector as an MLflow model of the run `run_id`, to be served; returns its address, models:/m-...
+    """Log a detector as an MLflow model of the run `run_id`; returns its URI, models:/m-...
 
-    It needs nothing of this repository: weights, config, operating point and the code that serves them are copied into it.
+    The logged model does not need this repository: weights, config, operating point and code are copied into it.
     """
     client, experiment = store.connect()
     model = client.create_logged_model(experiment, name=name, source_run_id=run_id, tags=dict(tags or {}))
@@ -126,7 +125,7 @@ def log_model(contents: Contents, run_id: str, tags: Mapping[str, str] | None = 
 
 
 def save_model(target: Path, contents: Contents, model_id: str | None = None, run_id: str | None = None) -> None:
-    """Write a detector as an MLflow model into the folder `target`, which must not exist."""
+    """Save a detector as an MLflow model in the folder `target`, which must not exist."""
     mlflow = store.import_mlflow()
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
@@ -143,10 +142,10 @@ def save_model(target: Path, contents: Contents, model_id: str | None = None, ru
             (code / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, code / name)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # MLflow's advice on type hints: the signature below is explicit
+            warnings.simplefilter("ignore")  # MLflow advises type hints; the signature below is explicit
             mlflow.pyfunc.save_model(
                 str(target),
-                python_model=str(code / SERVED),
+                python_model=str(code / PYFUNC),
                 artifacts={"detector": str(detector), "trained_on": str(Path(temporary) / TRAINED_ON_FILE)},
                 code_paths=[str(code)],
                 pip_requirements=requirements(),
@@ -157,32 +156,32 @@ def save_model(target: Path, contents: Contents, model_id: str | None = None, ru
                 input_example=(pd.DataFrame({"image": [_example()]}), {"explain": False}),
                 mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id or uuid.uuid4().hex),
             )
-    for cache in target.rglob("__pycache__"):  # saving executes the code once
+    for cache in target.rglob("__pycache__"):  # from saving, which runs the input example
         shutil.rmtree(cache)
 
 
 def champion() -> Any | None:
-    """The model version that is champion (an MLflow ModelVersion), or None."""
+    """The champion (an MLflow ModelVersion), or None."""
     return champion_of(store.connect()[0])
 
 
 @contextmanager
 def resolve(uri: str | None) -> Iterator[Path]:
-    """The folder of a detector, for `Detector.load`, as a context: what had to be downloaded is removed afterwards.
+    """A context with the folder of a detector, for `Detector.load`; a downloaded folder is removed at the end.
 
     Args:
         uri: models:/<name>@<alias>, models:/<name>/<version>, runs:/<run id>/<path>, or a local folder; None: the champion.
 
     Raises:
-        UserError: there is none, or it holds no detector; the message says what to do.
+        UserError: there is no model with this URI, or it holds no detector.
     """
     uri = CHAMPION_URI if uri is None else uri
     if not re.match(r"[a-z0-9]+:/", uri):
         yield _detector_folder(Path(uri), uri)
         return
-    if not _ADDRESS.fullmatch(uri):
+    if not _MODEL_URI.fullmatch(uri):
         raise UserError(
-            f"{uri} is no address of a model: give models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/PATH or a local folder."
+            f"{uri} is not the URI of a model: give models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/PATH or a local folder."
         )
     missing = f"There is no model {uri} in {store.redact(store.tracking_uri())}: "
     missing += "train and promote one with `make repro`, or name another with --model."
@@ -197,9 +196,10 @@ def resolve(uri: str | None) -> Iterator[Path]:
 
 
 def pinned(uri: str | None) -> str:
-    """models:/<name>@<alias> with the version that the alias stands for now; any other address, and one of no model, as it is.
+    """The URI with an alias replaced by the version it points to now; other URIs, and aliases not found, are unchanged.
 
-    None stands for the champion.
+    Args:
+        uri: as for `resolve`; None: the champion.
     """
     uri = CHAMPION_URI if uri is None else uri
     match = re.fullmatch(r"models:/([^/@]+)@([^/@]+)", uri)
@@ -213,12 +213,12 @@ def pinned(uri: str | None) -> str:
 
 
 def register(client: Client, contents: Contents, detector: Detector, run_id: str, tags: Mapping[str, str]) -> Any:
-    """The version (an MLflow ModelVersion) with this identity, registered now if there is none that can be loaded.
+    """The version (an MLflow ModelVersion) with this identity; a new one if there is none that can be loaded.
 
     Args:
         detector: the same contents, loaded.
         run_id: the run that the version is linked to.
-        tags: more for the version.
+        tags: additional tags of a new version. Its identity is among its tags too.
     """
     identity = contents.identity()
     try:
@@ -226,12 +226,12 @@ def register(client: Client, contents: Contents, detector: Detector, run_id: str
     except NotFoundError:
         try:
             client.create_registered_model(MODEL, description="Tells GAN-generated faces from photographs.")
-        except UserError:  # another machine was faster
+        except UserError:  # another machine has just created it, or this call raises the store's error again
             client.get_registered_model(MODEL)
     for known in versions(client, identity):
         if load(client, known) is not None:
             return known
-    described = {
+    all_tags = {
         **identity,
         "architecture": detector.config.architecture,
         "loss": detector.config.loss,
@@ -242,15 +242,15 @@ def register(client: Client, contents: Contents, detector: Detector, run_id: str
         "trained_by": run_id,
         **tags,
     }
-    source = log_model(contents, run_id, described)
+    source = log_model(contents, run_id, all_tags)
     model_id = source.removeprefix("models:/")
-    return client.create_model_version(MODEL, source, run_id=run_id, tags=described, model_id=model_id)
+    return client.create_model_version(MODEL, source, run_id=run_id, tags=all_tags, model_id=model_id)
 
 
 def versions(client: Client, tags: Mapping[str, str]) -> list[Any]:
-    """Registered versions that carry all these tags, the oldest first."""
-    wanted = " and ".join([f"name = '{MODEL}'", *(f"tags.`{key}` = '{value}'" for key, value in tags.items())])
-    found = store.paginate(lambda token: client.search_model_versions(wanted, page_token=token))
+    """Registered versions that have all these tags, oldest first."""
+    query = " and ".join([f"name = '{MODEL}'", *(f"tags.`{key}` = '{value}'" for key, value in tags.items())])
+    found = store.paginate(lambda token: client.search_model_versions(query, page_token=token))
     return sorted(found, key=lambda one: int(one.version))
 
 
@@ -263,24 +263,24 @@ def champion_of(client: Client) -> Any | None:
         return None
 
 
-def load(client: Client, version: Any) -> Loaded | None:
-    """A registered version; None, and a warning, if its files are gone or unreadable. StoreError if the store fails."""
+def load(client: Client, version: Any) -> LoadedVersion | None:
+    """Load a registered version; None and a warning if its files are gone or unreadable. StoreError if the store fails."""
     uri = f"models:/{MODEL}/{version.version}"
     with tempfile.TemporaryDirectory() as temporary:
         try:
             folder = _download(client, uri, Path(temporary))
-            listed = folder / "artifacts" / TRAINED_ON_FILE
-            trained_on = pd.read_csv(listed, dtype={"sha256": str}) if listed.is_file() else None
-            return Loaded(Detector.load(_detector_folder(folder, uri)), trained_on)
+            file = folder / "artifacts" / TRAINED_ON_FILE
+            trained_on = pd.read_csv(file, dtype={"sha256": str}) if file.is_file() else None
+            return LoadedVersion(Detector.load(_detector_folder(folder, uri)), trained_on)
         except store.StoreError:
             raise
         except Exception as error:
-            warnings.warn(f"{uri} cannot be loaded and may not be champion: {error}", stacklevel=2)
+            warnings.warn(f"{uri} cannot be loaded, so it cannot be champion: {error}", stacklevel=2)
             return None
 
 
 def _download(client: Client, uri: str, target: Path) -> Path:
-    """Copy a logged or registered model into `target`; the folder it then has. NotFoundError if there is none."""
+    """Download a logged or registered model into `target`; returns its folder. NotFoundError if there is none."""
     mlflow = store.import_mlflow()
     return Path(
         store.translate_errors(
@@ -291,22 +291,22 @@ def _download(client: Client, uri: str, target: Path) -> Path:
 
 
 def _detector_folder(folder: Path, uri: str) -> Path:
-    """The folder with weights and config: `folder` itself, or where a logged model has it."""
-    for place in (folder, folder / "artifacts" / "detector"):
-        if (place / WEIGHTS_FILE).is_file() and (place / CONFIG_FILE).is_file():
-            return place
+    """The folder with weights and config: `folder` itself, or its subfolder in a logged model."""
+    for candidate in (folder, folder / "artifacts" / "detector"):
+        if (candidate / WEIGHTS_FILE).is_file() and (candidate / CONFIG_FILE).is_file():
+            return candidate
     raise UserError(f"{uri} holds no detector ({WEIGHTS_FILE} and {CONFIG_FILE}): name another model.")
 
 
 def _example() -> str:
-    """A small grey picture as a request holds it."""
+    """A small grey image, encoded as in a request."""
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), "grey").save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def main() -> None:
-    """Say which version is champion, before it is served. UserError if there is none."""
+    """Print which version is champion, before it is served. UserError if there is none."""
     present = champion() if store.exists() else None
     if present is None:
         raise UserError(

@@ -1,8 +1,4 @@
-"""The one helper that logs to MLflow: a parent run for a pipeline execution, a child run for each of its stages.
-
-Everything lands in one store: sqlite:///<root>/mlflow.db with artifacts under <root>/mlruns, unless MLFLOW_TRACKING_URI
-names another. MLflow takes seconds to import, so it is imported where the first run starts and not before.
-"""
+"""Stages log to MLflow: one parent run for each pipeline execution, with one child run for each of its stages."""
 
 from __future__ import annotations
 
@@ -23,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dfganext import files, paths, versions
 from dfganext import settings as settings_module
@@ -31,33 +27,34 @@ from dfganext.errors import UserError
 from dfganext.settings import Settings
 from dfganext.tracking import store
 
-SAMPLING_SECONDS = 2.0
-"""Between two readings of the system metrics: short stages get some, long ones not too many."""
+if TYPE_CHECKING:
+    import psutil
 
-_SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh", "ash", "busybox", "cmd.exe", "powershell.exe", "pwsh"}
+SAMPLING_SECONDS = 2.0
+"""Time between two readings of the system metrics: short stages get some, long stages not too many."""
 
 
 class StageRun:
-    """A stage's run in MLflow; what `stage_run` hands to the stage.
+    """The MLflow run of a stage, from `stage_run`.
 
-    id and parent_id are MLflow run ids. makers tells, for those of the stage's inputs that another run is on record to
-    have made, which run that was: {path: run id}.
+    id and parent_id are MLflow run IDs. makers has, for each input that another recorded run made, the ID of that run:
+    {path: run ID}.
     """
 
     def __init__(self, client: store.Client, run_id: str, parent_id: str, makers: Mapping[str, str]) -> None:
         self._client, self.id, self.parent_id, self.makers = client, run_id, parent_id, dict(makers)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log numbers on the stage's run; `step` is the epoch, where there is one."""
+        """Log numbers on the stage's run; `step` is the epoch, if there is one."""
         _log_metrics(self._client, self.id, metrics, step)
 
     def log_key_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Log numbers on the stage's run and on its parent, where experiments are compared."""
+        """Log numbers on the stage's run and on its parent; users compare experiments by their parents."""
         for run_id in (self.id, self.parent_id):
             _log_metrics(self._client, run_id, metrics, None)
 
     def log_artifact(self, path: Path | str, folder: str | None = None) -> None:
-        """Copy a file, or a folder's content, to `folder` of the stage's artifacts."""
+        """Copy a file, or the content of a folder, to `folder` in the stage's artifacts."""
         log = self._client.log_artifacts if Path(path).is_dir() else self._client.log_artifact
         log(self.id, str(path), folder)
 
@@ -70,125 +67,127 @@ class StageRun:
 def stage_run(
     stage: str, settings: Settings, reads: Sequence[Path | str] = (), makes: Sequence[Path | str] = ()
 ) -> Iterator[StageRun]:
-    """The run of a stage, beneath the run of the pipeline execution that it belongs to.
+    """The run of a stage, as a child of the run of the pipeline execution that it belongs to.
 
     Args:
         stage: its name in dvc.yaml.
-        settings: all of them; they are logged on the parent.
-        reads: inputs, files or folders. Each is hashed at the start (tag read.<path>), and tag made_by.<path> is the id
-            of the run that made it, where one is known.
-        makes: outputs; hashed at the end of a stage that succeeds (tag made.<path>).
+        settings: all settings; they are logged on the parent.
+        reads: inputs, files or folders. Each is hashed at the start (tag read.<path>); tag made_by.<path> is the ID of the
+            run that made it, if one is known.
+        makes: outputs, hashed at the end if the stage succeeds (tag made.<path>).
 
     Raises:
         UserError: the tracking store cannot be used. What the stage had written by then stays.
     """
+    import psutil  # only the pipeline needs it
+
     versions.require_recorded(paths.VERSIONS)
     client, experiment = store.connect()
-    _end_the_dead(client, experiment)
-    parent_id, failed_before = _parent(client, experiment, stage, settings)
-    tags = {"mlflow.parentRunId": parent_id, "stage": stage, "process": _process(), **_origin()}
+    _end_killed_runs(client, experiment)
+    origin = _origin()
+    parent_id, failed_before = _parent(client, experiment, stage, settings, origin)
+    process = {"process.owner": _process_owner(), "process": _process_id(psutil.Process())}
+    tags = {"mlflow.parentRunId": parent_id, "stage": stage, **process, **origin}
     run_id = client.create_run(experiment, tags=tags, run_name=stage).info.run_id
     status = "FAILED"
     try:
         run = StageRun(client, run_id, parent_id, _log_lineage(client, run_id, parent_id, reads))
         with _system_metrics(client, run_id):
             yield run
-        _set_tags(
-            client, run_id, {_tag("made", _name(path)): files.sha256_of(path) for path in makes if Path(path).exists()}
-        )
+        made = {_tag("made", _name(path)): files.sha256_of(path) for path in makes if Path(path).exists()}
+        _set_tags(client, run_id, made)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        # trouble with the store must not hide why the stage itself failed
+        # an error of the store must not hide why the stage itself failed
         with nullcontext() if status == "FINISHED" else suppress(UserError):
             client.set_terminated(run_id, status)
             client.set_terminated(parent_id, "FAILED" if failed_before and status == "FINISHED" else status)
 
 
 def find_run(made: Path | str, sha256: str) -> str | None:
-    """The id of the latest run that made `made` with this content, or None."""
+    """The ID of the latest run that made `made` with this content, or None."""
     return _find_run(*store.connect(), _name(made), sha256)
 
 
-def _process() -> str:
-    """What tells this process from all others, later ones with the same id too: machine, user, id and start."""
+def _process_id(process: psutil.Process) -> str:
+    """Identifies a process of this machine, for good.
+
+    psutil hashes the process ID and the start, on Linux and macOS counted from boot: setting the clock does not change it.
+    """
+    return f"{process.pid} {hash(process):x}"
+
+
+def _process_owner() -> str:
+    return f"{socket.gethostname()} {os.getuid() if hasattr(os, 'getuid') else getpass.getuser()}"
+
+
+def _end_killed_runs(client: store.Client, experiment: str) -> None:
+    """End the runs of this user on this machine whose process no longer exists, and their parents."""
     import psutil
 
-    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
-    return f"{socket.gethostname()} {user} {os.getpid()} {psutil.Process().create_time():.2f}"
-
-
-def _end_the_dead(client: store.Client, experiment: str) -> None:
-    """End the runs of this user's stages on this machine that were killed before they could say so, and their parents."""
-    mine = f"attributes.status = 'RUNNING' and tags.process LIKE '{_process().rsplit(' ', 2)[0]} %'"
-    for run in store.paginate(lambda token: client.search_runs([experiment], mine, page_token=token)):
-        number, started = run.data.tags["process"].rsplit(" ", 2)[1:]
-        if not _lives(int(number), float(started)):
+    alive = {_process_id(process) for process in psutil.process_iter()}
+    ours = f"attributes.status = 'RUNNING' and tags.`process.owner` = '{_process_owner()}'"
+    for run in store.paginate(lambda token: client.search_runs([experiment], ours, page_token=token)):
+        if run.data.tags["process"] not in alive:
             for run_id in (run.info.run_id, run.data.tags["mlflow.parentRunId"]):
-                with suppress(UserError):  # somebody has deleted it
+                with suppress(UserError):  # a user has deleted it
                     client.set_terminated(run_id, "KILLED")
 
 
-def _lives(number: int, started: float) -> bool:
-    """Whether the process with this id is there still, and not another since; the clock may have been set in between."""
-    import psutil
-
-    try:
-        return abs(psutil.Process(number).create_time() - started) < 10
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.Error:
-        return True
-
-
-def _parent(client: store.Client, experiment: str, stage: str, settings: Settings) -> tuple[str, bool]:
-    """The run of this pipeline execution, marked as running, and whether a stage of it has failed already."""
-    execution, started = _execution()
-    for run in client.search_runs([experiment], f"tags.execution = '{execution}'"):
-        # process ids come round again; the clock may have been set in between, so the times are compared loosely
-        if abs(float(run.data.tags.get("execution.started", 0)) - started) < 10:
-            failed = run.info.status in ("FAILED", "KILLED")
-            if not failed:
-                client.update_run(run.info.run_id, status="RUNNING")
-            return run.info.run_id, failed
-    origin = _origin()
-    tags = {"execution": execution, "execution.started": str(started), **origin}
-    run_id = client.create_run(experiment, tags=tags, run_name=_parent_name(stage, origin)).info.run_id
+def _parent(
+    client: store.Client, experiment: str, stage: str, settings: Settings, origin: Mapping[str, str]
+) -> tuple[str, bool]:
+    """The run of this pipeline execution, set to running, and whether one of its stages has failed already."""
+    execution = _execution_id()
+    found = client.search_runs([experiment], f"tags.execution = '{execution}'", max_results=1)
+    if found:
+        info = found[0].info
+        failed = info.status in ("FAILED", "KILLED")
+        if not failed:
+            client.update_run(info.run_id, status="RUNNING")
+        return info.run_id, failed
+    run_id = client.create_run(
+        experiment, tags={"execution": execution, **origin}, run_name=_parent_name(stage, origin)
+    ).info.run_id
     _log_settings(client, run_id, settings)
     return run_id, False
 
 
-def _execution() -> tuple[str, float]:
-    """What tells one pipeline execution from another: the DVC process that started this stage, and its start in seconds.
+def _execution_id() -> str:
+    """The ID of the pipeline execution that this stage belongs to; a stage run by hand is an execution of its own.
 
-    `dvc repro` hands no name of the execution to its stages, but all of them have the same ancestor.
+    DVC passes no such ID to its stages, but all stages of one execution descend from one DVC process.
     """
-    import psutil  # pipelines need it, prediction does not
+    import psutil
 
     if "DVC_STAGE" not in os.environ:
-        return f"by hand {uuid.uuid4().hex}", time.time()
-    ancestors = [process for process in psutil.Process().parents() if process.name() not in _SHELLS]
-    starter = next(filter(_is_dvc, ancestors), ancestors[0] if ancestors else psutil.Process())
-    name = re.sub(r"[^\w.-]", "_", os.environ.get("DVC_EXP_NAME", "repro"))  # for it stands in MLflow's filters
-    return f"{name} {socket.gethostname()} {starter.pid}", starter.create_time()
+        return uuid.uuid4().hex
+    ancestors = [*psutil.Process().parents(), psutil.Process()]
+    dvc = next(filter(_is_dvc, ancestors), ancestors[0])  # without one, the program that called DVC's Python API
+    name = os.environ.get("DVC_EXP_NAME", "")  # that program may run several experiments
+    return hashlib.sha256(f"{_process_owner()} {_process_id(dvc)} {name}".encode()).hexdigest()
 
 
-def _is_dvc(process: Any) -> bool:
-    with suppress(Exception):  # another user's process may not be looked at
-        return any(Path(word).name in ("dvc", "dvc.exe") for word in (process.name(), *process.cmdline()[:3]))
+def _is_dvc(process: psutil.Process) -> bool:
+    """Whether a process is `dvc ...` or `python -m dvc ...`."""
+    import psutil
+
+    with suppress(psutil.Error):  # the process has ended, or belongs to another user
+        return any(Path(word).name in ("dvc", "dvc.exe") for word in process.cmdline()[:3])
     return False
 
 
 def _origin() -> dict[str, str]:
-    """Tags that say whose code, from which commit and in which DVC experiment."""
+    """Tags for the user, the commit and the DVC experiment."""
     tags = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
-    with suppress(KeyError, OSError):  # a container's nameless user
+    with suppress(KeyError, OSError):  # a container's user may have no name
         tags["mlflow.user"] = getpass.getuser()
     commit = _git("rev-parse", "HEAD")
     if commit:
-        # what every execution rewrites says nothing of the code that ran
+        # every execution rewrites these; they are not part of the code
         results = [f":(exclude){path}" for path in ("dvc.lock", paths.METRICS.as_posix())]
         changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *results)
         tags |= {"mlflow.source.git.commit": commit, "git.dirty": str(bool(changes)).lower()}
@@ -201,9 +200,9 @@ def _origin() -> dict[str, str]:
 def _parent_name(stage: str, origin: Mapping[str, str]) -> str:
     if "dvc.experiment" in origin:
         return origin["dvc.experiment"]
-    what = "repro" if "DVC_STAGE" in os.environ else f"{stage} by hand"
+    command = "repro" if "DVC_STAGE" in os.environ else f"{stage} by hand"
     commit = origin.get("mlflow.source.git.commit", "")[:7] + ("+" if origin.get("git.dirty") == "true" else "")
-    return " ".join(filter(None, (what, commit, f"{datetime.now():%Y-%m-%d %H:%M}")))
+    return " ".join(filter(None, (command, commit, f"{datetime.now():%Y-%m-%d %H:%M}")))
 
 
 def _git(*arguments: str) -> str | None:
@@ -214,7 +213,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _log_lineage(client: store.Client, run_id: str, parent_id: str, reads: Sequence[Path | str]) -> dict[str, str]:
-    """Tag a run with what it reads and who made that; returns the makers, {path: run id}."""
+    """Tag a run with its inputs and the runs that made them; returns those, {path: run ID}."""
     hashes = {_name(path): files.sha256_of(path) for path in reads if Path(path).exists()}
     experiment = client.get_run(run_id).info.experiment_id
     found = {name: _find_run(client, experiment, name, sha256) for name, sha256 in hashes.items()}
@@ -237,14 +236,14 @@ def _find_run(client: store.Client, experiment: str, name: str, sha256: str) -> 
 
 
 def _log_dataset(client: store.Client, run_id: str, split: Path, sha256: str) -> None:
-    """Put the split into the run's column of data sets, with the number of images by split and class."""
+    """Log the split as the run's dataset, with the number of images by split and class."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     with split.open(newline="", encoding="utf-8") as stream:
         counts = Counter(f"{row.get('split')} {row.get('label')}" for row in csv.DictReader(stream))
     dataset = Dataset(
         name=split.name,
-        digest=sha256[:32],  # MLflow's limit is 36 characters; the whole is in the tag dataset.sha256
+        digest=sha256[:32],  # MLflow allows 36 characters; the tag dataset.sha256 has all 64
         source_type="local",
         source=json.dumps({"uri": split.as_posix()}),
         profile=json.dumps({"num_rows": counts.total(), **dict(sorted(counts.items()))}),
@@ -285,15 +284,15 @@ def _set_tags(client: store.Client, run_id: str, tags: Mapping[str, object]) -> 
 
 
 def _name(path: Path | str) -> str:
-    """A path as tags have it: relative to the working directory where it lies in it, with forward slashes."""
+    """A path as written in tags: relative to the working directory if inside it, with forward slashes."""
     path = Path(path)
     return (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path).as_posix()
 
 
 def _tag(kind: str, name: str) -> str:
-    """The tag's name for what a path was to a run: <kind>.<path>, or, where MLflow takes no such name, an abridged one."""
+    """The tag of a path: <kind>.<path>, or a shortened name with a hash if MLflow does not allow that one."""
     tag = f"{kind}.{name}"
     if re.fullmatch(r"[\w.\- :/]{1,200}", tag) and posixpath.normpath(tag) == tag:
         return tag
-    legible = re.sub(r"[^\w.\- ]", "_", name)[-60:]
-    return f"{kind}.{legible} {hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}"
+    readable = re.sub(r"[^\w.\- ]", "_", name)[-60:]
+    return f"{kind}.{readable} {hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}"

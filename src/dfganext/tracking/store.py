@@ -1,7 +1,7 @@
-"""The MLflow store: where it is, a client whose failures are sentences, and what several processes must not do at once.
+"""The MLflow store: its address, a client whose errors are UserErrors, and a lock between processes.
 
-Everything lands in one store: sqlite:///<root>/mlflow.db with artifacts under <root>/mlruns, unless MLFLOW_TRACKING_URI
-names another. MLflow takes seconds to import, so it is imported where the first client is made and not before.
+There is one store: sqlite:///<root>/mlflow.db with artifacts under <root>/mlruns, unless MLFLOW_TRACKING_URI names another.
+MLflow takes seconds to import, so it is imported only when the first client is made.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dfganext.errors import UserError
 
 EXPERIMENT = "df-ganext"
 
-_TRIES = 5
+_ATTEMPTS = 5
 
 
 class StoreError(UserError):
@@ -31,11 +31,11 @@ class StoreError(UserError):
 
 
 class NotFoundError(UserError):
-    """The tracking store answered that it holds no such thing."""
+    """Not found: run, model or alias."""
 
 
 def paginate(search: Callable[[str | None], Any]) -> Iterator[Any]:
-    """All that a search of MLflow's finds; `search` is given the token of the page that it is to return."""
+    """All results of an MLflow search; `search` takes a page token and returns that page."""
     token = None
     while True:
         page = search(token)
@@ -46,79 +46,76 @@ def paginate(search: Callable[[str | None], Any]) -> Iterator[Any]:
 
 
 def root() -> Path:
-    """The folder of the store: the repository's, also from the temporary workspaces of DVC's experiments."""
+    """The folder of the store: the repository, also when called in the temporary workspace of a DVC experiment."""
     if os.environ.get("DVC_ROOT"):
         return Path(os.environ["DVC_ROOT"])
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").is_file()), here)
+    cwd = Path.cwd()
+    return next((folder for folder in (cwd, *cwd.parents) if (folder / "dvc.yaml").is_file()), cwd)
 
 
 def tracking_uri() -> str:
-    """Where runs and registered models are kept: MLFLOW_TRACKING_URI, else the database at the root."""
+    """The address of runs and registered models: MLFLOW_TRACKING_URI, or else the database at the root."""
     if os.environ.get("MLFLOW_TRACKING_URI"):
         return os.environ["MLFLOW_TRACKING_URI"]
     file = (root() / "mlflow.db").as_posix()
-    if "?" in file or unquote(file) != file:  # of an address, it would be something else
-        raise StoreError(f"{file} cannot be MLflow's database for the ? or % in its path: rename the folder.")
+    if "?" in file or unquote(file) != file:  # both have a meaning in an address
+        raise StoreError(f"{file} cannot be MLflow's database because its path contains ? or %: rename the folder.")
     return f"sqlite:///{file}"
 
 
 def exists() -> bool:
-    """False where the store is a database file that has yet to be made."""
+    """Whether the store exists; a server always does, a database file once it has been created."""
     file = _database_file()
     return file is None or file.is_file()
 
 
 @contextmanager
 def lock(purpose: str = "setup") -> Iterator[None]:
-    """Around what two processes of this machine must not do to the store at once. StoreError where it cannot be locked."""
+    """A context that one process of this machine enters at a time. StoreError if the lock file cannot be written."""
     file = _database_file() or root() / "mlflow.db"
-    lock = FileLock(f"{file}.{purpose}.lock")
+    lock_file = FileLock(f"{file}.{purpose}.lock")
     try:
-        lock.acquire()
+        lock_file.acquire()
     except OSError as error:
         raise StoreError(
-            f"The tracking store {file} cannot be used ({lock.lock_file}: {error.strerror}): make its folder writable, or name "
-            "another store with MLFLOW_TRACKING_URI."
+            f"The tracking store {file} cannot be used ({lock_file.lock_file}: {error.strerror}): make its folder writable, or "
+            "name another store with MLFLOW_TRACKING_URI."
         ) from None
     try:
         yield
     finally:
-        lock.release()
+        lock_file.release()
 
 
 def connect() -> tuple[Client, str]:
-    """A client of the store and the id of the experiment in it, both made where they are missing."""
-    # MLflow's own creation of a database fails when two processes attempt it; a server has made its own
-    with nullcontext() if _is_server(tracking_uri()) else lock():
-        client = Client(tracking_uri())
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
-            try:
-                location = None if _is_server(client.uri) else str((root() / "mlruns").resolve())
-                return client, client.create_experiment(EXPERIMENT, artifact_location=location)
-            except UserError:  # on a server another machine may have been faster
-                experiment = client.get_experiment_by_name(EXPERIMENT)
-                if experiment is None:
-                    raise
+    """A client of the store and the ID of its experiment; both are created if missing.
+
+    Raises:
+        UserError: the store cannot be used, or its experiment was deleted.
+    """
+    uri = tracking_uri()
+    # MLflow fails when two processes create its database at once; a server has created its own
+    with nullcontext() if _is_server(uri) else lock():
+        client = Client(uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT) or _create_experiment(client)
     if experiment.lifecycle_stage != "active":
         raise UserError(
-            f"The experiment {EXPERIMENT} was deleted in {redact(client.uri)}: restore it with "
+            f"The experiment {EXPERIMENT} was deleted in {redact(uri)}: restore it with "
             f"`mlflow experiments restore -x {experiment.experiment_id}`."
         )
     return client, experiment.experiment_id
 
 
 class Client:
-    """MlflowClient whose failures are UserErrors that name the store, and that tries again where others were faster."""
+    """MlflowClient whose errors are UserErrors that name the store, with retries where other processes interfere."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         mlflow = import_mlflow()
         before = os.environ.get("MLFLOW_TRACKING_URI")
-        mlflow.set_tracking_uri(uri)  # where MLflow looks aliases and logged models up, whatever a client is told
+        mlflow.set_tracking_uri(uri)  # MLflow looks up aliases and logged models there, whatever URI the client has
         if before is None:
-            os.environ.pop("MLFLOW_TRACKING_URI", None)  # set by the call above; the next look is at the root again
+            os.environ.pop("MLFLOW_TRACKING_URI", None)  # set by the call above; `tracking_uri` must not read it
         registry = os.environ.get("MLFLOW_REGISTRY_URI") or uri
         self._client = translate_errors(uri, lambda: mlflow.MlflowClient(uri, registry))
 
@@ -133,13 +130,13 @@ class Client:
 
 
 def import_mlflow() -> Any:
-    """The module mlflow, without its chatter, its usage reports, and its four minutes of patience with a dead server."""
+    """The module mlflow, with its telemetry and most of its output off, and few retries for a server that is down."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines for each run on a server
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # the default waits four minutes
     try:
         import mlflow
     except ImportError:
@@ -150,29 +147,39 @@ def import_mlflow() -> Any:
 
 
 def translate_errors(uri: str, call: Callable[[], Any]) -> Any:
-    """The result of a call to the store at `uri`; its failures as NotFoundError or StoreError, each a UserError."""
-    for attempt in range(1, _TRIES + 1):
+    """The result of a call to the store at `uri`. Errors become NotFoundError or StoreError; transient ones are retried."""
+    attempt = 1
+    while True:
         try:
             return call()
         except UserError:
             raise
         except Exception as error:
-            missing_alias = re.search(r"alias \S+ not found", str(error))  # MLflow's code for it says otherwise
+            missing_alias = re.search(r"alias \S+ not found", str(error))  # its error code is INVALID_PARAMETER_VALUE
             if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST" or missing_alias:
-                raise NotFoundError(f"{redact(uri)} has no such thing: {_one_line(error)}") from error
-            if attempt < _TRIES and _may_pass(error):
-                time.sleep(attempt)
-                continue
-            raise StoreError(
-                f"The tracking store {redact(uri)} cannot be used ({_one_line(error)}): start it, correct "
-                "MLFLOW_TRACKING_URI, or unset it to track in mlflow.db; what was written so far is kept."
-            ) from error
-    raise AssertionError("unreachable")
+                raise NotFoundError(f"Not found in {redact(uri)}: {_one_line(error)}") from error
+            if attempt == _ATTEMPTS or not _is_transient(error):
+                raise StoreError(
+                    f"The tracking store {redact(uri)} cannot be used ({_one_line(error)}): start it, correct "
+                    "MLFLOW_TRACKING_URI, or unset it to track in mlflow.db; what was written so far is kept."
+                ) from error
+        time.sleep(attempt)
+        attempt += 1
 
 
 def redact(uri: str) -> str:
-    """A store's address, or a text with it, without the password that may be in it."""
+    """An address, or a text that contains one, without the user name and password in it."""
     return re.sub(r"(?<=://)[^/@\s]*@", "", uri)
+
+
+def _create_experiment(client: Client) -> Any:
+    location = None if _is_server(client.uri) else str((root() / "mlruns").resolve())
+    try:
+        client.create_experiment(EXPERIMENT, artifact_location=location)
+    except UserError:
+        if client.get_experiment_by_name(EXPERIMENT) is None:  # else another machine has just created it on the server
+            raise
+    return client.get_experiment_by_name(EXPERIMENT)
 
 
 def _database_file() -> Path | None:
@@ -184,8 +191,8 @@ def _is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://", "databricks"))
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether another attempt may succeed: SQLite is busy, or two processes made the same row at once."""
+def _is_transient(error: Exception) -> bool:
+    """Whether another attempt may succeed: SQLite is busy, or two processes inserted the same row at once."""
     clash = "IntegrityError" in str(error) or "UniqueViolation" in str(error)
     return "database is locked" in str(error) or (clash and getattr(error, "error_code", "") == "BAD_REQUEST")
 
