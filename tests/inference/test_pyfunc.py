@@ -35,7 +35,7 @@ def test_base64_with_and_without_wrapping(text):
 
 
 @pytest.mark.parametrize("text", ["héllo", "abc", "a*b=", "data:image/png,abcd", None, 3])
-def test_what_is_no_base64_is_refused(text):
+def test_text_that_is_not_base64_is_refused(text):
     with pytest.raises(ValueError, match="base64"):
         served.image_bytes(text)
 
@@ -53,7 +53,7 @@ print("records", json.dumps([model.predict(images), model.predict(images, params
 """
 
 
-def test_it_loads_in_a_clean_process_elsewhere_without_the_package(saved, tmp_path):
+def test_it_loads_in_another_folder_and_process_without_the_package(saved, tmp_path):
     assert not list((saved / "model").rglob("__pycache__"))
     assert not [path for path in (saved / "model").rglob("*") if path.suffix in (".pkl", ".pickle", ".pth", ".pt")]
     moved = (saved / "model").rename(tmp_path / "moved")
