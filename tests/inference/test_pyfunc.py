@@ -1,5 +1,6 @@
 import base64
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -61,6 +62,7 @@ def test_it_loads_in_another_folder_and_process_without_the_package(saved, tmp_p
     done = subprocess.run(
         [sys.executable, "-S", "-c", CLEAN, sysconfig.get_path("purelib"), str(moved)],
         input=json.dumps(texts), cwd=tmp_path, capture_output=True, text=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )  # fmt: skip
     moved.rename(saved / "model")
     assert done.returncode == 0, done.stderr
