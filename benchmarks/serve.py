@@ -1,8 +1,8 @@
-"""Served images, against the same weights in a model that an expert would write for MLflow, served by the same server.
+"""Served images, against the same weights in a model as an expert writes it for MLflow, on the same server.
 
-Both get the same request, a JPEG of 512 pixels in base64, and decode, resize and normalise it themselves, in the same precision
-and with as many threads. The rival (`benchmarks/served_rival.py`) computes one request at a time, which is faster with several
-clients than letting forward passes share the cores; ours computes all that wait as one batch.
+Both get the same request, a JPEG of 512 pixels in base64, and decode, resize and normalise it, in the same precision and with the
+same number of threads. The rival (`benchmarks/served_rival.py`) computes one request at a time: with several clients,
+this is faster than forward passes that share the cores. Ours computes all waiting requests as one batch.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from dfganext.models import classifier
 from dfganext.tracking import registry, store
 
 SOURCE, SIZE = 512, 256
-"""Pixels a side: of the JPEG, and of what the network reads."""
+"""Pixels per side: of the JPEG, and of the network's input."""
 
 PRECISIONS = ("float32", "bfloat16")
 TURNS, BURST = 6, 6
-"""In a turn, requests follow one another; the first meets an idle server and does not count."""
+"""Requests per turn, one after another; the first one, to an idle server, is not counted."""
 
 CLIENTS, CLIENT_REQUESTS, ROUNDS = 8, 4, 3
 SAME = 1e-3
-"""How far the two probabilities may be apart."""
+"""Largest allowed difference between the two probabilities."""
 
 AGAINST = "a short `mlflow.pyfunc` model, the same JPEG"
 
@@ -56,7 +56,7 @@ def main() -> None:
 def compare(
     table: Table, architecture: str, size: int, turns: int, burst: int, client_requests: int, rounds: int
 ) -> None:
-    """Serve ours and the rival's model in both precisions, and time requests one at a time and from many clients."""
+    """Serve our model and the rival's in both precisions, and time single requests and requests of many clients."""
     data = pictures.encoded(SOURCE, 0, "JPEG")
     text = base64.b64encode(data).decode()
     body = json.dumps({"dataframe_split": {"columns": ["image"], "data": [[text]]}}).encode()
@@ -112,7 +112,7 @@ def one_at_a_time(
     turns: int,
     burst: int,
 ) -> None:
-    """Time of a request, and of the forward pass that is in it; both models must give the same probability."""
+    """Time of a request, and of its forward pass alone; both models must give the same probability."""
     contenders: dict[str, Callable[[], object]] = dict(requests)
     contenders |= {f"forward {precision}": partial(forward, precision) for precision in PRECISIONS}
     milliseconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -133,7 +133,7 @@ def one_at_a_time(
 
 
 def many_at_once(table: Table, requests: Mapping[str, Callable[[], list]], client_requests: int, rounds: int) -> None:
-    """Images a second with clients that each send the next request when the last one is answered."""
+    """Images per second, with clients that each send a request as soon as the last one is answered."""
     count = CLIENTS * client_requests
 
     def crowd(request: Callable[[], list]) -> None:

@@ -1,6 +1,6 @@
 """The rival of `benchmarks.serve`: a served PyTorch model as an expert writes it with MLflow, from code, in one short file.
 
-MLflow executes this file on its own: it imports nothing of this project. Artifacts: `weights`, a safetensors file, and
+MLflow executes this file alone, so it imports nothing of this project. Artifacts: `weights`, a safetensors file, and
 `config`, a JSON object with architecture, outputs, size, mean, std and precision.
 """
 
@@ -32,7 +32,7 @@ class Classifier(PythonModel):
         model.load_state_dict(load_file(context.artifacts["weights"]))
         self.model = model.eval().to(memory_format=torch.channels_last)
         self.mean, self.std = (255 * torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
-        self.lock = threading.Lock()  # requests come in threads: two forward passes at once would share the cores
+        self.lock = threading.Lock()  # requests come in threads: two simultaneous forward passes would share the cores
 
     @torch.inference_mode()
     def predict(

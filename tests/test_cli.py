@@ -87,9 +87,7 @@ def test_a_folder_without_an_operating_point_needs_a_threshold(here, capsys):
     assert predict("images/a.png", "--json", "--threshold", "0.3") == 0
     out, err = capsys.readouterr()
     assert json.loads(out)[0]["threshold"] == 0.3
-    assert err == (
-        "dfganext: No temperature is known for this model, so it is taken to be 1: p_fake is not calibrated.\n"
-    )
+    assert err == ("dfganext: This model has no temperature, so 1 is used: p_fake is not calibrated.\n")
 
 
 def test_the_option_wins_over_the_operating_point(here, capsys):

@@ -1,20 +1,24 @@
-"""Memory and threads of a process, looked at in processes of their own."""
+"""Memory and threads of a process, measured in subprocesses; ordered maps and batches."""
 
 import os
 import platform
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
+
+from dfganext.runtime import batches_by_bytes, map_ordered
 
 LAYERS, LAYER = 6, 16 * 2**20  # tensors alive at a time; bytes of one
 
 PROBE = f"""
 import ctypes, os, resource, sys
-from dfganext import runtime as process
+from dfganext import runtime
 if sys.argv[1] == "prepared":
-    process.prepare()
+    runtime.prepare()
 import torch
 
 names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()  # malloc.h
@@ -41,17 +45,17 @@ print(faults, held, int(total), os.environ.get("GOMP_SPINCOUNT"))
 
 glibc = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc" or tuple(map(int, platform.libc_ver()[1].split("."))) < (2, 33),
-    reason="needs glibc 2.33, whose malloc can be told and asked",
+    reason="needs glibc 2.33, whose malloc has mallinfo2",
 )
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a process that made and freed tensors has used."""
+class Usage:
+    """What a process that allocated and freed tensors has used."""
 
-    faults: int  # pages that the system had to clear
-    mapped: int  # bytes of living tensors outside of the heap
-    spins: str
+    faults: int  # pages that the system cleared
+    mapped: int  # bytes of live tensors outside the heap
+    spin_count: str
 
 
 def probe(state, **environment):
@@ -60,27 +64,82 @@ def probe(state, **environment):
     done = subprocess.run(
         [sys.executable, "-c", PROBE, state], env=kept | environment, capture_output=True, text=True, check=True
     )
-    faults, mapped, total, spins = done.stdout.split()
+    faults, mapped, total, spin_count = done.stdout.split()
     assert int(total) == LAYERS
-    return Seen(int(faults), int(mapped), spins)
+    return Usage(int(faults), int(mapped), spin_count)
 
 
 @glibc
-def test_memory_that_was_freed_is_not_cleared_again():
+def test_freed_memory_is_not_cleared_again():
     once = LAYERS * LAYER // os.sysconf("SC_PAGESIZE")
-    # Five times as many if each round began anew. What glibc does alone, three to five times, differs by system.
+    # Five times as many if no round reused memory; glibc's defaults give three to five times as many, by system.
     assert probe("prepared").faults < 2.5 * once
     assert probe("prepared", THP_MEM_ALLOC_ENABLE="0").faults < 2.5 * once  # without large pages
 
 
 @glibc
-def test_a_tuned_malloc_stays_as_it_is():
+def test_malloc_settings_of_the_user_stay():
     assert probe("prepared").mapped == 0
     assert probe("prepared", MALLOC_MMAP_THRESHOLD_="65536").mapped > LAYERS * LAYER
     assert probe("prepared", GLIBC_TUNABLES="glibc.malloc.mmap_threshold=65536").mapped > LAYERS * LAYER
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="libgomp is what PyTorch uses on Linux")
-def test_what_the_user_has_set_stays():
-    assert probe("prepared", GOMP_SPINCOUNT="7").spins == "7"
-    assert probe("prepared").spins == "3000"
+def test_spin_count_of_the_user_stays():
+    assert probe("prepared", GOMP_SPINCOUNT="7").spin_count == "7"
+    assert probe("prepared").spin_count == "3000"
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("limit", [1, 4, 100])
+def test_results_come_in_the_order_of_the_items(workers, limit):
+    def slow(value):
+        time.sleep(0.002 * (value % 3))
+        return value**2
+
+    assert list(map_ordered(slow, range(30), workers, limit)) == [value**2 for value in range(30)]
+    assert list(map_ordered(slow, [], workers, limit)) == []
+
+
+def test_no_more_items_are_read_than_the_limit():
+    read = []
+    items = (read.append(value) or value for value in range(50))
+    for taken, _ in enumerate(map_ordered(lambda value: value, items, 3, 5), 1):
+        assert len(read) <= taken + 4
+    assert len(read) == 50
+
+
+def test_an_error_comes_at_the_place_of_its_item_and_ends_the_work():
+    begun = []
+
+    def work(value):
+        begun.append(value)
+        if value == 1:
+            raise ValueError("one")
+        return value
+
+    results = map_ordered(work, range(1000), 1, 4)
+    assert next(results) == 0
+    with pytest.raises(ValueError, match="one"):
+        next(results)
+    assert list(results) == [] and len(begun) <= 6
+
+
+def test_batches_hold_at_most_so_many_items_and_bytes():
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        sizes = generator.integers(0, 12, 40).tolist()
+        batches = list(batches_by_bytes(sizes, int, max_items=5, max_bytes=20))
+        assert [size for batch in batches for size in batch] == sizes
+        for number, batch in enumerate(batches):
+            assert 1 <= len(batch) <= 5 and (sum(batch) <= 20 or len(batch) == 1)
+            following = batches[number + 1][0] if number + 1 < len(batches) else 100
+            assert len(batch) == 5 or sum(batch) + following > 20
+    assert list(batches_by_bytes([], int, 5, 20)) == []
+    assert list(batches_by_bytes([99, 1, 99], int, 5, 20)) == [[99], [1], [99]]
+
+
+def test_a_full_batch_is_yielded_before_the_next_item_is_read():
+    read = []
+    batches = batches_by_bytes((read.append(value) or value for value in range(9)), int, 2, 100)
+    assert next(batches) == [0, 1] and read == [0, 1]

@@ -80,7 +80,6 @@ def predict(options: argparse.Namespace) -> int:
 def score(options: argparse.Namespace) -> int:
     """Judge very many images on Ray; the rows go to Parquet files."""
     from dfganext import scoring
-    from dfganext.scoring.workers import ATTEMPTS
 
     done = scoring.score(
         options.places,
@@ -88,18 +87,13 @@ def score(options: argparse.Namespace) -> int:
         options.model,
         options.workers,
         threshold=options.threshold,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        on_progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
     print(
-        f"{done.judged:,} of {done.total:,} images judged now ({done.again:,} of them again), {done.before:,} before; "
-        f"{done.unread:,} could not be read (see column error). Rows: {printable(done.where)}"
+        f"{done.scored:,} of {done.total:,} images judged now ({done.rescored:,} of them again), {done.kept:,} before; "
+        f"{done.unreadable:,} could not be read (see column error). Rows: {printable(done.out)}"
     )
-    for first, last in done.lost:
-        print(
-            f"dfganext: No new rows from {first} to {last}: {ATTEMPTS} workers died of them; free memory and start again.",
-            file=sys.stderr,
-        )
-    return 1 if done.unread or done.lost else 0
+    return 1 if done.unreadable else 0
 
 
 def judge_files(detector: Detector, files: Iterable[Path], heatmaps: dict[Path, Path]) -> Iterator[dict[str, Any]]:

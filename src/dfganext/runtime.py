@@ -1,17 +1,25 @@
-"""How this process uses threads and memory: faster on the same bits. To be called before PyTorch is imported."""
+"""Threads, memory and work in batches. `prepare` must be called before PyTorch is imported."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
 
-SPINS = "3000"
-"""Looks that an idle OpenMP thread takes for work before it sleeps. libgomp's default, about a hundred times as many, has two
-processes that share a machine's cores wait for each other's idle threads: a training step beside one took four times as long."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+SPIN_COUNT = "3000"
+"""OpenMP spin count before an idle thread sleeps. libgomp's default is about 100 times as high: two processes that share a
+machine's cores then wait for each other's idle threads, and a training step takes four times as long."""
 
 MMAP_THRESHOLD = 32 * 2**20
-"""Bytes; glibc allows no more. Larger blocks go back to the system once freed."""
+"""Bytes; the largest value that glibc allows. Larger blocks are returned to the system when they are freed."""
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
@@ -22,13 +30,13 @@ def cores() -> int:
 
 
 def prepare() -> None:
-    """Keep freed memory for the next batch, in large pages, and let idle threads sleep soon.
+    """Set how this process uses memory and idle threads; results do not change.
 
-    By default glibc returns tensors to the system as soon as they are freed, which then has to clear the same pages again at
-    the next step: a third of the time of a training on a CPU. What a user has set in the environment stays. Where the C library
-    is not glibc, memory is left as it is.
+    By default, glibc returns the memory of tensors to the system when they are freed, and the system clears the same pages
+    again in the next step: a third of the time of a training on a CPU. This keeps freed memory, in large pages. Variables that
+    the user has set in the environment stay. Without glibc, only the environment is changed.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch's: transparent huge pages
     if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
         return
@@ -39,3 +47,55 @@ def prepare() -> None:
         library.mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD)
         library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         library.mallopt(_M_TOP_PAD, 2 * MMAP_THRESHOLD)
+
+
+def map_ordered(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, limit: int
+) -> Iterator[Result]:
+    """`map` in threads: results in the order of the items.
+
+    Executor.map would read all items at once: its `buffersize` needs Python 3.14.
+
+    Args:
+        workers: threads; 0 computes in the caller's thread.
+        limit: items at a time, at least 1, that are waiting, in work, or whose result the caller has not taken. While the
+            caller uses a result, the next limit - 1 items are worked on.
+
+    Raises:
+        Whatever the function raises, at the place of its item; items that have not begun by then are not computed.
+    """
+    if not workers:
+        yield from map(function, items)
+        return
+    items = iter(items)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        pending = deque(pool.submit(function, item) for item in islice(items, limit))
+        while pending:
+            yield pending.popleft().result()
+            pending.extend(pool.submit(function, item) for item in islice(items, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def batches_by_bytes(
+    items: Iterable[Item], size_of: Callable[[Item], int], max_items: int, max_bytes: int
+) -> Iterator[list[Item]]:
+    """Consecutive items in lists of at most `max_items` and, except where a single item is larger, `max_bytes`.
+
+    A full list is yielded before the next item is read.
+    """
+    batch: list[Item] = []
+    held = 0
+    for item in items:
+        size = size_of(item)
+        if batch and held + size > max_bytes:
+            yield batch
+            batch, held = [], 0
+        batch.append(item)
+        held += size
+        if len(batch) == max_items:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch

@@ -1,4 +1,4 @@
-"""From bytes to verdict: calibrated, at the settled threshold, prepared as in training."""
+"""From bytes to prediction: calibrated, at the decision threshold, prepared as in training."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ def logits_of(folder, pixels):
     return classifier.predict_logits(*classifier.load(folder), pixels)
 
 
-def test_p_fake_is_the_calibrated_one(folder):
+def test_p_fake_is_calibrated(folder):
     data = [png(label, label) for label in (0, 1)]
     pixels = np.stack([images.resize(images.decode(one), 32) for one in data])
     logits = logits_of(folder, pixels)
@@ -34,36 +34,36 @@ def test_p_fake_is_the_calibrated_one(folder):
         write_point(folder, threshold=threshold, temperature=temperature)
         loaded = Detector.load(folder)
         expected = 1 / (1 + np.exp(-logits / temperature))
-        verdicts = loaded.predict(data)
-        assert [one.p_fake for one in verdicts] == pytest.approx(expected, abs=1e-6)
-        assert {one.threshold for one in verdicts} == {threshold}
-        for verdict, p in zip(verdicts, expected, strict=True):
-            assert verdict.label == ("fake" if p > verdict.threshold else "real")
+        predictions = loaded.predict(data)
+        assert [prediction.p_fake for prediction in predictions] == pytest.approx(expected, abs=1e-6)
+        assert {prediction.threshold for prediction in predictions} == {threshold}
+        for prediction, p in zip(predictions, expected, strict=True):
+            assert prediction.label == ("fake" if p > prediction.threshold else "real")
 
 
-def test_a_detector_trained_on_reencoded_images_reencodes_what_it_is_shown(folder):
+def test_a_detector_trained_on_reencoded_images_reencodes_its_input(folder):
     model, config = classifier.load(folder)
     classifier.save(folder, model.state_dict(), replace(config, reencode=True))
     data = png(1, 5)
     plain = images.prepare(images.decode(data), 32, reencode=False)
     reencoded = images.prepare(images.decode(data), 32, reencode=True)
     assert not np.array_equal(plain, reencoded)
-    (verdict,) = Detector.load(folder).predict([data])
+    (prediction,) = Detector.load(folder).predict([data])
     expected = 1 / (1 + np.exp(-logits_of(folder, reencoded[None])[0]))
-    assert verdict.p_fake == pytest.approx(expected, abs=1e-6)
+    assert prediction.p_fake == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_detector_shrinks_what_it_is_shown_as_its_training_images_were(folder):
+def test_a_detector_resizes_its_input_like_its_training_images(folder):
     model, config = classifier.load(folder)
     classifier.save(folder, model.state_dict(), replace(config, interpolation="bilinear"))
     data = png(1, 64)
     prepared = images.prepare(images.decode(data), 32, "bilinear")
     assert not np.array_equal(prepared, images.prepare(images.decode(data), 32))
-    (verdict,) = Detector.load(folder).predict([data])
-    assert verdict.p_fake == pytest.approx(1 / (1 + np.exp(-logits_of(folder, prepared[None])[0])), abs=1e-6)
+    (prediction,) = Detector.load(folder).predict([data])
+    assert prediction.p_fake == pytest.approx(1 / (1 + np.exp(-logits_of(folder, prepared[None])[0])), abs=1e-6)
 
 
-def test_a_config_of_before_there_was_a_choice_still_loads(folder):
+def test_a_config_without_reencode_and_interpolation_loads(folder):
     config = json.loads((folder / "config.json").read_text())
     del config["reencode"], config["interpolation"]
     (folder / "config.json").write_text(json.dumps(config))
@@ -71,7 +71,7 @@ def test_a_config_of_before_there_was_a_choice_still_loads(folder):
     assert (loaded.reencode, loaded.interpolation) == (False, "lanczos")
 
 
-def test_a_config_with_the_former_name_of_reencode_still_loads(folder):
+def test_a_config_with_the_former_name_of_reencode_loads(folder):
     config = json.loads((folder / "config.json").read_text())
     del config["reencode"]
     (folder / "config.json").write_text(json.dumps(config | {"equalise": True}))
@@ -97,9 +97,9 @@ def test_a_config_with_the_former_name_of_reencode_still_loads(folder):
     ],
 )
 @pytest.mark.parametrize("threshold", [None, 0.3])
-def test_what_is_no_operating_point_is_named(folder, content, threshold):
+def test_a_file_that_is_not_an_operating_point_is_named(folder, content, threshold):
     (folder / "operating_point.json").write_text(content)
-    with pytest.raises(UserError, match=r"operating_point\.json holds no operating point \(.+\)"):
+    with pytest.raises(UserError, match=r"operating_point\.json is not an operating point \(.+\)"):
         Detector.load(folder, threshold=threshold)
 
 
@@ -116,13 +116,13 @@ def test_a_folder_without_an_operating_point_is_refused(folder):
     ("point", "lacking"),
     [({"temperature": 2.0}, "threshold"), ({"threshold": 0.4}, "temperature"), ({}, "threshold and no temperature")],
 )
-def test_an_operating_point_that_lacks_a_value_is_refused(folder, point, lacking):
+def test_an_incomplete_operating_point_is_refused(folder, point, lacking):
     write_point(folder, **point)
     with pytest.raises(UserError, match=WHAT_TO_DO.format(f"has no {lacking}")):
         Detector.load(folder)
 
 
-def test_an_operating_point_that_was_asked_for_must_be_there(folder, tmp_path):
+def test_a_given_operating_point_must_exist(folder, tmp_path):
     with pytest.raises(UserError, match=r"none\.json is missing: .*`dvc repro evaluate`"):
         Detector.load(folder, tmp_path / "none.json")
 
@@ -137,16 +137,16 @@ def test_an_operating_point_that_was_asked_for_must_be_there(folder, tmp_path):
         ({"threshold": 0.9, "temperature": 3.0}, 3.0, True),
     ],
 )
-def test_a_given_threshold_wins_and_an_unknown_temperature_is_1_and_told(folder, point, temperature, calibrated):
+def test_a_given_threshold_replaces_the_files_and_an_unknown_temperature_is_1(folder, point, temperature, calibrated):
     (folder / "operating_point.json").unlink()
     if point is not None:
         write_point(folder, **point)
     loaded = Detector.load(folder, threshold=0.3)
     assert (loaded.threshold, loaded.temperature, loaded.calibrated) == (0.3, temperature, calibrated)
-    (verdict,) = loaded.predict([png(1, 3)])
+    (prediction,) = loaded.predict([png(1, 3)])
     pixels = images.resize(images.decode(png(1, 3)), 32)[None]
-    assert verdict.p_fake == pytest.approx(1 / (1 + np.exp(-logits_of(folder, pixels)[0] / temperature)), abs=1e-6)
-    assert verdict.label == ("fake" if verdict.p_fake > 0.3 else "real")
+    assert prediction.p_fake == pytest.approx(1 / (1 + np.exp(-logits_of(folder, pixels)[0] / temperature)), abs=1e-6)
+    assert prediction.label == ("fake" if prediction.p_fake > 0.3 else "real")
 
 
 def test_a_given_threshold_keeps_the_precision(folder):

@@ -1,5 +1,6 @@
 import base64
 import json
+import os
 import subprocess
 import sys
 import sysconfig
@@ -35,7 +36,7 @@ def test_base64_with_and_without_wrapping(text):
 
 
 @pytest.mark.parametrize("text", ["héllo", "abc", "a*b=", "data:image/png,abcd", None, 3])
-def test_what_is_no_base64_is_refused(text):
+def test_text_that_is_not_base64_is_refused(text):
     with pytest.raises(ValueError, match="base64"):
         served.image_bytes(text)
 
@@ -53,7 +54,7 @@ print("records", json.dumps([model.predict(images), model.predict(images, params
 """
 
 
-def test_it_loads_in_a_clean_process_elsewhere_without_the_package(saved, tmp_path):
+def test_it_loads_in_another_folder_and_process_without_the_package(saved, tmp_path):
     assert not list((saved / "model").rglob("__pycache__"))
     assert not [path for path in (saved / "model").rglob("*") if path.suffix in (".pkl", ".pickle", ".pth", ".pt")]
     moved = (saved / "model").rename(tmp_path / "moved")
@@ -61,6 +62,7 @@ def test_it_loads_in_a_clean_process_elsewhere_without_the_package(saved, tmp_pa
     done = subprocess.run(
         [sys.executable, "-S", "-c", CLEAN, sysconfig.get_path("purelib"), str(moved)],
         input=json.dumps(texts), cwd=tmp_path, capture_output=True, text=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )  # fmt: skip
     moved.rename(saved / "model")
     assert done.returncode == 0, done.stderr

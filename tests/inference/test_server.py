@@ -1,4 +1,4 @@
-"""The real server, started as documented, sent real requests."""
+"""The real server, started as documented, with real requests."""
 
 import base64
 import json
@@ -40,8 +40,8 @@ def server(tmp_path_factory):
         client, experiment = store.connect()
         run_id = client.create_run(experiment).info.run_id
         data = promotion.Data.read(root / "split.csv", root / "manifest.csv", root / "raw", 8)
-        chosen = Promote("roc_auc", 2, ("test_convnext",), "float32")
-        promotion.promote(folder, folder / "operating_point.json", data, chosen, run_id)
+        settings = Promote("roc_auc", 2, ("test_convnext",), "float32")
+        promotion.promote(folder, folder / "operating_point.json", data, settings, run_id)
     port = free_port()
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     words = f"mlflow models serve -m models:/df-ganext@champion --env-manager local -p {port}".split()
@@ -80,15 +80,15 @@ def post(address, body):
 
 @pytest.mark.parametrize("form", REQUESTS)
 @pytest.mark.parametrize("explain", [None, False, True])
-def test_every_form_with_good_images_and_broken_ones(server, form, explain):
+def test_every_form_with_good_and_broken_images(server, form, explain):
     folder, address = server
     params = {} if explain is None else {"params": {"explain": explain}}
     records = post(address, {form: REQUESTS[form], **params})
     assert len(records) == len(TEXTS)
     expected = Detector.load(folder).predict(PICTURES)
-    for record, verdict in zip((records[0], records[2]), expected, strict=True):
-        assert record["label"] == verdict.label
-        assert record["p_fake"] == pytest.approx(verdict.p_fake, abs=1e-5)
+    for record, prediction in zip((records[0], records[2]), expected, strict=True):
+        assert record["label"] == prediction.label
+        assert record["p_fake"] == pytest.approx(prediction.p_fake, abs=1e-5)
         assert record["threshold"] == 0.45
         assert record.keys() == {"label", "p_fake", "threshold"} | ({"heatmap"} if explain else set())
         if explain:

@@ -8,9 +8,9 @@ import pytest
 from helpers import detector, enter_root, png
 
 from dfganext import scoring
-from dfganext.scoring import stores
+from dfganext.scoring import cluster, stores
 
-if importlib.util.find_spec("ray") is None:  # to import it now would be too early: scoring settles its environment
+if importlib.util.find_spec("ray") is None:  # not imported here: scoring sets variables that Ray reads on import
     collect_ignore_glob = ["test_*.py"]
 
 
@@ -33,9 +33,22 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """The stores of these tests answer at once."""
+def short_settle_time(monkeypatch):
+    """The stores of these tests are local disks."""
     monkeypatch.setattr(stores, "SETTLE_SECONDS", 0.1)
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    """A Ray with two cores that the tests share, as starting one takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        cluster._set_environment(local=True)
+        cluster._start(2)
+        import ray
+
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture
@@ -46,14 +59,12 @@ def here(made, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def scored(made, tmp_path_factory):
-    """OUT of those images, which nobody is to change."""
+def scored(made, tmp_path_factory, local_ray):
+    """OUT of those images; tests must not change it."""
     out = tmp_path_factory.mktemp("scored") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.chdir(made)
         done = scoring.score(["in"], str(out), "model", workers=2, part_images=12)
-    assert (done.where, done.total, done.before, done.judged, done.again, done.unread, done.lost) == (
-        str(out), 40, 0, 40, 0, 3, []
-    )  # fmt: skip
+    assert done == scoring.Summary(str(out), total=40, kept=0, scored=40, rescored=0, unreadable=3)
     return out

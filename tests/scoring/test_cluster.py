@@ -13,5 +13,5 @@ from dfganext.scoring import cluster
         ({"CPU": 64.0, "GPU": 4.0}, 6, 6, 0.5),
     ],
 )
-def test_workers_share_the_graphics_processors(resources, asked, workers, share):
+def test_workers_share_gpus(resources, asked, workers, share):
     assert cluster._cluster(resources, asked, shared=False) == cluster.Cluster(workers, share, False)

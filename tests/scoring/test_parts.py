@@ -3,33 +3,33 @@ import numpy as np
 from dfganext.data import discovery as inputs
 from dfganext.data.discovery import Found
 from dfganext.scoring import stores
-from dfganext.scoring.parts import Part, Plan
-from dfganext.scoring.rows import Scored, digests_of
+from dfganext.scoring.parts import Plan
+from dfganext.scoring.rows import ScoredRows, digests_of, make_keys
 
 
 def plan_of(paths, done=(), part_images=4):
     ones, false = np.ones(len(done), np.int64), np.zeros(len(done), bool)
-    told = Scored.of(["part"], [(digests_of(list(done)), ones, ones, false, false)])
+    scored = ScoredRows.of(["part"], [make_keys(list(done), ones, ones, false, false)])
     listing = stores.Listing("in", iter([Found(path, 1, 1) for path in paths]), inputs.read, remote=False)
-    plan = Plan(listing, told, part_images)
+    plan = Plan(listing, scored, part_images)
     return plan, list(plan)
 
 
-def test_parts_are_the_same_however_much_is_done():
+def test_parts_do_not_depend_on_what_is_done():
     paths = [f"/in/{index:02d}.png" for index in range(18)]
     plan, parts = plan_of(paths)
     assert [image.path for part in parts for image in part.images] == paths
     assert [len(part.images) for part in parts] == [4, 4, 4, 4, 2]
     assert len({part.name for part in parts}) == 5
-    assert (plan.total, plan.before) == (18, 0)
+    assert (plan.total, plan.kept) == (18, 0)
     for finished in ({0, 1}, {1, 3}, {4}, {0, 1, 2, 3, 4}):
         done = [image.path for place in finished for image in parts[place].images]
         plan, left = plan_of(paths, done)
         assert left == [part for place, part in enumerate(parts) if place not in finished]
-        assert (plan.total, plan.before) == (18, len(done))
+        assert (plan.total, plan.kept) == (18, len(done))
 
 
-def test_images_that_joined_or_left_change_nothing_for_the_others():
+def test_added_and_deleted_images_do_not_affect_others():
     generator = np.random.default_rng(0)
     for _ in range(50):
         names = np.array([f"/in/{index:03d}" for index in range(60)])
@@ -37,14 +37,14 @@ def test_images_that_joined_or_left_change_nothing_for_the_others():
         plan, parts = plan_of(present, done, part_images=7)
         left = [image.path for part in parts for image in part.images]
         assert left == [name for name in present if name not in done]
-        assert (plan.total, plan.before) == (len(present), len(present) - len(left))
+        assert (plan.total, plan.kept) == (len(present), len(present) - len(left))
 
 
-def again_of(files, found, part_images=4):
+def replan(files, found, part_images=4):
     """The parts for images (path, size), where files hold rows (path, size, retry)."""
-    told = [
-        (
-            digests_of([path for path, _, _ in file]),
+    keys = [
+        make_keys(
+            [path for path, _, _ in file],
             np.array([size for _, size, _ in file]),
             np.ones(len(file), np.int64),
             np.array([retry for _, _, retry in file], bool),
@@ -52,31 +52,29 @@ def again_of(files, found, part_images=4):
         )
         for file in files
     ]
-    scored = Scored.of([f"part-{number}" for number in range(len(files))], told)
+    scored = ScoredRows.of([f"part-{number}" for number in range(len(files))], keys)
     images = iter([Found(path, size, 1) for path, size in found])
     plan = Plan(stores.Listing("in", images, inputs.read, remote=False), scored, part_images)
     return plan, list(plan)
 
 
-def test_what_changed_or_may_pass_is_done_again_by_the_file_that_has_its_row():
+def test_changed_images_and_errors_that_may_pass_are_scored_again_by_the_file_of_their_row():
     files = [
         [("/in/a", 1, False), ("/in/b", 1, False), ("/in/c", 1, True)],
         [("/in/d", 1, False), ("/in/e", 1, False)],
         [("/in/f", 1, False)],
     ]
     found = [("/in/a", 2), ("/in/b", 1), ("/in/c", 1), ("/in/d", 2), ("/in/e", 3), ("/in/f", 1), ("/in/new", 1)]
-    plan, parts = again_of(files, found)
-    told = {part.name: ([image.path for image in part.images], part.replaces) for part in parts}
-    assert told.pop("part-0") == (["/in/a", "/in/c"], True)
-    assert told.pop("part-1") == (["/in/d", "/in/e"], True)
-    assert list(told.values()) == [(["/in/new"], False)]
-    assert all(not part.without for part in parts)
-    assert (plan.total, plan.before, plan.unread_before) == (7, 2, 0)
-    (again,) = [part for part in parts if part.name == "part-0"]
-    assert Part.of_row(again.as_block().to_pylist()[0]) == again
+    plan, parts = replan(files, found)
+    by_name = {part.name: ([image.path for image in part.images], part.replaces) for part in parts}
+    assert by_name.pop("part-0") == (["/in/a", "/in/c"], True)
+    assert by_name.pop("part-1") == (["/in/d", "/in/e"], True)
+    assert list(by_name.values()) == [(["/in/new"], False)]
+    assert all(not part.removed for part in parts)
+    assert (plan.total, plan.kept, plan.unreadable) == (7, 2, 0)
 
 
-def test_each_file_is_replaced_once_whatever_the_order_and_size():
+def test_each_file_is_replaced_once():
     generator = np.random.default_rng(0)
     for _ in range(30):
         names = [f"/in/{index:03d}" for index in range(60)]
@@ -86,7 +84,7 @@ def test_each_file_is_replaced_once_whatever_the_order_and_size():
         ]
         changed = {name for name in names if generator.random() < 0.5}
         present = [name for name in names if generator.random() < 0.8]
-        _, parts = again_of(files, [(name, 2 if name in changed else 1) for name in present])
+        _, parts = replan(files, [(name, 2 if name in changed else 1) for name in present])
         replaced = [part for part in parts if part.replaces]
         assert len({part.name for part in replaced}) == len(replaced)
         fresh = [image.path for part in parts if not part.replaces for image in part.images]
@@ -96,19 +94,19 @@ def test_each_file_is_replaced_once_whatever_the_order_and_size():
             assert [image.path for image in part.images] == [name for name in present if name in mine & changed]
 
 
-def test_a_folder_that_can_be_listed_again_loses_its_row():
+def test_the_row_of_a_folder_that_can_be_listed_again_is_removed():
     files = [[("/in/a", 1, False), ("/in/closed", 0, True), ("/in/other", 0, True)], [("/in/closed/b", 0, False)]]
-    _, parts = again_of(files, [("/in/a", 1), ("/in/closed/x/1", 1), ("/in/closed/x/2", 1), ("/in/d", 1)])
-    told = {part.name: part for part in parts if part.replaces}
-    assert list(told) == ["part-0"]  # what is no folder now, or had no error that may pass, stays
-    assert told["part-0"].images == []
-    assert list(told["part-0"].without) == [bytes(digests_of(["/in/closed"])[0])]
+    _, parts = replan(files, [("/in/a", 1), ("/in/closed/x/1", 1), ("/in/closed/x/2", 1), ("/in/d", 1)])
+    by_name = {part.name: part for part in parts if part.replaces}
+    assert list(by_name) == ["part-0"]  # rows of paths that are no folders, and errors that may not pass, stay
+    assert by_name["part-0"].images == []
+    assert list(by_name["part-0"].removed) == [bytes(digests_of(["/in/closed"])[0])]
 
 
 def test_a_second_row_of_a_path_is_removed():
     files = [[("/in/a", 1, False), ("/in/b", 1, False)], [("/in/b", 1, False), ("/in/c", 1, False)]]
-    plan, parts = again_of(files, [("/in/a", 1), ("/in/b", 1), ("/in/c", 1)])
+    plan, parts = replan(files, [("/in/a", 1), ("/in/b", 1), ("/in/c", 1)])
     (part,) = parts
     assert (part.name, part.images) == ("part-1", [])
-    assert list(part.without) == [bytes(digests_of(["/in/b"])[0])]
-    assert plan.before == 3
+    assert list(part.removed) == [bytes(digests_of(["/in/b"])[0])]
+    assert plan.kept == 3

@@ -1,4 +1,5 @@
 import io
+import json
 import threading
 
 import numpy as np
@@ -28,55 +29,55 @@ def folder_with(place, *files):
     return folder
 
 
-def as_before(told):
-    """A file as the version wrote it that knew nothing of sizes and times."""
-    table = parquet.read_table(io.BytesIO(rows.to_parquet(told, "v"))).select(OLD_COLUMNS)
+def unversioned(table_rows):
+    """A file as an earlier version wrote it, without sizes and times."""
+    table = parquet.read_table(io.BytesIO(rows.to_parquet(table_rows, "v"))).select(OLD_COLUMNS)
     stream = io.BytesIO()
     parquet.write_table(table, stream)
     return stream.getvalue()
 
 
-def test_digests_keep_zeros_at_their_end(monkeypatch):
+def test_digests_that_end_in_zeros_differ(monkeypatch):
     digests = np.array([b"\0" * 16, b"a" + b"\0" * 15, b"a" * 15 + b"\0", b"a" * 16, b"\xff" * 16], "S16")
     monkeypatch.setattr(rows, "digests_of", lambda paths: np.array([digests[int(path)] for path in paths], "S16"))
     zeros, false = np.zeros(3, np.int64), np.zeros(3, bool)
-    told = rows.Scored.of(["part"], [(digests[[0, 2, 4]], zeros, zeros, np.array([True, False, False]), false)])
-    state = told.among([Found(str(index), 0, 0) for index in range(5)])
-    assert state.known.tolist() == state.done.tolist() == [True, False, True, False, True]
-    assert np.sum(state.unread) == 1
+    keys = rows.make_keys(["0", "2", "4"], zeros, zeros, np.array([True, False, False]), false)
+    state = rows.ScoredRows.of(["part"], [keys]).state_of([Found(str(index), 0, 0) for index in range(5)])
+    assert state.known.tolist() == state.valid.tolist() == [True, False, True, False, True]
+    assert np.sum(state.unreadable) == 1
 
 
-def test_a_row_holds_for_the_content_that_it_was_made_of(tmp_path):
-    told = [
+def test_a_row_is_valid_for_one_size_and_time(tmp_path):
+    written = [
         row("good"),
         row("broken", error="not an image"),
         row("passing", error="cannot be read", retry=True),
         row("no time", modified=None),
         row("ages ago", modified=-(10**30)),
     ]
-    scored = rows.Scored.read(folder_with(tmp_path, told[:2], told[2:]))
-    same = scored.among([Found("good", 1, 10), Found("broken", 1, 10), Found("passing", 1, 10), Found("new", 1, 10)])
+    scored = rows.ScoredRows.read(folder_with(tmp_path, written[:2], written[2:]))
+    same = scored.state_of([Found("good", 1, 10), Found("broken", 1, 10), Found("passing", 1, 10), Found("new", 1, 10)])
     assert same.known.tolist() == [True, True, True, False]
-    assert same.done.tolist() == [True, True, False, False]
-    assert same.unread.tolist() == [False, True, False, False]
+    assert same.valid.tolist() == [True, True, False, False]
+    assert same.unreadable.tolist() == [False, True, False, False]
     assert [scored.names[file] for file in same.file[:3]] == ["part-0.parquet", "part-0.parquet", "part-1.parquet"]
-    changed = scored.among([Found("good", 2, 10), Found("good", 1, 11), Found("broken", 1, 9), Found("good", 1)])
-    assert changed.known.all() and not changed.done.any() and not changed.unread.any()
-    assert scored.among([Found("no time", 1), Found("ages ago", 1, -(10**29))]).done.all()
+    changed = scored.state_of([Found("good", 2, 10), Found("good", 1, 11), Found("broken", 1, 9), Found("good", 1)])
+    assert changed.known.all() and not changed.valid.any() and not changed.unreadable.any()
+    assert scored.state_of([Found("no time", 1), Found("ages ago", 1, -(10**29))]).valid.all()
 
 
-def test_rows_of_before_there_were_versions_do_not_hold(tmp_path):
-    scored = rows.Scored.read(folder_with(tmp_path, as_before([row("a"), row("b", error="not an image")])))
-    state = scored.among([Found("a", 1, 10), Found("b", 1, 10), Found("c", 1, 10)])
+def test_unversioned_rows_are_not_valid(tmp_path):
+    scored = rows.ScoredRows.read(folder_with(tmp_path, unversioned([row("a"), row("b", error="not an image")])))
+    state = scored.state_of([Found("a", 1, 10), Found("b", 1, 10), Found("c", 1, 10)])
     assert state.known.tolist() == state.unversioned.tolist() == [True, True, False]
-    assert not state.done.any() and not state.unread.any()
+    assert not state.valid.any() and not state.unreadable.any()
 
 
-@pytest.mark.parametrize("form", [lambda told: rows.to_parquet(told, "old"), as_before])
-def test_a_file_is_replaced_but_for_the_rows_that_stay(form):
+@pytest.mark.parametrize("form", [lambda table_rows: rows.to_parquet(table_rows, "old"), unversioned])
+def test_a_replaced_file_keeps_its_other_rows(form):
     before = form([row("c", 0.1), row("a", 0.2), row("b", 0.3), row("d", 0.4)])
-    without = [rows.digests_of(["d"])[0]]
-    data = rows.to_parquet([row("b", 0.9, size=7, modified=1), row("e", error="x", retry=True)], "new", before, without)
+    removed = [rows.digests_of(["d"])[0]]
+    data = rows.to_parquet([row("b", 0.9, size=7, modified=1), row("e", error="x", retry=True)], "new", before, removed)
     table = pd.read_parquet(io.BytesIO(data))
     assert tuple(table.columns) == rows.COLUMNS
     assert table.path.tolist() == ["a", "b", "c", "e"]
@@ -87,7 +88,7 @@ def test_a_file_is_replaced_but_for_the_rows_that_stay(form):
     assert parquet.read_schema(io.BytesIO(data)) == parquet.read_schema(io.BytesIO(rows.to_parquet([row("a")], "v")))
 
 
-def test_no_table_is_not_replaced():
+def test_a_damaged_file_is_not_replaced():
     with pytest.raises(pa.ArrowException):
         rows.to_parquet([row("a")], "v", b"damaged")
 
@@ -100,46 +101,61 @@ ADDRESSES = ["{root}/out", "local://{root}/out"]
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_of_several_models_that_claim_a_folder_at_once_one_gets_it(tmp_path, address):
+def test_one_of_several_models_gets_a_folder(tmp_path, address, monkeypatch):
+    monkeypatch.setattr(stores, "SETTLE_SECONDS", 0.5)  # more than a busy machine keeps a thread waiting
     for attempt in range(3):
-        place, told = address.format(root=tmp_path / str(attempt)), {}
+        place, answers = address.format(root=tmp_path / str(attempt)), {}
         start = threading.Barrier(6)
 
-        def claim(index, place=place, told=told, start=start):
+        def claim(index, place=place, answers=answers, start=start):
             model, folder = model_of("abcabc"[index]), stores.folder_at(place)
             start.wait()
             try:
-                told[index] = rows.claim(folder, model).sha256
+                answers[index] = rows.claim(folder, model).sha256
             except UserError as error:
-                told[index] = str(error)
+                answers[index] = str(error)
 
         threads = [threading.Thread(target=claim, args=(index,)) for index in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        won = {text for text in told.values() if len(text) == 64}
+        won = {text for text in answers.values() if len(text) == 64}
         assert len(won) == 1
-        assert sum(text in won for text in told.values()) == 2  # both commands with that model
-        assert all(text in won or "verdicts of another model" in text for text in told.values()), told
+        assert sum(text in won for text in answers.values()) == 2  # both commands with that model
+        assert all(text in won or "rows of another model" in text for text in answers.values()), answers
         assert stores.folder_at(place).names() == {rows.RECORD}
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_a_folder_that_was_looked_at_before_another_model_claimed_it_is_refused(tmp_path, address):
-    """The later one began while there was no record yet."""
+def test_a_folder_that_another_model_claimed_since_it_was_checked_is_refused(tmp_path, address):
     folder = stores.folder_at(address.format(root=tmp_path))
-    later = rows.agreed(folder, model_of("a"))
+    later = rows.check_model(folder, model_of("a"))
     assert rows.claim(folder, model_of("b", 0.3)).version == "b"
-    with pytest.raises(UserError, match=r"holds verdicts of another model, b with threshold 0\.3"):
+    with pytest.raises(UserError, match=r"holds rows of another model, b with threshold 0\.3"):
         rows.claim(folder, later)
     assert rows.claim(folder, model_of("b", 0.3)).version == "b"
 
 
-def test_what_a_writer_that_was_killed_claimed_is_forgotten(tmp_path, monkeypatch):
+def test_a_store_waits_for_other_writers_only_while_it_holds_no_rows(tmp_path, monkeypatch):
+    folder, waits = stores.folder_at(f"local://{tmp_path}/out"), []
+    monkeypatch.setattr(stores.time, "sleep", waits.append)
+    rows.claim(folder, model_of("a"))
+    rows.claim(folder, model_of("a"))
+    assert waits == [stores.SETTLE_SECONDS] * 2  # the record may be new, and another writer about to replace it
+    folder.write("part-0.parquet", b"rows")
+    rows.claim(folder, model_of("a"))
+    assert len(waits) == 2
+
+
+def test_a_writer_that_replaces_a_new_record_stops_all_other_models(tmp_path, monkeypatch):
+    """Object stores have no conditional write: a writer that saw an empty folder may write after another one has."""
     folder = stores.folder_at(f"local://{tmp_path}/out")
-    folder.write(f"{stores.CLAIM}{'0' * 64}-killed", b"claimed")
-    with pytest.raises(UserError, match="is about to be used by another run"):
-        rows.claim(folder, model_of("a"))
-    monkeypatch.setattr(stores, "ABANDONED_SECONDS", 0.0)
-    assert rows.claim(folder, model_of("a")).version == "a"
+    late = json.dumps({"model": {"sha256": "b" * 64, "version": "b", "threshold": 0.3}}).encode()
+    for already in (False, True):
+        if already:
+            folder.write(rows.RECORD, late.replace(b"bb", b"aa").replace(b'"b"', b'"a"'))
+        monkeypatch.setattr(stores.time, "sleep", lambda _: folder.write(rows.RECORD, late))
+        with pytest.raises(UserError, match=r"holds rows of another model, b with threshold 0\.3"):
+            rows.claim(folder, model_of("a"))
+        (tmp_path / "out" / rows.RECORD).unlink()

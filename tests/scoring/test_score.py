@@ -33,10 +33,16 @@ def rows(out):
 
 
 def score(*words):
-    return cli.main(["score", *words, "--workers", "2"])
+    return cli.main(["score", *words, "--workers", "1"])  # each worker imports PyTorch
 
 
-def test_rows_are_what_predict_says(made, scored, monkeypatch, capsys):
+def numbers(out):
+    """The numbers of the summary that is printed: scored now, of all, those of them again, before, unreadable."""
+    (line,) = [line for line in out.splitlines() if "Rows: " in line]
+    return [int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", line.partition("Rows: ")[0])]
+
+
+def test_rows_are_what_predict_prints(made, scored, monkeypatch, capsys):
     monkeypatch.chdir(made)
     assert cli.main(["predict", str(made / "in"), "--json", "--model", "model"]) == 1
     expected = pd.DataFrame(json.loads(capsys.readouterr().out)).sort_values("path", ignore_index=True)
@@ -59,17 +65,17 @@ def test_rows_are_what_predict_says(made, scored, monkeypatch, capsys):
     assert sorted(len(pd.read_parquet(part)) for part in scored.glob("part-*.parquet")) == [4, 12, 12, 12]
 
 
-def test_started_again_it_does_what_is_left(here, made, scored, capsys):
+def test_a_second_run_scores_what_is_left(here, made, scored, capsys):
     shutil.copytree(scored, here / "out")
     assert score(str(made / "in"), "out", "--model", "model") == 1  # broken images are among them still
-    assert "0 of 40 images judged now (0 of them again), 40 before; 3 could not be read" in capsys.readouterr().out
+    assert numbers(capsys.readouterr().out) == [0, 40, 0, 40, 3]
     parts = sorted((here / "out").glob("part-*.parquet"))
     parts[1].unlink()
     (here / "new").mkdir()
     for index in range(3):
         (here / "new" / f"{index}.png").write_bytes(png(0, index))
     assert score(str(made / "in"), f"file://{here}/new/[01].png", "out", "--model", "model") == 1
-    assert "14 of 42 images judged now (0 of them again), 28 before; 3 could not be read" in capsys.readouterr().out
+    assert numbers(capsys.readouterr().out) == [14, 42, 0, 28, 3]
     table = rows(here / "out")
     assert table.path.is_unique
     before = rows(scored)
@@ -77,19 +83,19 @@ def test_started_again_it_does_what_is_left(here, made, scored, capsys):
     assert set(table.path) - set(before.path) == {str(here / "new" / "0.png"), str(here / "new" / "1.png")}
 
 
-def as_before(out):
-    """Make the files as the version wrote them that knew nothing of sizes and times."""
+def remove_versions(out):
+    """Rewrite the files as an earlier version wrote them, without sizes and times."""
     for part in out.glob("part-*.parquet"):
         pd.read_parquet(part)[["path", "label", "p_fake", "error", "model_version"]].to_parquet(part, index=False)
 
 
-def test_what_changed_and_what_may_pass_is_judged_again(here, capsys):
-    """An image that was overwritten, one that was not there, a folder that could not be listed; the others' rows stay."""
+def test_changed_images_and_errors_that_may_pass_are_scored_again(here, local_ray, capsys):
+    """Overwritten images, a touched one, a link whose target was missing; all other rows stay."""
     (here / "elsewhere").mkdir()
     (here / "in" / "late.png").symlink_to("../elsewhere/late.png")
     words = ["in", "out", "--model", "model"]
     assert score(*words) == 1
-    assert "41 of 41 images judged now (0 of them again), 0 before; 4 could not be read" in capsys.readouterr().out
+    assert numbers(capsys.readouterr().out) == [41, 41, 0, 0, 4]
     before = rows(here / "out").set_index("path")
     late, changed, mended = (str(here / "in" / name) for name in ("late.png", "0/00.png", "truncated.png"))
     assert before.retry[before.retry].index.tolist() == [late]
@@ -99,22 +105,22 @@ def test_what_changed_and_what_may_pass_is_judged_again(here, capsys):
     Path(mended).write_bytes(png(0, 78))
     os.utime(here / "in" / "0" / "03.png", (1, 1))
     assert score(*words) == 1
-    assert "4 of 41 images judged now (4 of them again), 37 before; 2 could not be read" in capsys.readouterr().out
+    assert numbers(capsys.readouterr().out) == [4, 41, 4, 37, 2]
     after = rows(here / "out").set_index("path")
     assert after.index.tolist() == before.index.tolist()
     again = [late, changed, mended, str(here / "in" / "0" / "03.png")]
     pd.testing.assert_frame_equal(after.drop(again), before.drop(again))
     expected = Detector.load(here / "model").predict([Path(path).read_bytes() for path in again])
-    np.testing.assert_allclose(after.p_fake[again], [verdict.p_fake for verdict in expected], atol=1e-5)
+    np.testing.assert_allclose(after.p_fake[again], [prediction.p_fake for prediction in expected], atol=1e-5)
     assert not after.retry.any()
 
     assert score(*words) == 1
-    assert "0 of 41 images judged now (0 of them again), 41 before; 2 could not be read" in capsys.readouterr().out
+    assert numbers(capsys.readouterr().out) == [0, 41, 0, 41, 2]
 
 
-def test_rows_of_an_earlier_version_are_made_anew(here, scored, capsys, made, monkeypatch):
+def test_rows_of_an_earlier_version_are_replaced(here, scored, capsys, made, monkeypatch):
     shutil.copytree(scored, here / "out")
-    as_before(here / "out")
+    remove_versions(here / "out")
     monkeypatch.chdir(made)
     gone = made / "in" / "empty.jpg"
     kept = gone.stat()
@@ -122,7 +128,7 @@ def test_rows_of_an_earlier_version_are_made_anew(here, scored, capsys, made, mo
     try:
         assert score("in", str(here / "out"), "--model", "model") == 1
         out, err = capsys.readouterr()
-        assert "39 of 39 images judged now (39 of them again), 0 before; 2 could not be read" in out
+        assert numbers(out) == [39, 39, 39, 0, 2]
         assert "39 rows" in err and "of an earlier version" in err
     finally:
         gone.touch()
@@ -130,12 +136,12 @@ def test_rows_of_an_earlier_version_are_made_anew(here, scored, capsys, made, mo
     table, before = rows(here / "out"), rows(scored)
     assert table.path.tolist() == before.path.tolist()
     unknown = table.modified.isna()
-    assert table.path[unknown].tolist() == [str(gone)]  # what left IN keeps its row
+    assert table.path[unknown].tolist() == [str(gone)]  # an image that is no longer in IN keeps its row
     pd.testing.assert_frame_equal(table[~unknown].astype(before.dtypes), before[~unknown])
 
 
-def test_two_models_that_start_at_once_cannot_mix(here):
-    """Each command as a shell starts it, into one folder that is not there yet."""
+def test_two_models_that_start_at_the_same_time_do_not_mix(here):
+    """Two processes, into one folder that does not exist yet."""
     threads = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [str(Path(sys.executable).parent / "dfganext"), "score", "in", "out", "--workers", "1", "--model"]
     runs = {
@@ -144,25 +150,23 @@ def test_two_models_that_start_at_once_cannot_mix(here):
         )
         for name in ("model", "other")
     }
-    told = {name: (run.communicate(timeout=300), run.returncode) for name, run in runs.items()}
-    codes = {name: code for name, (_, code) in told.items()}
-    assert sorted(codes.values()) == [1, 2], (
-        told
-    )  # of the images that can be judged, and of the folder's being another's
+    answers = {name: (run.communicate(timeout=300), run.returncode) for name, run in runs.items()}
+    codes = {name: code for name, (_, code) in answers.items()}
+    assert sorted(codes.values()) == [1, 2], answers  # 1: unreadable images; 2: the folder is the other model's
     (loser,) = [name for name, code in codes.items() if code == 2]
-    error = [line for line in told[loser][0][1].splitlines() if line.startswith("dfganext: ")]
-    assert len(error) == 1 and "holds verdicts of another model" in error[0]
+    error = [line for line in answers[loser][0][1].splitlines() if line.startswith("dfganext: ")]
+    assert len(error) == 1 and "holds rows of another model" in error[0]
     table = rows(here / "out")
     assert len(table) == 40 and table.path.is_unique
     assert table.threshold.nunique() == table.model_version.nunique() == 1
 
 
-def test_a_threshold_of_ones_own(here, capsys):
+def test_a_given_threshold(here, local_ray, capsys):
     (here / "model" / "operating_point.json").unlink()
     assert score("in", "out", "--model", "model") == 2
     assert "operating_point.json is missing" in capsys.readouterr().err
     assert score("in", "out", "--model", "model", "--threshold", "0") == 1
-    assert capsys.readouterr().err.startswith("dfganext: No temperature is known for this model")
+    assert capsys.readouterr().err.startswith("dfganext: This model has no temperature")
     table = rows(here / "out")
     assert set(table.threshold) == {0.0} and set(table.label.dropna()) == {"fake"}
     assert json.loads((here / "out" / RECORD).read_text())["model"]["temperature"] is None
@@ -170,21 +174,19 @@ def test_a_threshold_of_ones_own(here, capsys):
     assert "name another folder, or that model with --model and --threshold" in capsys.readouterr().err
 
 
-def test_an_object_store_at_both_ends(here, capsys):
-    """pyarrow reaches the disk under local:// the way it reaches s3://."""
-    (here / "in" / "1" / os.fsdecode(b"caf\xe9.gif")).unlink()  # no key of an object store is like that
+def test_images_and_rows_in_an_object_store(here, local_ray, capsys):
+    """With local://, pyarrow reads the disk like an object store."""
+    (here / "in" / "1" / os.fsdecode(b"caf\xe9.gif")).unlink()  # not a valid key of an object store
     assert score(f"local://{here}/in/[02]", f"local://{here}/out", "--model", "model") == 0
-    assert (
-        f"24 of 24 images judged now (0 of them again), 0 before; 0 could not be read (see column error). Rows: local://{here}/out"
-        in (capsys.readouterr().out)
-    )
+    out = capsys.readouterr().out
+    assert numbers(out) == [24, 24, 0, 0, 0] and f"Rows: local://{here}/out\n" in out
     images = sorted(path for name in "02" for path in (here / "in" / name).iterdir())
     table = rows(here / "out")
     assert table.path.tolist() == [f"local://{path}" for path in images]
-    verdicts = Detector.load(here / "model").predict([path.read_bytes() for path in images])
-    np.testing.assert_allclose(table.p_fake, [verdict.p_fake for verdict in verdicts], atol=1e-5)
+    predictions = Detector.load(here / "model").predict([path.read_bytes() for path in images])
+    np.testing.assert_allclose(table.p_fake, [prediction.p_fake for prediction in predictions], atol=1e-5)
     assert score(f"local://{here}/in/*/*.png", f"local://{here}/out", "--model", "other") == 2
-    assert "holds verdicts of another model" in capsys.readouterr().err
+    assert "holds rows of another model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,7 @@ def test_an_object_store_at_both_ends(here, capsys):
         (["in", "model"], "model holds other files than `dfganext score` writes"),
         (["in", "out", "--model", "in"], "in holds no detector"),
         (["in", "out", "--model", "models:/df-ganext@champion"], "make repro"),
-        (["in", "{scored}", "--model", "other"], "holds verdicts of another model, sha256:"),
+        (["in", "{scored}", "--model", "other"], "holds rows of another model, sha256:"),
     ],
 )
 def test_wrong_usage_is_one_sentence_and_nothing_is_written(here, scored, capsys, words, sentence):
@@ -224,7 +226,8 @@ def test_usage(here, capsys, monkeypatch):
     assert "pip install 'df-ganext[scale]'" in capsys.readouterr().err
 
 
-def test_a_cluster_that_is_not_there_is_named(here, capsys, monkeypatch):
+def test_a_missing_cluster_is_named(here, capsys, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     assert score("in", "out", "--model", "model") == 2
     assert "RAY_ADDRESS: no Ray can be used at 127.0.0.1:1" in capsys.readouterr().err
@@ -240,7 +243,7 @@ def test_a_damaged_part_is_named(here, scored, capsys, content):
 
 
 class Run:
-    """`dfganext score` in a process of its own, as a shell starts it."""
+    """`dfganext score` in a process."""
 
     def __init__(self, root, *words):
         command = [str(Path(sys.executable).parent / "dfganext"), "score", *words, "--workers", "2"]
@@ -251,7 +254,7 @@ class Run:
         self.out, self.private = root / words[words.index("--model") - 1], []
 
     def until(self, parts):
-        """Wait until there are so many parts, and take the workers' and the driver's memory down."""
+        """Wait until there are so many parts, and record the memory of the workers and the driver."""
         while self.process.poll() is None and len(list(self.out.glob("part-*.parquet"))) < parts:
             self.private.append({process.pid: private(process) for process in (*self.workers(), self.driver())})
             time.sleep(0.2)
@@ -261,7 +264,7 @@ class Run:
         return psutil.Process(self.process.pid)
 
     def workers(self):
-        return [one for one in self.driver().children(recursive=True) if title(one).startswith("ray::MapWorker")]
+        return [one for one in self.driver().children(recursive=True) if title(one).startswith("ray::Worker")]
 
     def end(self):
         out, _ = self.process.communicate(timeout=300)
@@ -276,7 +279,7 @@ def title(process):
 
 
 def private(process):
-    """Bytes that are the process's alone: what Ray shares among all is bounded once."""
+    """Bytes of the process without shared memory: that of Ray has a limit."""
     try:
         memory = process.memory_info()
         return memory.rss - memory.shared
@@ -289,7 +292,7 @@ def listening(process):
 
 
 def until_open(address, server):
-    """Wait until somebody listens there."""
+    """Wait until the server listens."""
     while server.poll() is None:
         with suppress(OSError), socket.create_connection(address, 1):
             return
@@ -336,24 +339,22 @@ def test_twenty_thousand_images_with_a_worker_and_then_the_driver_killed(many, m
     grown = {pid: held - start[pid] for pid, held in second.private[-1].items() if pid in start}
     code, out = second.end()
     assert code == 1
-    judged, found = (
-        int(number.replace(",", "")) for number in re.findall(r"([\d,]+)(?: of 20,000 images| before)", out)
-    )
-    assert judged + found == 20_000
-    assert 0 < before <= found < 20_000  # a worker may end its part after the driver's death
-    assert "; 20 could not be read" in out
+    predicted, total, _, found, unreadable = numbers(out)
+    assert predicted + found == total == 20_000
+    assert 0 < before <= found < 20_000  # a worker may finish its part after the driver was killed
+    assert unreadable == 20
     table = rows(many / "out")
     assert table.path.tolist() == sorted(str(path) for path in (many / "in").rglob("*.png"))
     assert table.path[table.error.notna()].tolist() == [
         str(many / "in" / f"{index:02d}" / f"{index:02d}007.png") for index in range(20)
     ]
     same = table[table.error.isna()].groupby(table.path.str[-6:-4]).p_fake
-    assert (same.max() - same.min()).max() < 1e-5  # whoever judged it, and in whatever company
+    assert (same.max() - same.min()).max() < 1e-5  # whichever worker and batch it was in
     assert grown and max(grown.values()) < 64 * MIB, {pid: size // MIB for pid, size in grown.items()}
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_while_it_replaces_rows_loses_none(many, monkeypatch):
+def test_a_run_that_is_killed_while_it_replaces_rows_loses_no_row(many, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     words = ["in/00", "in/01", "in/02", "in/03", "again", "--model", "model"]
     assert Run(many, *words).end()[0] == 1
@@ -374,7 +375,7 @@ def test_a_run_that_is_killed_while_it_replaces_rows_loses_none(many, monkeypatc
     assert 0 < (table.modified == pd.Timestamp(1, unit="s", tz="UTC")).sum() < 4000
     code, out = Run(many, *words).end()
     assert code == 1
-    again, before = (int(number.replace(",", "")) for number in re.findall(r"([\d,]+)(?: of them again| before)", out))
+    _, _, again, before, _ = numbers(out)
     assert again + before == 4000 and again > 0
     table = rows(many / "again")
     assert table.path.tolist() == paths
@@ -383,7 +384,7 @@ def test_a_run_that_is_killed_while_it_replaces_rows_loses_none(many, monkeypatc
 
 @pytest.mark.slow
 def test_a_cluster(here, monkeypatch):
-    """A Ray that was started beforehand, which needs to be told of this package's code."""
+    """A Ray that was started before, to which this package's code is sent."""
     port = free_port()
     for name, value in {
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -400,7 +401,7 @@ def test_a_cluster(here, monkeypatch):
         until_open(("127.0.0.1", port), head)
         code, out = Run(here, "in", "out", "--model", "model").end()
         assert code == 1
-        assert "40 of 40 images judged now (0 of them again), 0 before; 3 could not be read" in out
+        assert numbers(out) == [40, 40, 0, 0, 3]
     finally:
         family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
         for process in family:

@@ -36,7 +36,7 @@ def test_without_an_operating_point_a_threshold_must_be_given(folder):
 
 
 @pytest.mark.parametrize("threshold", [None, 0.0, 1.0])
-def test_workers_get_the_operating_point_that_holds(folder, threshold):
+def test_workers_get_the_operating_point_in_use(folder, threshold):
     (folder / "operating_point.json").write_text(json.dumps({"threshold": 0.45, "temperature": 2.0}))
     sent = model.detector_of(model.load(str(folder), threshold).files)
     assert (sent.threshold, sent.temperature) == (0.45 if threshold is None else threshold, 2.0)

@@ -12,7 +12,7 @@ from dfganext.scoring import stores
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """Files of several kinds, in the working directory; pyarrow reaches them under local:// as it does an object store."""
+    """Several kinds of files, in the working directory. With local://, pyarrow reads them like an object store."""
     for name in ("a/1.png", "a/2.png", "a/deep/3.png", "b [1]/4.png", "a-b/5.png", "b [1]/unnamed"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes(png(0, 1))
@@ -63,14 +63,14 @@ def test_places_stand_for_images(tree, places, expected):
         (["in", "none"], "none does not exist"),
         (["in/*.bmp"], "in/*.bmp matches nothing"),
         (["file://elsewhere/in"], "file://elsewhere/in names a machine"),
-        (["in", "s3://bucket/in"], "give one address a run"),
+        (["in", "s3://bucket/in"], "give one address per run"),
         (["local:///none"], "local:///none does not exist"),
         (["local:///none/*.png"], "local:///none does not exist"),
         (["gopher://host/in"], "gopher://host/in cannot be used"),
         (["s3:///in"], "s3:///in cannot be used"),
     ],
 )
-def test_places_that_are_none_are_named(tree, places, sentence):
+def test_a_place_that_cannot_be_used_is_named(tree, places, sentence):
     with pytest.raises(UserError) as error:
         stores.images_at(places)
     assert sentence in str(error.value)
@@ -78,7 +78,7 @@ def test_places_that_are_none_are_named(tree, places, sentence):
 
 
 @pytest.mark.parametrize("address", ["{root}/a/1.png", "local://{root}/a/1.png"])
-def test_what_reads_images_can_be_sent_elsewhere(tree, address):
+def test_the_function_that_reads_images_can_be_pickled(tree, address):
     listing = stores.images_at([address.format(root=tree)])
     read = pickle.loads(pickle.dumps(listing.read))
     (image,) = listing.images
@@ -88,7 +88,7 @@ def test_what_reads_images_can_be_sent_elsewhere(tree, address):
     assert reason.startswith("cannot be read (") and temporary
 
 
-def test_names_that_are_no_text(tree):
+def test_names_that_are_not_utf8(tree):
     odd = Path(os.fsdecode(bytes(tree / "caf") + b"\xe9.png"))
     odd.write_bytes(png(0, 1))
     listing = stores.images_at(["in"])
@@ -97,15 +97,15 @@ def test_names_that_are_no_text(tree):
 
 
 def test_an_address_is_shown_without_credentials_and_options():
-    place = stores.Stored.at("s3://key:secret@bucket/my%20set/?region=eu-west-1")
+    place = stores.StorePath.at("s3://key:secret@bucket/my%20set/?region=eu-west-1")
     assert (place.address, place.path) == ("s3://bucket/my set", "bucket/my set")
-    assert place.inside("s3://bucket/my set/a/1.png") == "bucket/my set/a/1.png"
-    place = stores.Stored.at("abfs://container@account.dfs.core.windows.net/set")
+    assert place.path_of("s3://bucket/my set/a/1.png") == "bucket/my set/a/1.png"
+    place = stores.StorePath.at("abfs://container@account.dfs.core.windows.net/set")
     assert (place.address, place.path) == ("abfs://container@account.dfs.core.windows.net/set", "container/set")
 
 
 @pytest.mark.parametrize("address", ["{root}/out", "local://{root}/out"])
-def test_folders_hold_whole_files(tmp_path, address):
+def test_folders_hold_complete_files(tmp_path, address):
     folder = pickle.loads(pickle.dumps(stores.folder_at(address.format(root=tmp_path))))
     assert folder.names() == set()
     folder.write("part", b"first")
@@ -118,7 +118,7 @@ def test_folders_hold_whole_files(tmp_path, address):
         stores.folder_at(address.format(root=tmp_path) + "/part").names()
 
 
-def test_what_a_killed_writer_left_is_removed_in_time(tmp_path):
+def test_temporary_files_of_killed_writers_are_deleted(tmp_path):
     for name, age in (
         (".part.1.tmp", 2 * stores.STALE_SECONDS),
         (".part.2.tmp", 0),
@@ -157,8 +157,7 @@ def test_a_file_is_created_once(tmp_path, monkeypatch, address, links):
 
 
 @pytest.mark.parametrize("address", ["{root}/a", "{root}/a/1.png", "local://{root}/a", "local://{root}/a/1.png"])
-def test_a_listing_tells_size_and_time(tree, address):
-    """Another content under the same path has another size or time, whatever the kind of place."""
+def test_a_listing_has_sizes_and_times(tree, address):
     os.utime(tree / "a" / "1.png", ns=(1, 1_700_000_000_123_456_789))
     first = next(iter(stores.images_at([address.format(root=tree)]).images))
     assert (first.size, first.modified) == (len(png(0, 1)), 1_700_000_000_123_456_789)
@@ -168,10 +167,10 @@ def test_a_listing_tells_size_and_time(tree, address):
     assert second.size == first.size + 4 and second.modified > first.modified
 
 
-def test_a_replaced_file_is_whole_at_any_time_where_a_disk_stands_for_a_store(tmp_path, monkeypatch):
+def test_a_replaced_file_is_complete_at_any_time_where_pyarrow_writes_to_a_disk(tmp_path, monkeypatch):
     folder = stores.folder_at(f"local://{tmp_path}/out")
     folder.write("part", b"first")
-    monkeypatch.setattr(stores.StoredFolder, "_send", lambda *_: (_ for _ in ()).throw(OSError("broke off")))
+    monkeypatch.setattr(stores.StoreFolder, "_send", lambda *_: (_ for _ in ()).throw(OSError("broke off")))
     with pytest.raises(OSError, match="broke off"):
         folder.write("part", b"second")
     assert folder.read("part") == b"first"

@@ -1,4 +1,4 @@
-"""Calls of many threads, answered a batch at a time."""
+"""Answers calls from many threads in batches."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ class _Call(NamedTuple):
     answer: Future[np.ndarray]
 
 
-class Together(Generic[Model]):
-    """A model's answers to the rows of arrays, asked for from many threads, computed for all that wait at once.
+class MicroBatcher(Generic[Model]):
+    """Computes a model's answers to the rows of all calls that are waiting, in one batch.
 
-    While one batch is computed, calls gather, and are the next one. A call that comes alone waits for nobody.
+    Calls that arrive while a batch is computed form the next one. A single call does not wait for others.
 
-    One thread makes the model and computes. With a second one OpenMP would have more threads than there are cores, and put
-    them to sleep after each layer: an image would take half as long again.
+    One thread makes the model and computes. With a second one, OpenMP would have more threads than there are cores and put them
+    to sleep after each layer: an image would take 1.5 times as long.
 
     Args:
-        make: gives the model, kept as `model`.
-        function: of the model and rows (N, ...), answers (N,), each independent of the other rows.
-        most: rows of a batch, except where one call brings more.
+        make: returns the model, which is kept as `model`.
+        function: takes the model and rows (N, ...) and returns answers (N,), each independent of the other rows.
+        max_rows: per batch, except where a single call has more.
     """
 
     def __init__(
-        self, make: Callable[[], Model], function: Callable[[Model, np.ndarray], np.ndarray], most: int
+        self, make: Callable[[], Model], function: Callable[[Model, np.ndarray], np.ndarray], max_rows: int
     ) -> None:
-        self.function, self.most = function, most
+        self.function, self.max_rows = function, max_rows
         self._waiting: list[_Call] = []
         self._lock = threading.Lock()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="together")
-        self.model = self.alone(make)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="micro-batcher")
+        self.model = self.run_exclusive(make)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """The function's answers to these rows, or the exception that it raised for their batch."""
+        """The answers to these rows, or the exception that the function raised for their batch."""
         call = _Call(rows, Future())
         with self._lock:
             self._waiting.append(call)
-        self._thread.submit(self._compute)  # as often as there are calls, and each takes one at least, the oldest
+        self._thread.submit(self._compute)  # once per call: each takes at least the oldest call that is waiting
         return call.answer.result()
 
-    def alone(self, function: Callable[[], Result]) -> Result:
-        """What another function returns, in the same thread and so never beside a batch."""
+    def run_exclusive(self, function: Callable[[], Result]) -> Result:
+        """The result of another function, run in the same thread and so never during a batch."""
         return self._thread.submit(function).result()
 
     def _compute(self) -> None:
-        calls = self._gathered()
+        calls = self._next_batch()
         if not calls:
             return
         try:
@@ -67,12 +67,14 @@ class Together(Generic[Model]):
         for call, part in zip(calls, np.split(answers, ends[:-1]), strict=True):
             call.answer.set_result(part)
 
-    def _gathered(self) -> list[_Call]:
-        """The calls that have waited longest, taken off the list."""
+    def _next_batch(self) -> list[_Call]:
+        """Remove the oldest calls from the list, as many as fit into a batch."""
         with self._lock:
             number, rows = 0, 0
-            while number < len(self._waiting) and (not number or rows + len(self._waiting[number].rows) <= self.most):
+            while number < len(self._waiting) and (
+                not number or rows + len(self._waiting[number].rows) <= self.max_rows
+            ):
                 rows += len(self._waiting[number].rows)
                 number += 1
-            taken, self._waiting = self._waiting[:number], self._waiting[number:]
-        return taken
+            batch, self._waiting = self._waiting[:number], self._waiting[number:]
+        return batch

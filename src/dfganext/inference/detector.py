@@ -1,4 +1,4 @@
-"""From the bytes of an image file to a verdict: what `dfganext predict`, promotion and the served model run."""
+"""From the bytes of an image file to a prediction, for `dfganext predict`, `dfganext score`, promotion and the served model."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from dfganext.training import compute
 
 OPERATING_POINT_FILE = "operating_point.json"
 
-NOT_CALIBRATED = "No temperature is known for this model, so it is taken to be 1: p_fake is not calibrated."
+NOT_CALIBRATED = "This model has no temperature, so 1 is used: p_fake is not calibrated."
 
 _WHAT_TO_DO = (
-    f"`dvc repro evaluate` writes one ({paths.OPERATING_POINT.as_posix()}), to be put beside the weights that it evaluated; "
+    f"`dvc repro evaluate` writes one ({paths.OPERATING_POINT.as_posix()}): put it beside the weights that were evaluated; "
     "or give `dfganext predict` a threshold with --threshold."
 )
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is said of one image.
+    """The prediction for one image.
 
     label is "real" or "fake" and p_fake the probability of "fake", 0...1; an image is fake where p_fake > threshold. Both are
-    None where the image could not be judged, and error says why. heatmap is a PNG (bytes) where one was asked for.
+    None where the image could not be decoded, and error says why. heatmap is a PNG (bytes) if requested.
     """
 
     label: str | None
@@ -48,7 +48,7 @@ class Prediction:
 class Detector:
     """A trained classifier with its operating point: the temperature of its probabilities, and the threshold on them.
 
-    calibrated: whether the temperature is known; where it is not (None), it is 1 and p_fake is not calibrated.
+    calibrated: whether the temperature is known; otherwise (None) it is 1 and p_fake is not calibrated.
     """
 
     def __init__(
@@ -78,25 +78,25 @@ class Detector:
         """Read a classifier from its folder.
 
         Args:
-            operating_point: file with threshold and temperature, and with precision where that is not float32, in which
-                evaluation computes; by default the one in the folder.
+            operating_point: JSON file with threshold and temperature, and with the precision of evaluation if that is not
+                float32; by default the one in the folder.
             device: by default a GPU where there is one.
-            threshold: between 0 and 1, in place of the file's; with it, the file may be missing or lack values.
+            threshold: between 0 and 1, used in place of that of the file, which then may be missing or incomplete.
 
         Raises:
-            UserError: the folder holds no classifier, or a damaged one; the file is missing or is no operating point.
+            UserError: the folder has no classifier, or a damaged one; the file is missing or is not an operating point.
         """
         if threshold is not None and not 0 <= threshold <= 1:  # NaN neither
             raise UserError(f"The threshold {threshold:g} is not between 0 and 1: give another.")
         model, config = classifier.load(folder)
         own = folder / OPERATING_POINT_FILE
-        point = _read_point(operating_point or own, threshold)
+        point = _read_operating_point(operating_point or own, threshold)
         return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), config, **point)
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """Calibrated p_fake of images at the model's own size: uint8 (N, size, size, 3) -> float64 (N,).
 
-        With the precision bfloat16 it is computed so where the processor has it, in float32 elsewhere.
+        bfloat16 is used only where the device supports it; float32 elsewhere.
         """
         device = next(self.model.parameters()).device
         fast = self.precision == "bfloat16" and compute.precision("auto", device) == torch.bfloat16
@@ -110,22 +110,24 @@ class Detector:
         explain: bool = False,
         probabilities: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> list[Prediction]:
-        """One verdict an encoded image, in order; an image that cannot be decoded gets an error and harms no other.
+        """One prediction per encoded image, in order; an image that cannot be decoded gets an error, and does not affect the others.
 
-        A text in the place of an image's bytes says why there are none: it is that image's error.
-        probabilities stands in for the method of this name where its calls are to be answered elsewhere, such as together.
+        Args:
+            encoded: the bytes of image files; a text in place of bytes becomes that image's error.
+            explain: also compute heat maps.
+            probabilities: replaces the method of this name, for example by a `MicroBatcher`.
         """
-        verdicts: list[Prediction | None] = [None] * len(encoded)
+        predictions: list[Prediction | None] = [None] * len(encoded)
         pixels, places = [], []
         for place, data in enumerate(encoded):
             if isinstance(data, str):
-                verdicts[place] = Prediction(None, None, self.threshold, error=data)
+                predictions[place] = Prediction(None, None, self.threshold, error=data)
                 continue
             try:
                 pixels.append(self.config.prepare(images.decode(data)))
                 places.append(place)
             except images.ImageError as error:
-                verdicts[place] = Prediction(None, None, self.threshold, error=str(error))
+                predictions[place] = Prediction(None, None, self.threshold, error=str(error))
         if pixels:
             stack = np.stack(pixels)
             heatmaps = self._heatmaps(stack) if explain else [None] * len(stack)
@@ -133,29 +135,29 @@ class Detector:
                 places, (probabilities or self.probabilities)(stack), heatmaps, strict=True
             ):
                 label = labels.NAMES[int(p_fake > self.threshold)]
-                verdicts[place] = Prediction(label, float(p_fake), self.threshold, heatmap=heatmap)
-        return [verdict for verdict in verdicts if verdict is not None]
+                predictions[place] = Prediction(label, float(p_fake), self.threshold, heatmap=heatmap)
+        return [prediction for prediction in predictions if prediction is not None]
 
     def _heatmaps(self, pixels: np.ndarray) -> list[bytes]:
-        """Overlays of where the evidence for "fake" lies."""
-        from dfganext.explain import gradcam  # imports matplotlib and scikit-learn: only where a map is asked for
+        """PNGs of the images, overlaid with the Grad-CAM of "fake"."""
+        from dfganext.explain import gradcam  # imports matplotlib and scikit-learn
 
         raw = gradcam.raw_maps(self.model, self.config, pixels, [labels.FAKE] * len(pixels))
-        return [gradcam.png(gradcam.overlay(image, one)) for image, one in zip(pixels, raw, strict=True)]
+        return [gradcam.png(gradcam.overlay(image, heatmap)) for image, heatmap in zip(pixels, raw, strict=True)]
 
 
-def _read_point(path: Path, threshold: float | None) -> dict[str, Any]:
-    """threshold, temperature, and precision if named, of an operating point's file; a threshold that is given wins.
+def _read_operating_point(path: Path, threshold: float | None) -> dict[str, Any]:
+    """threshold, temperature and, if present, precision of a file. UserError if the file is missing, wrong or incomplete.
 
-    With a given threshold, the file need not exist or hold a threshold and a temperature: the temperature is None then.
+    A given threshold replaces the file's. The file then may be missing or lack the temperature, which is returned as None.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise TypeError("no mapping of names to values")
-        point = {name: found[name] for name in ("threshold", "temperature", "precision") if name in found}
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError("not an object of names and values")
+        point = {name: content[name] for name in ("threshold", "temperature", "precision") if name in content}
         if any(isinstance(value, bool) for value in point.values()):
-            raise TypeError("true and false are no values of an operating point")
+            raise TypeError("true and false are not allowed")
         if not (math.isfinite(point.get("threshold", 0.5)) and 0 < point.get("temperature", 1.0) < math.inf):
             raise ValueError("threshold and temperature must be finite, the temperature above 0")
         if point.get("precision", "float32") not in ("float32", "bfloat16"):
@@ -166,7 +168,7 @@ def _read_point(path: Path, threshold: float | None) -> dict[str, Any]:
         return {"threshold": threshold, "temperature": None}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"{path} holds no operating point ({one_line(error)}); `dvc repro evaluate` makes one."
+            f"{path} is not an operating point ({one_line(error)}); `dvc repro evaluate` writes one."
         ) from error
     if threshold is not None:
         return {"temperature": None, **point, "threshold": threshold}

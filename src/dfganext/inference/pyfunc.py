@@ -1,4 +1,4 @@
-"""The registered model, for MLflow to execute from this file ("models from code"): base64 images in, verdicts out."""
+"""The registered model, for MLflow to execute from this file ("models from code"): base64 images in, predictions out."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
-from dfganext import runtime as process
+from dfganext import runtime
 
-process.prepare()
+runtime.prepare()
 
-from dfganext.inference.batching import Together  # noqa: E402
+from dfganext.inference.batching import MicroBatcher  # noqa: E402
 from dfganext.inference.detector import Detector, Prediction  # noqa: E402 - imports PyTorch
 
 BATCH = 32
-"""Images decoded at a time, however many a request holds."""
+"""Images that are decoded at a time, to bound the memory of large requests."""
 
 
 class FakeFaceDetector(PythonModel):
-    """Column `image` (base64 of an encoded image, or a data URL) -> a record an image, in order.
+    """Column `image` (base64 of an encoded image, or a data URL) -> one record per image, in order.
 
     A record has label ("real" or "fake"), p_fake (0...1) and threshold; with the parameter explain also heatmap, a PNG in
-    base64. An image that cannot be judged has label and p_fake null and says why under error.
+    base64. An image that cannot be decoded has null for label and p_fake, and the reason as error.
     """
 
     def load_context(self, context: Any) -> None:
         folder = Path(context.artifacts["detector"])
-        # the server answers in threads
-        self.together = Together(lambda: Detector.load(folder), Detector.probabilities, BATCH)
-        self.detector = self.together.model
+        self.batcher = MicroBatcher(
+            lambda: Detector.load(folder), Detector.probabilities, BATCH
+        )  # requests come in threads
+        self.detector = self.batcher.model
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[dict]:
         explain = bool((params or {}).get("explain", False))
@@ -44,18 +45,18 @@ class FakeFaceDetector(PythonModel):
         return records
 
     def _predict(self, texts: list[object], explain: bool) -> list[dict]:
-        """One record a text, in order; what is no base64 harms no other."""
+        """One record per text, in order; text that is not base64 gets an error of its own."""
         data: list[bytes | str] = []
         for text in texts:
             try:
                 data.append(image_bytes(text))
             except ValueError as error:
                 data.append(str(error))
-        if explain:  # Grad-CAM hooks into the shared network
-            verdicts = self.together.alone(lambda: self.detector.predict(data, explain=True))
+        if explain:  # Grad-CAM adds hooks to the shared network
+            predictions = self.batcher.run_exclusive(lambda: self.detector.predict(data, explain=True))
         else:
-            verdicts = self.detector.predict(data, probabilities=self.together)
-        return [record(verdict, explain) for verdict in verdicts]
+            predictions = self.detector.predict(data, probabilities=self.batcher)
+        return [record(prediction, explain) for prediction in predictions]
 
 
 def image_bytes(text: object) -> bytes:
@@ -72,13 +73,13 @@ def image_bytes(text: object) -> bytes:
         raise ValueError("not base64: send the image file's bytes as base64") from None
 
 
-def record(verdict: Prediction, explain: bool) -> dict:
-    """A verdict as JSON can carry it."""
-    fields: dict = {"label": verdict.label, "p_fake": verdict.p_fake, "threshold": verdict.threshold}
-    if verdict.error is not None:
-        fields["error"] = verdict.error
-    elif explain and verdict.heatmap is not None:
-        fields["heatmap"] = base64.b64encode(verdict.heatmap).decode("ascii")
+def record(prediction: Prediction, explain: bool) -> dict:
+    """A prediction as JSON values."""
+    fields: dict = {"label": prediction.label, "p_fake": prediction.p_fake, "threshold": prediction.threshold}
+    if prediction.error is not None:
+        fields["error"] = prediction.error
+    elif explain and prediction.heatmap is not None:
+        fields["heatmap"] = base64.b64encode(prediction.heatmap).decode("ascii")
     return fields
 
 

@@ -1,10 +1,9 @@
-"""Verdicts on very many images: `dfganext score`, on Ray Data.
+"""Predictions for millions of images on Ray: `dfganext score`.
 
-A row is the verdict on one content of an image, which the image's size and time of modification tell from the next. The images
-that have no row yet are cut into parts. A worker judges a whole part and writes it as one Parquet file under a name that follows
-from its content, so that a part which is done twice, since its worker died before it could say so, is still there once. Images
-that have changed since, or could not be read for a reason that may have passed, are judged anew by the file that has their rows;
-the file with the new rows takes the place of the old one in one go, so that a reader finds one row a path at any time. Ray and pyarrow are imported where they are used.
+The images of a listing that have no valid row yet are cut into parts. A worker predicts a part's images and writes one Parquet
+file, whose name follows from its content: a part that is scored twice is written once. A row is valid while the image's size and
+modification time are those of the row. Images whose row is outdated are scored again by the part that replaces the row's file
+atomically, so a reader finds one row per path at any time. Ray and pyarrow are imported where they are used.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 
@@ -19,7 +19,7 @@ from dfganext.errors import UserError
 from dfganext.scoring import model as models
 from dfganext.scoring import rows
 from dfganext.scoring.cluster import ray_for
-from dfganext.scoring.parts import PART_IMAGES, Done, Plan
+from dfganext.scoring.parts import PART_IMAGES, PartResult, Plan
 from dfganext.scoring.stores import folder_at, images_at
 
 PROGRESS_SECONDS = 30.0
@@ -27,20 +27,15 @@ PROGRESS_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run ended: where the rows are, and numbers of images.
+    """Where the rows are, and numbers of images: of the listing, with a valid row from before, scored in this run, those of
+    them that had an outdated row, and unreadable ones, whose row (new or from before) has an error."""
 
-    total: in IN, each once. before: of these, had a row already that still holds. judged: got a row now. again: of these, had one
-    that did not hold any more. unread: have a row with an error, of now or before. lost: the first and the last path of each part
-    that got no rows, since ATTEMPTS workers died of it.
-    """
-
-    where: str
+    out: str
     total: int
-    before: int
-    judged: int
-    again: int
-    unread: int
-    lost: Sequence[tuple[str, str]] = ()
+    kept: int
+    scored: int = 0
+    rescored: int = 0
+    unreadable: int = 0
 
 
 def score(
@@ -50,80 +45,68 @@ def score(
     workers: int | None = None,
     part_images: int = PART_IMAGES,
     threshold: float | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    on_progress: Callable[[str], None] = lambda line: None,
 ) -> Summary:
-    """Judge the images that have no row in a folder yet, or none that holds, and write their rows to it.
+    """Predict the images that have no valid row in a folder, and write their rows to it.
 
     Args:
         places: files, folders and globs, or one address in an object store; see `stores.images_at`.
-        out: folder of the rows, Parquet files with `COLUMNS`, local or in an object store.
+        out: folder of the rows, Parquet files with `rows.COLUMNS`, local or in an object store.
         model: as for `registry.resolve`; by default the champion.
-        workers: processes that judge; by default one a processor core, where there are GPUs WORKERS_A_GPU for each.
-        part_images: images a Parquet file.
+        workers: processes; by default one per core, or WORKERS_PER_GPU per GPU where there are GPUs.
+        part_images: images per Parquet file.
         threshold: an image is fake where p_fake is above it; by default the model's own.
-        say: is told how far it is, a line now and then, and what had to be assumed.
+        on_progress: called with a line about the progress every PROGRESS_SECONDS, and with warnings.
 
     Raises:
         UserError: Ray is missing or cannot be reached, there is no image or no model, out holds something else, or its rows
-            cannot be written. Parts that were written stay, and the next run goes on from there.
+            cannot be written. Parts that were written stay, and the next run continues from there.
     """
-    _needs_ray()
+    if importlib.util.find_spec("ray") is None or importlib.util.find_spec("pyarrow") is None:
+        raise UserError("Scoring runs on Ray, which is not installed: pip install 'df-ganext[scale]'.")
     listing = images_at(places)
     folder = folder_at(out)
-    chosen = rows.agreed(folder, models.load(model, threshold))
-    if not chosen.calibrated:
+    detector = rows.check_model(folder, models.load(model, threshold))
+    if not detector.calibrated:
         from dfganext.inference.detector import NOT_CALIBRATED
 
-        say(f"dfganext: {NOT_CALIBRATED}")
-    plan = Plan(listing, rows.Scored.read(folder), part_images)
+        on_progress(f"dfganext: {NOT_CALIBRATED}")
+    plan = Plan(listing, rows.ScoredRows.read(folder), part_images)
     parts = iter(plan)
     first = next(parts, None)
     if not plan.total:
         raise UserError(f"There is no image in {listing.name}: give files, or folders with images in them.")
     if first is None:
-        return Summary(folder.name, plan.total, plan.before, 0, 0, plan.unread_before)
+        return Summary(folder.name, plan.total, plan.kept, unreadable=plan.unreadable)
     with ray_for(workers) as cluster:
-        chosen = rows.claim(folder, chosen)
-        done = cluster.predict(chain([first], parts), chosen, listing, folder)
+        detector = rows.claim(folder, detector)
+        references = cluster.put(chain([first], parts))
         if plan.unversioned:
-            say(
-                f"dfganext: {plan.unversioned:,} rows in {folder.name}, of an earlier version, do not say which content of their "
-                "image they are of: these images are judged again."
+            on_progress(
+                f"dfganext: {plan.unversioned:,} rows in {folder.name}, of an earlier version, have no size and time of their "
+                "image: these images are scored again."
             )
-        judged, again, unread, lost = _follow(done, plan, say)
-    return Summary(folder.name, plan.total, plan.before, judged, again, plan.unread_before + unread, lost)
+        with closing(cluster.score_parts(references, detector, listing, folder)) as results:
+            return _follow(results, plan, folder.name, on_progress)
 
 
-def _needs_ray() -> None:
-    if importlib.util.find_spec("ray") is None or importlib.util.find_spec("pyarrow") is None:
-        raise UserError("Scoring runs on Ray, which is not installed: pip install 'df-ganext[scale]'.")
-
-
-def _follow(
-    done: Iterator[Done], plan: Plan, say: Callable[[str], None]
-) -> tuple[int, int, int, Sequence[tuple[str, str]]]:
-    """Go through what is done, and tell of it now and then; UserError where a part failed for a reason that others share.
-
-    Returns:
-        Images judged, those of them that had a row before, those with an error, and the first and last path of each part that was lost.
-    """
-    judged = again = unread = 0
-    lost: list[tuple[str, str]] = []
-    began = said = time.monotonic()
-    for one in done:
-        if one.failure:
-            raise UserError(f"{one.failure}: put it right and start again; the rows written so far stay.")
-        judged, unread = judged + one.images, unread + one.unread
-        again += one.images if one.again else 0
-        lost += [plan.ends[one.name]] if one.lost else []
+def _follow(results: Iterator[PartResult], plan: Plan, out: str, on_progress: Callable[[str], None]) -> Summary:
+    """Sum up the results and report progress; UserError where a part failed for a reason that other parts share."""
+    scored, rescored, unreadable = 0, 0, plan.unreadable
+    start = reported = time.monotonic()
+    for result in results:
+        if result.failure:
+            raise UserError(f"{result.failure}: correct this and start again; the rows written so far stay.")
+        scored, rescored = scored + result.scored, rescored + result.rescored
+        unreadable += result.unreadable
         now = time.monotonic()
-        if now > said + PROGRESS_SECONDS:
-            said = now
-            say(_progress(plan, judged, now - began))
-    return judged, again, unread, lost
+        if now > reported + PROGRESS_SECONDS:
+            reported = now
+            on_progress(_progress(plan, scored, now - start))
+    return Summary(out, plan.total, plan.kept, scored, rescored, unreadable)
 
 
-def _progress(plan: Plan, judged: int, seconds: float) -> str:
-    speed = max(judged, 1) / seconds
-    left = plan.total - plan.before - judged
-    return f"{plan.before + judged:,} of {plan.total:,} images; {speed:,.1f} a second, {left / speed / 60:,.0f} minutes left"
+def _progress(plan: Plan, scored: int, seconds: float) -> str:
+    speed = max(scored, 1) / seconds
+    minutes = (plan.total - plan.kept - scored) / speed / 60
+    return f"{plan.kept + scored:,} of {plan.total:,} images; {speed:,.1f} per second, {minutes:,.0f} minutes left"

@@ -1,4 +1,4 @@
-"""A detector's files, as they are sent to the processes that judge."""
+"""A detector's files, as they are sent to the workers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Model:
-    """A detector to be sent to workers: its files by name, the version that rows show, and what tells it from others.
+    """A detector's files by name, the version that rows show, and its identity.
 
-    sha256 is over weights, config, threshold, temperature and precision: models with the same one give the same verdicts.
-    calibrated: whether the temperature is known, or taken to be 1.
+    sha256 is over weights, config, threshold, temperature and precision: models with the same value give the same predictions.
+    calibrated: whether the temperature is known; otherwise it is 1.
     """
 
     files: Mapping[str, bytes]
@@ -31,10 +31,10 @@ class Model:
 
 
 def load(uri: str | None, threshold: float | None = None) -> Model:
-    """Read a detector's files, after a look at whether they are whole; its operating point is the one of `Detector.load`.
+    """Read a detector's files, after loading it as a check; its operating point is that of `Detector.load`.
 
     Raises:
-        UserError: there is none, or it has no operating point and no threshold is given.
+        UserError: there is no detector, or it has no operating point and no threshold is given.
     """
     import torch
 
@@ -47,19 +47,18 @@ def load(uri: str | None, threshold: float | None = None) -> Model:
         detector = Detector.load(folder, device=torch.device("cpu"), threshold=threshold)
         files = {name: (folder / name).read_bytes() for name in (WEIGHTS_FILE, CONFIG_FILE)}
     point = {name: getattr(detector, name) for name in ("threshold", "temperature", "precision")}
-    files[OPERATING_POINT_FILE] = json.dumps(
-        point
-    ).encode()  # what holds, given or read, so that workers decide nothing
-    told = hashlib.sha256()
-    for name in (WEIGHTS_FILE, CONFIG_FILE):
-        told.update(hashlib.sha256(files[name]).digest())
-    told.update(json.dumps(list(point.values())).encode())
-    version = address if address.startswith("models:/") else f"sha256:{told.hexdigest()[:16]}"
-    return Model(files, version, told.hexdigest(), detector.threshold, detector.temperature, detector.calibrated)
+    identity = hashlib.sha256()
+    for data in files.values():
+        identity.update(hashlib.sha256(data).digest())
+    identity.update(json.dumps(list(point.values())).encode())
+    files[OPERATING_POINT_FILE] = json.dumps(point).encode()
+    sha256 = identity.hexdigest()
+    version = address if address.startswith("models:/") else f"sha256:{sha256[:16]}"
+    return Model(files, version, sha256, detector.threshold, detector.temperature, detector.calibrated)
 
 
 def detector_of(files: Mapping[str, Any]) -> Detector:
-    """The detector with these files, by name, each bytes or an array of bytes."""
+    """The detector of these files, given by name as bytes or arrays of bytes."""
     from dfganext.inference.detector import Detector
 
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""What is said of an image, and the folder of Parquet files that keeps it."""
+"""The rows: one per image, in a folder of Parquet files that belongs to one model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dfganext.data.discovery import Found
 from dfganext.data.trees import printable
 from dfganext.errors import UserError, one_line
 from dfganext.scoring.model import Model
-from dfganext.scoring.stores import CLAIM, CONNECTIONS, Folder
+from dfganext.scoring.stores import CONNECTIONS, Folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,16 +25,20 @@ if TYPE_CHECKING:
 COLUMNS = ("path", "label", "p_fake", "threshold", "error", "retry", "size", "modified", "model_version")
 
 RECORD = "_score.json"
-"""In OUT, whose verdicts it holds. Readers of Parquet folders pass over names that begin so."""
+"""The file that names the folder's model. Readers of Parquet folders skip names that begin with an underscore."""
 
 UNKNOWN = np.iinfo(np.int64).min
-"""In place of a size or time that is not known; as a time, it is numpy's and Parquet's "not a time"."""
+"""An unknown size or time; as a time, numpy's and Parquet's "not a time"."""
+
+_KEYS = np.dtype(
+    [("digest", "S16"), ("size", "i8"), ("modified", "i8"), ("unreadable", "?"), ("retry", "?"), ("file", "i8")]
+)
 
 
 class Row(NamedTuple):
-    """What is said of one content of an image, which its size and time tell from the next; and whether there were bytes.
+    """The prediction for an image of this size and modification time (ns).
 
-    retry: there is an error, for a reason that may pass.
+    retry: the error may pass, so that the next run tries again. data_read: the image's bytes could be read.
     """
 
     path: str
@@ -49,121 +53,114 @@ class Row(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a folder knows of images, each (N,).
+    """What the folder's rows say of N images, each array (N,).
 
-    known: it has a row. done: one that holds. unread: one that holds and has an error. unversioned: one that does not say of which
-    content it is. file: the index of the file with the row.
+    known: there is a row. valid: the row is of the image's present content and has no error that may pass. unreadable: the row is
+    valid and has an error. unversioned: the row has no size and time. file: index of the row's file.
     """
 
     known: np.ndarray
-    done: np.ndarray
-    unread: np.ndarray
+    valid: np.ndarray
+    unreadable: np.ndarray
     unversioned: np.ndarray
     file: np.ndarray
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The rows of a folder, in the order of the digests of their paths (S16).
+class ScoredRows:
+    """What decides whether an image must be scored again, of all rows of a folder.
 
-    sizes and modified (int64) are of the image when it was judged, UNKNOWN where the row does not say; unread and retry (bool)
-    say whether it has an error, and one that may pass; file (int) is the index in names.
+    keys: structured (N,), sorted by the digest of the path; sizes and times of unversioned rows are UNKNOWN; file is an index
+    into names. counts: rows per file.
     """
 
-    digests: np.ndarray
-    sizes: np.ndarray
-    modified: np.ndarray
-    unread: np.ndarray
-    retry: np.ndarray
-    file: np.ndarray
+    keys: np.ndarray
     names: Sequence[str]
     counts: np.ndarray
-    """Rows of each file."""
 
     @classmethod
-    def read(cls, folder: Folder) -> Scored:
-        """Collect them from all parts in a folder. UserError if one cannot be read."""
+    def read(cls, folder: Folder) -> ScoredRows:
+        """Read the rows of all files in a folder. UserError if a file cannot be read."""
         names = sorted(name for name in folder.names() if name.startswith("part-") and name.endswith(".parquet"))
         with ThreadPoolExecutor(CONNECTIONS) as threads:
-            found = list(threads.map(lambda name: _rows_of(folder, name), names))
-        return cls.of(names, found)
+            return cls.of(names, list(threads.map(lambda name: _keys_of(folder, name), names)))
 
     @classmethod
-    def of(cls, names: Sequence[str], found: Sequence[tuple[np.ndarray, ...]]) -> Scored:
-        """From digests, sizes, modified, unread and retry of the rows of each file."""
-        counts = np.array([len(columns[0]) for columns in found], int)
-        types = ("S16", "int64", "int64", "bool", "bool")
-        columns = [
-            np.concatenate([np.empty(0, kind), *(columns[index] for columns in found)])
-            for index, kind in enumerate(types)
-        ]
-        order = np.argsort(columns[0], kind="stable")
-        file = np.repeat(np.arange(len(names)), counts)
-        digests, sizes, modified, unread, retry, file = (column[order] for column in (*columns, file))
-        return cls(digests, sizes, modified, unread, retry, file, names, counts)
+    def of(cls, names: Sequence[str], keys: Sequence[np.ndarray]) -> ScoredRows:
+        """From the keys of each file, as `make_keys` gives them."""
+        counts = np.array([len(of_file) for of_file in keys], int)
+        together = np.concatenate([np.empty(0, _KEYS), *keys])
+        together["file"] = np.repeat(np.arange(len(names)), counts)
+        return cls(together[np.argsort(together["digest"], kind="stable")], names, counts)
 
-    def among(self, images: Sequence[Found]) -> State:
-        """What is known of images. A row holds if it is of the content that is there now, and does not ask for another try."""
+    def state_of(self, images: Sequence[Found]) -> State:
+        """What the rows say of these images."""
         known, places = self._find([image.path for image in images])
-        if not len(self.digests):
+        if not len(self.keys):
             return State(known, known, known, known, places)
-        sizes = np.array([image.size for image in images], np.int64)
-        modified = np.array([time_of(image.modified) for image in images], np.int64)
-        same = (self.sizes[places] == sizes) & (self.modified[places] == modified)
-        done = known & same & ~self.retry[places]
-        unversioned = known & (self.sizes[places] == UNKNOWN)
-        return State(known, done, done & self.unread[places], unversioned, self.file[places])
+        rows = self.keys[places]
+        same = rows["size"] == np.array([image.size for image in images], np.int64)
+        same &= rows["modified"] == np.array([time_of(image.modified) for image in images], np.int64)
+        valid = known & same & ~rows["retry"]
+        return State(known, valid, valid & rows["unreadable"], known & (rows["size"] == UNKNOWN), rows["file"])
 
-    def superfluous(self, folders: Sequence[str]) -> Iterator[tuple[int, bytes]]:
-        """File and digest of rows that say of these folders, which now can be listed, that they could not be read."""
+    def folder_errors(self, folders: Sequence[str]) -> Iterator[tuple[int, bytes]]:
+        """File and digest of rows that say that one of these folders could not be listed."""
         known, places = self._find(folders)
-        for place in places[known]:
-            if self.retry[place]:
-                yield int(self.file[place]), bytes(self.digests[place])
+        rows = self.keys[places[known]]
+        yield from self._locations(rows[rows["retry"]])
 
-    def doubles(self) -> Iterator[tuple[int, bytes]]:
-        """File and digest of all but the first row of each path: writers that outlived their run may have left them."""
-        for place in 1 + np.flatnonzero(self.digests[1:] == self.digests[:-1]):
-            yield int(self.file[place]), bytes(self.digests[place])
+    def duplicates(self) -> Iterator[tuple[int, bytes]]:
+        """File and digest of all rows of a path but the first; a worker that outlives its run may write such rows."""
+        digests = self.keys["digest"]
+        yield from self._locations(self.keys[1:][digests[1:] == digests[:-1]])
+
+    def _locations(self, rows: np.ndarray) -> Iterator[tuple[int, bytes]]:
+        return ((int(row["file"]), bytes(row["digest"])) for row in rows)
 
     def _find(self, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Whether each path has a row, and its place."""
-        if not len(self.digests):
+        """Whether each path has a row, and the row's place in keys (any place where it has none)."""
+        if not len(self.keys):
             return np.zeros(len(paths), bool), np.zeros(len(paths), int)
-        wanted = digests_of([printable(path) for path in paths])
-        places = np.minimum(np.searchsorted(self.digests, wanted), len(self.digests) - 1)
-        return self.digests[places] == wanted, places
+        digests, wanted = self.keys["digest"], digests_of([printable(path) for path in paths])
+        places = np.minimum(np.searchsorted(digests, wanted), len(digests) - 1)
+        return digests[places] == wanted, places
 
 
-def agreed(folder: Folder, model: Model) -> Model:
-    """The model under the name by which a folder knows it. UserError where the folder holds anything but its verdicts."""
+def check_model(folder: Folder, model: Model) -> Model:
+    """The model, under the version name that the folder has recorded for it.
+
+    Raises:
+        UserError: the folder holds another model's rows, or files that are no rows.
+    """
     names = folder.names()
     if RECORD not in names:
-        if any(not name.startswith((".", CLAIM)) for name in names):
+        if any(not name.startswith(".") for name in names):
             raise UserError(
                 f"{folder.name} holds other files than `dfganext score` writes: name a new or an empty folder."
             )
         return model
     try:
-        theirs = json.loads(folder.read(RECORD))["model"]
-        same, version, threshold = theirs["sha256"] == model.sha256, theirs["version"], theirs["threshold"]
+        recorded = json.loads(folder.read(RECORD))["model"]
+        same = recorded["sha256"] == model.sha256
+        version, threshold = recorded["version"], recorded["threshold"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{folder.name}/{RECORD} cannot be read ({one_line(error)}): name another folder.") from None
     if not same:
         raise UserError(
-            f"{folder.name} holds verdicts of another model, {version} with threshold {threshold:.6g}, not of {model.version} "
+            f"{folder.name} holds rows of another model, {version} with threshold {threshold:.6g}, not of {model.version} "
             f"with {model.threshold:.6g}: name another folder, or that model with --model and --threshold."
         )
     return replace(model, version=version)
 
 
 def claim(folder: Folder, model: Model) -> Model:
-    """Write down whose verdicts a folder holds, where it does not say so yet; the model, as `agreed` gives it.
+    """Record the model in a folder that has none yet; returns the model as `check_model` does.
 
-    Of commands with different models that do so at once, one gets the folder.
+    Of several runs with different models at the same time, one gets the folder.
 
     Raises:
-        UserError: it cannot be written to, or it went to another model.
+        UserError: the folder cannot be written to, or holds another model's rows.
     """
     record = {
         "model": {
@@ -175,58 +172,64 @@ def claim(folder: Folder, model: Model) -> Model:
         "columns": COLUMNS,
         "dfganext": dfganext.__version__,
     }
-    if RECORD not in folder.names():
-        try:
-            folder.create(RECORD, (json.dumps(record, indent=2) + "\n").encode())
-        except OSError as error:
-            raise UserError(f"{folder.name} cannot be written to ({one_line(error)}): name another folder.") from None
-        if RECORD not in folder.names():
-            raise UserError(
-                f"{folder.name} is about to be used by another run: name another folder, or start again later."
-            )
-    return agreed(folder, model)
+    try:
+        folder.create(RECORD, (json.dumps(record, indent=2) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"{folder.name} cannot be written to ({one_line(error)}): name another folder.") from None
+    return check_model(folder, model)
 
 
-def to_parquet(rows: Sequence[Row], version: str, before: bytes | None = None, without: Sequence[bytes] = ()) -> bytes:
-    """A Parquet file with `COLUMNS`, in the order of the paths if it replaces another one.
+def to_parquet(rows: Sequence[Row], version: str, old: bytes | None = None, removed: Sequence[bytes] = ()) -> bytes:
+    """A Parquet file with `COLUMNS`.
 
     Args:
-        before: the file to be replaced: its rows stay, but for those of the same paths.
-        without: digests of paths whose rows do not stay either.
+        version: value of the column model_version.
+        old: the file that is replaced: its rows of other paths are kept, and the new file is sorted by path.
+        removed: digests of further paths whose old rows are not kept.
 
     Raises:
-        pyarrow.ArrowException: before is no Parquet file of rows.
+        pyarrow.ArrowException: old is not a Parquet file of rows.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
     schema = _schema()
     times = [None if row.modified is None else time_of(row.modified) for row in rows]
-    told = [row._asdict() | {"modified": time, "model_version": version} for row, time in zip(rows, times, strict=True)]
-    table = pa.Table.from_pylist(told, schema)
-    if before is not None:
-        old = parquet.read_table(io.BytesIO(before))
-        there = [
-            old[field.name].cast(field.type) if field.name in old.column_names else pa.nulls(len(old), field.type)
-            for field in schema
-        ]
-        gone = np.concatenate([digests_of([row.path for row in rows]), np.array(without, "S16")])
-        stay = ~np.isin(digests_of(old["path"].to_pylist()), gone)
-        kept = pa.Table.from_arrays(there, schema=schema).filter(pa.array(stay))
-        table = pa.concat_tables([kept, table]).sort_by("path")
+    values = [
+        row._asdict() | {"modified": time, "model_version": version} for row, time in zip(rows, times, strict=True)
+    ]
+    table = pa.Table.from_pylist(values, schema)
+    if old is not None:
+        kept = parquet.read_table(io.BytesIO(old))
+        replaced = np.concatenate([digests_of([row.path for row in rows]), np.array(removed, "S16")])
+        kept = kept.filter(pa.array(~np.isin(digests_of(kept["path"].to_pylist()), replaced)))
+        kept = kept.select([name for name in COLUMNS if name in kept.column_names])
+        # an earlier version wrote fewer columns
+        table = pa.concat_tables([kept, table], promote_options="permissive").select(COLUMNS).cast(schema)
+        table = table.sort_by("path")
     stream = io.BytesIO()
     parquet.write_table(table, stream)
     return stream.getvalue()
 
 
 def time_of(modified: int | None) -> int:
-    """A time in ns as a row can hold it: UNKNOWN for None; beyond the years 1677 to 2262, the nearest."""
+    """A time in ns as a row can hold it: UNKNOWN for None; before 1677 and after 2262, the nearest possible time."""
     return UNKNOWN if modified is None else max(UNKNOWN + 1, min(modified, np.iinfo(np.int64).max))
 
 
 def digests_of(paths: Sequence[str]) -> np.ndarray:
-    """128 bits a path, S16: in a store of 10^12 images, two would be taken for one with a chance of 10^-15."""
+    """128-bit digests of paths, S16 (N,): among 10^12 paths, the probability of a collision is about 10^-15."""
     return np.array([hashlib.blake2b(path.encode(), digest_size=16).digest() for path in paths], "S16")
+
+
+def make_keys(
+    paths: Sequence[str], sizes: np.ndarray, modified: np.ndarray, unreadable: np.ndarray, retry: np.ndarray
+) -> np.ndarray:
+    """The keys of one file's rows, unsorted; see `ScoredRows`."""
+    keys = np.zeros(len(paths), _KEYS)
+    keys["digest"], keys["size"], keys["modified"] = digests_of(paths), sizes, modified
+    keys["unreadable"], keys["retry"] = unreadable, retry
+    return keys
 
 
 def _schema() -> pa.Schema:
@@ -238,28 +241,25 @@ def _schema() -> pa.Schema:
     return pa.schema(list(zip(COLUMNS, types, strict=True)))
 
 
-def _rows_of(folder: Folder, name: str) -> tuple[np.ndarray, ...]:
-    """Digests of the paths in a part, sizes, times, which have an error, and which one that may pass.
-
-    A part of an earlier version lacks some: its rows do not say which content they are of.
-    """
+def _keys_of(folder: Folder, name: str) -> np.ndarray:
+    """The keys of a file's rows. Files of earlier versions lack the columns retry, size and modified."""
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         data = io.BytesIO(folder.read(name))
-        there = parquet.read_schema(data).names
-        table = parquet.read_table(data, columns=["path", "error", *({"retry", "size", "modified"} & set(there))])
+        present = {"retry", "size", "modified"} & set(parquet.read_schema(data).names)
+        table = parquet.read_table(data, columns=["path", "error", *present])
     except (OSError, pa.ArrowException) as error:
         raise UserError(
-            f"{folder.name}/{name} cannot be read ({one_line(error)}): if it is damaged, delete it, and its images are judged again."
+            f"{folder.name}/{name} cannot be read ({one_line(error)}): if it is damaged, delete it, and its images are scored again."
         ) from None
 
-    def numbers(column: str, missing: int) -> np.ndarray:
-        if column not in there:
+    def integers(column: str, missing: int) -> np.ndarray:
+        if column not in present:
             return np.full(len(table), missing, np.int64)
         return table[column].cast(pa.int64()).fill_null(missing).to_numpy()
 
-    digests = digests_of(table["path"].to_pylist())
-    times = numbers("size", UNKNOWN), numbers("modified", UNKNOWN)
-    return digests, *times, table["error"].is_valid().to_numpy(), numbers("retry", 0).astype(bool)
+    unreadable = table["error"].is_valid().to_numpy()
+    sizes, modified = integers("size", UNKNOWN), integers("modified", UNKNOWN)
+    return make_keys(table["path"].to_pylist(), sizes, modified, unreadable, integers("retry", 0).astype(bool))

@@ -1,27 +1,27 @@
-"""Images to score and the folder for their rows, on a local disk or in an object store, told apart by the address.
+"""Images to score and the folder for their rows, on a local disk or in an object store, by path or address.
 
-Object stores are reached through pyarrow, which is imported only where an address names one.
+Object stores are accessed through pyarrow, which is imported only for an address. Local files are not: pyarrow accepts only
+names that are valid UTF-8, and does not sync files to the disk.
 """
 
 from __future__ import annotations
 
 import glob
-import hashlib
 import heapq
 import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, unquote, urlsplit
 
-from dfganext.data import discovery as inputs
+from dfganext.data import discovery
 from dfganext.data.discovery import Found, Unread
 from dfganext.errors import UserError, one_line
 
@@ -29,19 +29,13 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
 CONNECTIONS = 16
-"""Requests to an object store at a time: each waits long for little."""
+"""Simultaneous requests to an object store."""
 
 STALE_SECONDS = 3600
-"""A temporary file as old as this was left behind by a writer that was killed."""
-
-CLAIM = "_claim-"
-"""Beginning of the names of small files with which writers announce themselves. Readers of Parquet folders pass over them."""
+"""Age at which a temporary file is deleted: its writer was killed."""
 
 SETTLE_SECONDS = 5.0
-"""More than an object store takes from a listing to the next file written."""
-
-ABANDONED_SECONDS = 60.0
-"""A claim that is older than another one by this was left behind: its writer would be done."""
+"""More than a run needs between listing an object store's folder and writing a file there."""
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _GLOB = re.compile(r"[*?[]")
@@ -51,9 +45,9 @@ _GLOB = re.compile(r"[*?[]")
 class Listing:
     """Images to score.
 
-    images yields each file once, in the order of the paths, absolute or with their address; read takes such a path and gives
-    the file's bytes, or why there are none. It can be pickled. remote: over a network, where reading fails for
-    reasons that have nothing to do with the file.
+    images yields each file once, in the order of the paths, which are absolute or addresses. read takes a path and returns the
+    file's bytes, or why they cannot be read; it can be pickled. remote: the images are read over a network, where reading can
+    fail for reasons that have nothing to do with the file.
     """
 
     name: str
@@ -63,58 +57,55 @@ class Listing:
 
 
 class Folder(Protocol):
-    """A folder of small files, each of which is there whole or not at all. It can be pickled."""
+    """A folder of small files that are written atomically. It can be pickled."""
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         ...
 
     def names(self) -> set[str]:
-        """Files in it; empty where there is no such folder. UserError if it cannot be looked into."""
+        """Names of its files; empty where the folder does not exist. UserError if it cannot be listed."""
         ...
 
     def read(self, name: str) -> bytes:
-        """A file's content. OSError, FileNotFoundError among them."""
+        """A file's content. OSError, or FileNotFoundError."""
         ...
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file, in the place of one that has this name, and the folder where it is missing. OSError."""
+        """Write or replace a file; make the folder where it does not exist. OSError."""
         ...
 
     def create(self, name: str, data: bytes) -> None:
-        """Write a file unless there is one of this name. Of several writers at once, one succeeds. OSError.
-
-        The file may be of another writer afterwards, or not be there yet: read it to know.
-        """
+        """Write a file if it does not exist; of several writers at the same time, one succeeds: read the file to know. OSError."""
         ...
 
 
 def images_at(places: Sequence[str]) -> Listing:
     """The images of local files, folders and globs, or of one address in an object store.
 
-    A folder stands for all images below it, however deep; a file is taken whatever it is. A glob (`**` for any number of
-    folders) stands for the files and folders that it matches; what exists under that very name is no glob.
+    A folder stands for all images below it; a file is listed whatever its content. A glob (`**` for any number of folders)
+    stands for the files and folders that it matches, except where a file or folder has that very name.
 
     Raises:
-        UserError: something does not exist, matches nothing, or is an address that cannot be used.
+        UserError: a place does not exist, matches nothing, or is an address that cannot be used.
     """
     addresses = [place for place in places if _is_remote(place)]
     if not addresses:
-        return Listing(", ".join(places), _local_images([_local(place) for place in places]), inputs.read, False)
+        return Listing(", ".join(places), _local_images([_local(place) for place in places]), discovery.read, False)
     if len(places) > 1:
         raise UserError(
-            f"{addresses[0]} is one of several places to score: give one address a run; several runs may share their OUT."
+            f"{addresses[0]} is one of several places to score: give one address per run; several runs may share their OUT."
         )
-    return _stored_images(addresses[0])
+    return _store_images(addresses[0])
 
 
 def folder_at(place: str) -> Folder:
-    """The folder of a local path or of an address in an object store; it need not exist. UserError if it cannot be one."""
+    """The folder of a local path or of an address in an object store; it need not exist. UserError if it is a file."""
     if _is_remote(place):
-        return StoredFolder(Stored.at(place))
+        return StoreFolder(StorePath.at(place))
     path = _local(place)
-    if inputs.exists(path) and not path.is_dir():
+    if discovery.exists(path) and not path.is_dir():
         raise UserError(f"{place} is a file: name a folder for the rows, after the places of the images.")
     return LocalFolder(str(path))
 
@@ -126,9 +117,12 @@ class LocalFolder:
     name: str
 
     def names(self) -> set[str]:
-        self._tidy()
+        for path in Path(self.name).glob(".*.tmp"):
+            with suppress(OSError):
+                if path.stat().st_mtime < time.time() - STALE_SECONDS:
+                    path.unlink()
         try:
-            return set(os.listdir(self.name))  # noqa: PTH208 - names alone, of which there may be many
+            return set(os.listdir(self.name))  # noqa: PTH208 - only names, of which there may be many
         except FileNotFoundError:
             return set()
         except OSError as error:
@@ -140,12 +134,12 @@ class LocalFolder:
     def write(self, name: str, data: bytes) -> None:
         target = Path(self.name, name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{name}.{uuid.uuid4().hex}.tmp")  # the dot hides it from readers of the folder
+        temporary = target.with_name(_temporary(name))
         try:
             with temporary.open("wb") as stream:
                 stream.write(data)
                 stream.flush()
-                os.fsync(stream.fileno())  # or a power cut might leave the name without the content
+                os.fsync(stream.fileno())  # otherwise a power cut may leave the name without the content
             temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -153,36 +147,32 @@ class LocalFolder:
 
     def create(self, name: str, data: bytes) -> None:
         target = Path(self.name, name)
-        temporary = f".{name}.{uuid.uuid4().hex}.tmp"
-        self.write(temporary, data)
+        if target.exists():
+            return
+        complete = target.with_name(_temporary(name))
+        self.write(complete.name, data)
         try:
-            os.link(target.with_name(temporary), target)  # fails where there is one, and shows it whole
+            os.link(complete, target)  # fails where the target exists
         except FileExistsError:
             pass
         except OSError:  # a file system without hard links
             with suppress(FileExistsError), target.open("xb") as stream:
                 stream.write(data)
         finally:
-            target.with_name(temporary).unlink(missing_ok=True)
-
-    def _tidy(self) -> None:
-        for path in Path(self.name).glob(".*.tmp"):
-            with suppress(OSError):
-                if path.stat().st_mtime < time.time() - STALE_SECONDS:
-                    path.unlink()
+            complete.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A place in an object store: `address` as rows show it, without credentials and options, and `path` as the store has it."""
+class StorePath:
+    """A path in an object store: `address` as rows show it, without credentials and options, and `path` as the store names it."""
 
     filesystem: FileSystem
     address: str
     path: str
 
     @classmethod
-    def at(cls, address: str) -> Stored:
-        """Connect. UserError if the address is of no known kind, or its options make no sense."""
+    def at(cls, address: str) -> StorePath:
+        """Connect. UserError if the address is of an unknown kind, or its options are wrong."""
         try:
             import pyarrow as pa
             from pyarrow.fs import FileSystem
@@ -201,92 +191,85 @@ class Stored:
             ) from None
         return cls(filesystem, shown, path.rstrip("/"))
 
-    def inside(self, address: str) -> str:
-        """What the store calls a file that is shown as `address`."""
+    def path_of(self, address: str) -> str:
+        """The store's path of an address below this one."""
         return self.path + address[len(self.address) :]
 
     def entries(self, folder: str) -> Iterator[Found]:
-        """What is in a folder, by its address; paths of folders end in a slash. UserError if the store does not say."""
+        """Files and folders in a folder, by its address; addresses of folders end in a slash. UserError if it cannot be listed."""
         from pyarrow.fs import FileSelector, FileType
 
+        # one folder at a time: a recursive selector would hold all files of a store in memory
+        for info in self._info(FileSelector(self.path_of(folder).rstrip("/")), folder):
+            if info.type == FileType.Directory:
+                yield Found(f"{folder}{info.base_name}/", 0)
+            elif info.type == FileType.File:
+                yield Found(f"{folder}{info.base_name}", info.size, info.mtime_ns)
+
+    def info(self) -> FileInfo:
+        """Whether there is a file or folder at this path, and its size and time. UserError if the store does not answer."""
+        return self._info(self.path, self.address)
+
+    def _info(self, selector: Any, address: str) -> Any:
         try:
-            found = self.filesystem.get_file_info(FileSelector(self.inside(folder).rstrip("/")))
+            return self.filesystem.get_file_info(selector)
         except OSError as error:
-            raise UserError(_no_access(folder, error)) from None
-        for one in found:
-            if one.type == FileType.Directory:
-                yield Found(f"{folder}{one.base_name}/", 0)
-            elif one.type == FileType.File:
-                yield Found(f"{folder}{one.base_name}", one.size, one.mtime_ns)
-
-    def kind(self) -> str:
-        """ "file", "folder" or "" where there is nothing. UserError if the store does not say."""
-        from pyarrow.fs import FileType
-
-        return {FileType.File: "file", FileType.Directory: "folder"}.get(self._info().type, "")
-
-    def found(self) -> Found:
-        """The file at this very place, with its size and time. UserError if the store does not say."""
-        info = self._info()
-        return Found(self.address, info.size, info.mtime_ns)
-
-    def _info(self) -> FileInfo:
-        try:
-            return self.filesystem.get_file_info(self.path)
-        except OSError as error:
-            raise UserError(_no_access(self.address, error)) from None
+            raise UserError(_no_access(address, error)) from None
 
     def read(self, address: str, limit: int | None = None) -> bytes:
-        """The content, or its first `limit` bytes. OSError."""
-        with self.filesystem.open_input_stream(self.inside(address)) as stream:
+        """The content of a file below this path, or its first `limit` bytes. OSError."""
+        with self.filesystem.open_input_stream(self.path_of(address)) as stream:
             return stream.read(limit)
 
-    def image(self, address: str) -> bytes | Unread:
-        """As `inputs.read`."""
+    def read_image(self, address: str) -> bytes | Unread:
+        """Like `discovery.read`."""
         try:
-            data = self.read(address, inputs.MAX_FILE_BYTES + 1)
+            data = self.read(address, discovery.MAX_FILE_BYTES + 1)
         except OSError as error:
             return Unread(f"cannot be read ({one_line(error)})", temporary=True)
-        return data if len(data) <= inputs.MAX_FILE_BYTES else Unread(inputs.TOO_LARGE, temporary=False)
+        return data if len(data) <= discovery.MAX_FILE_BYTES else Unread(discovery.TOO_LARGE, temporary=False)
 
     def begins_like_image(self, address: str) -> bool:
-        """Whether the content is that of an image, by its first bytes."""
+        """Like `discovery.begins_like_image`, of a file below this path. UserError if it cannot be read."""
         try:
-            return inputs.begins_like_image(self.read(address, inputs.BEGINNING_BYTES))
+            return discovery.begins_like_image(self.read(address, discovery.BEGINNING_BYTES))
         except OSError as error:
             raise UserError(_no_access(address, error)) from None
 
 
 @dataclass(frozen=True)
-class StoredFolder:
-    """A `Folder` in an object store, which shows a file once it was sent whole.
+class StoreFolder:
+    """A `Folder` in an object store, where a file appears once it is complete.
 
-    Of Azure this holds for new files; of one that is replaced, pyarrow may leave an empty one where its process is killed.
+    On Azure, this holds for new files only: replacing a file may leave an empty one if the process is killed.
     """
 
-    place: Stored
+    place: StorePath
 
     @property
     def name(self) -> str:
         return self.place.address
 
     def names(self) -> set[str]:
-        kind = self.place.kind()
-        if kind == "file":
+        from pyarrow.fs import FileType
+
+        kind = self.place.info().type
+        if kind == FileType.File:
             raise UserError(f"{self.name} is a file: name a folder for the rows, after the places of the images.")
-        here = f"{self.name}/"
-        return {found.path[len(here) :] for found in self.place.entries(here)} if kind else set()
+        if kind == FileType.NotFound:
+            return set()
+        root = f"{self.name}/"
+        return {entry.path.removeprefix(root) for entry in self.place.entries(root)}
 
     def read(self, name: str) -> bytes:
         return self.place.read(f"{self.name}/{name}")
 
     def write(self, name: str, data: bytes) -> None:
-        filesystem = self.place.filesystem
-        if filesystem.type_name in ("local", "hdfs"):  # object stores have no folders to make
+        filesystem, target = self.place.filesystem, f"{self.place.path}/{name}"
+        if filesystem.type_name in ("local", "hdfs"):  # object stores need no folders
             filesystem.create_dir(self.place.path)
-        target = f"{self.place.path}/{name}"
-        if filesystem.type_name == "local":  # a disk shows a file before it is whole
-            temporary = f"{self.place.path}/.{name}.{uuid.uuid4().hex}.tmp"
+        if filesystem.type_name == "local":  # where a file appears before it is complete
+            temporary = f"{self.place.path}/{_temporary(name)}"
             self._send(temporary, data)
             filesystem.move(temporary, target)
         else:
@@ -297,35 +280,20 @@ class StoredFolder:
             stream.write(data)
 
     def create(self, name: str, data: bytes) -> None:
-        """As `Folder.create`, of stores where pyarrow can only replace files: each writer announces itself, waits, and looks.
+        """Of several writers within SETTLE_SECONDS, the last one succeeds, since pyarrow has no conditional write.
 
-        A writer whose file is announced before another one looks is seen by it; the one whose data have the lower digest
-        writes. One that comes later finds the file, provided that the first one took less than SETTLE_SECONDS from its look
-        to its file. After another such wait, all read the same file.
+        While the folder holds no other file, this waits until none of the writers that saw an empty folder can still write.
         """
-        claim = f"{CLAIM}{hashlib.sha256(data).hexdigest()}-{uuid.uuid4().hex}"
-        self.write(claim, b"claimed")
-        try:
+        names = self.names()
+        if name not in names:
+            self.write(name, data)
+        if names <= {name}:
             time.sleep(SETTLE_SECONDS)
-            there = {found.path.rpartition("/")[2]: found.modified for found in self.place.entries(f"{self.name}/")}
-            if name not in there and not self._preceded(claim, there):
-                self.write(name, data)
-            time.sleep(SETTLE_SECONDS)
-        finally:
-            with suppress(
-                OSError
-            ):  # a permission to write may not be one to delete; the claim counts for a minute only
-                self.place.filesystem.delete_file(f"{self.place.path}/{claim}")
 
-    @staticmethod
-    def _preceded(claim: str, there: Mapping[str, int | None]) -> bool:
-        """Whether there is a claim before this one that is no leftover of a killed writer, by the store's own clock."""
-        mine, digest = there.get(claim), claim[: len(CLAIM) + 64]
-        return any(
-            mine is None or modified is None or modified > mine - ABANDONED_SECONDS * 10**9
-            for name, modified in there.items()
-            if name.startswith(CLAIM) and name[: len(digest)] < digest
-        )
+
+def _temporary(name: str) -> str:
+    """A new name for a temporary file; readers of Parquet folders skip names that begin with a dot."""
+    return f".{name}.{uuid.uuid4().hex}.tmp"
 
 
 def _is_remote(place: str) -> bool:
@@ -333,7 +301,7 @@ def _is_remote(place: str) -> bool:
 
 
 def _local(place: str) -> Path:
-    """An absolute path, since workers and later runs have other working directories; links stay as they are."""
+    """The absolute path, since workers and later runs have other working directories."""
     if _ADDRESS.match(place):
         parts = urlsplit(place)
         if parts.netloc not in ("", "localhost"):
@@ -343,17 +311,18 @@ def _local(place: str) -> Path:
 
 
 def _local_images(places: Iterable[Path]) -> Iterator[Found]:
-    """Raises for what is missing at once, and lists folders as the images are asked for."""
+    """Checks at once that the places exist; lists folders while the images are consumed."""
     folders: set[Path] = set()
     files: set[Path] = set()
     for place in places:
-        for path in [place] if inputs.exists(place) else _matches(place):
+        for path in [place] if discovery.exists(place) else _matches(place):
             (folders if path.is_dir() else files).add(path)
     listed = (
-        inputs.found_at(str(path), path.stat()) if path.is_file() else Found(str(path), 0)
+        discovery.found_at(str(path), path.stat()) if path.is_file() else Found(str(path), 0)
         for path in sorted(files, key=str)
     )
-    return _each_once(heapq.merge(listed, *map(inputs.images_below, sorted(folders))))
+    merged = heapq.merge(listed, *map(discovery.images_below, sorted(folders)))
+    return (next(same) for _, same in groupby(merged, key=lambda image: image.path))
 
 
 def _matches(pattern: Path) -> list[Path]:
@@ -365,38 +334,32 @@ def _matches(pattern: Path) -> list[Path]:
     return found
 
 
-def _each_once(images: Iterable[Found]) -> Iterator[Found]:
-    return (next(same) for _, same in groupby(images, key=lambda image: image.path))
+def _store_images(address: str) -> Listing:
+    from pyarrow.fs import FileType
 
-
-def _stored_images(address: str) -> Listing:
-    place = Stored.at(address)
-    kind = place.kind()
-    if kind == "file":
-        found: Iterator[Found] = iter([place.found()])
-    elif kind == "folder":
-        found = _stored_below(place, f"{place.address}/", None)
-    else:
+    place, pattern = StorePath.at(address), None
+    info = place.info()
+    if info.type == FileType.File:
+        return Listing(place.address, iter([Found(place.address, info.size, info.mtime_ns)]), place.read_image, True)
+    if info.type == FileType.NotFound:
         place, pattern = _split_glob(address)
-        found = _stored_below(place, f"{place.address}/", pattern)
-    return Listing(place.address, found, place.image, True)
+    return Listing(place.address, _images_below(place, pattern), place.read_image, True)
 
 
-def _split_glob(address: str) -> tuple[Stored, re.Pattern[str]]:
-    """The folder before the first wildcard, and what the addresses below it must match, they or a folder above them."""
+def _split_glob(address: str) -> tuple[StorePath, re.Pattern[str]]:
+    """The folder before the first wildcard, and a pattern of the addresses below it that match, or are in folders that match."""
     where, mark, options = address.partition("?")
     plain = _GLOB.split(where)[0]
-    root, rest = where[: plain.rindex("/")], where[plain.rindex("/") + 1 :]
-    if not _GLOB.search(rest):
-        raise UserError(f"{Stored.at(address).address} does not exist: give an address with images below it.")
-    base = Stored.at(root + mark + options)
-    if base.kind() != "folder":
+    root = plain.rpartition("/")[0]
+    base = StorePath.at(address if plain == where else root + mark + options)
+    if plain == where or base.info().type.name != "Directory":
         raise UserError(f"{base.address} does not exist: give an address with images below it.")
-    return base, re.compile(re.escape(f"{base.address}/") + _regular_expression(rest) + r"(?P<below>/.*)?", re.DOTALL)
+    rest = _regular_expression(where[len(root) + 1 :])
+    return base, re.compile(re.escape(f"{base.address}/") + rest + r"(?P<below>/.*)?", re.DOTALL)
 
 
 def _regular_expression(pattern: str) -> str:
-    """Of a glob: `*` and [...] within a name, `**/` for any number of folders."""
+    """Of a glob: `*` and [...] within a name, `**/` for any number of folders. glob.translate needs Python 3.13."""
     kinds = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*"}
     tokens = re.findall(r"\*\*/|\*\*|\*|\[!?[^]]+\]|.", pattern, re.DOTALL)
     return "".join(
@@ -404,8 +367,8 @@ def _regular_expression(pattern: str) -> str:
     )
 
 
-def _stored_below(place: Stored, root: str, pattern: re.Pattern[str] | None) -> Iterator[Found]:
-    """Images below a folder; with a pattern, the files that match, and the images in folders that do."""
+def _images_below(place: StorePath, pattern: re.Pattern[str] | None) -> Iterator[Found]:
+    """Images below a folder; with a pattern, the files that match, and the images in folders that match."""
 
     def entries(folder: str) -> Iterator[Found]:
         unnamed = []
@@ -415,16 +378,16 @@ def _stored_below(place: Stored, root: str, pattern: re.Pattern[str] | None) -> 
                 yield found
             elif pattern and not match:
                 continue
-            elif inputs.named_like_image(found.path):
+            elif discovery.named_like_image(found.path):
                 yield found
             else:
                 unnamed.append(found)
         with ThreadPoolExecutor(CONNECTIONS) as threads:
-            told = threads.map(place.begins_like_image, [found.path for found in unnamed])
-            yield from (found for found, is_image in zip(unnamed, told, strict=True) if is_image)
+            are_images = threads.map(place.begins_like_image, [found.path for found in unnamed])
+            yield from (found for found, is_image in zip(unnamed, are_images, strict=True) if is_image)
 
-    return inputs.in_order(root, entries)
+    return discovery.in_order(f"{place.address}/", entries)
 
 
 def _no_access(address: str, error: OSError) -> str:
-    return f"{address} cannot be looked at ({one_line(error)}): check the address, the network and the credentials."
+    return f"{address} cannot be accessed ({one_line(error)}): check the address, the network and the credentials."
