@@ -214,7 +214,7 @@ class Recorder:
         self.names: dict[int, str] = {}
         self.kept: list[object] = []
         for kind in vars(settings).values():
-            if dataclasses.is_dataclass(kind) and kind is not settings.Within:
+            if dataclasses.is_dataclass(kind):
                 patch.setattr(kind, "__getattribute__", self._noting())
 
     def watch(self, section: object, prefix: str = "") -> None:
