@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,7 @@ def here(made, tmp_path, monkeypatch):
 
 
 PATHS = ["images/a.png", "images/deep/empty.jpg", "images/deep/er/a.png", "images/no-suffix", "images/truncated.jpg"]
+ANSI = r"\x1b\[[0-9;?]*[A-Za-z]"
 BROKEN = {"images/deep/empty.jpg", "images/truncated.jpg"}
 
 
@@ -45,7 +47,7 @@ def predict(*words):
     return cli.main(["predict", *words, "--model", "model"])
 
 
-def test_json_and_csv_have_a_row_an_image_in_path_order(here, capsys):
+def test_json_and_csv_have_one_row_per_image_in_path_order(here, capsys):
     assert predict("images/no-suffix", "images", "--json", "--csv", "out/rows.csv") == 1
     rows = json.loads(capsys.readouterr().out)
     assert [row["path"] for row in rows] == PATHS
@@ -54,16 +56,16 @@ def test_json_and_csv_have_a_row_an_image_in_path_order(here, capsys):
     assert list(table[0]) == ["path", "label", "p_fake", "threshold", "error"]
     one = Detector.load(here / "model")
     for row, line in zip(rows, table, strict=True):
-        (verdict,) = one.predict([Path(row["path"]).read_bytes()])
-        assert row["label"] == verdict.label
+        (prediction,) = one.predict([Path(row["path"]).read_bytes()])
+        assert row["label"] == prediction.label
         assert row["threshold"] == float(line["threshold"]) == 0.45
         assert (row["error"] is not None) == (row["path"] in BROKEN)
         assert line["error"] == (row["error"] or "")
         assert line["label"] == (row["label"] or "")
-        if verdict.p_fake is None:
+        if prediction.p_fake is None:
             assert row["p_fake"] is None and line["p_fake"] == ""
         else:
-            assert row["p_fake"] == float(line["p_fake"]) == pytest.approx(verdict.p_fake, abs=1e-6)
+            assert row["p_fake"] == float(line["p_fake"]) == pytest.approx(prediction.p_fake, abs=1e-6)
 
 
 def test_the_table(here, capsys):
@@ -90,7 +92,7 @@ def test_a_folder_without_an_operating_point_needs_a_threshold(here, capsys):
     assert err == ("dfganext: This model has no temperature, so 1 is used: p_fake is not calibrated.\n")
 
 
-def test_the_option_wins_over_the_operating_point(here, capsys):
+def test_the_threshold_option_overrides_the_operating_point(here, capsys):
     for threshold, label in (("0", "fake"), ("1", "real")):
         assert predict("images/a.png", "images/no-suffix", "--json", "--threshold", threshold) == 0
         out, err = capsys.readouterr()
@@ -101,13 +103,12 @@ def test_the_option_wins_over_the_operating_point(here, capsys):
 @pytest.mark.parametrize("text", ["1.01", "-0.1", "nan", "inf", "half", ""])
 @pytest.mark.parametrize("words", [["predict", "images"], ["score", "images", "out"]])
 def test_a_threshold_is_a_number_from_0_to_1(here, capsys, words, text):
-    with pytest.raises(SystemExit) as end:
-        cli.main([*words, f"--threshold={text}"])
-    assert end.value.code == 2
-    assert "argument --threshold" in capsys.readouterr().err
+    assert cli.main([*words, f"--threshold={text}"]) == 2
+    err = capsys.readouterr().err
+    assert f"'--threshold': {text!r} is not a number from 0 to 1" in err and err.count("\n") == 1
 
 
-def test_heatmaps_have_names_of_their_own(here, capsys):
+def test_heatmaps_have_different_names(here, capsys):
     assert predict("images", "--heatmaps", "maps", "--json") == 1
     rows = json.loads(capsys.readouterr().out)
     maps = {row["path"]: row.get("heatmap") for row in rows}
@@ -118,21 +119,21 @@ def test_heatmaps_have_names_of_their_own(here, capsys):
     assert Image.open("maps/a-2.png").size == (32, 32)
 
 
-def test_names_of_heatmaps_never_meet(tmp_path):
+def test_names_of_heatmaps_never_clash(tmp_path):
     files = [Path(name) for name in ("a-2.png", "b/a.jpg", "c/A.jpg", "d/a.png")]
     names = [path.name for path in cli.heatmap_files(files, tmp_path).values()]
     assert names == ["a-2.png", "a.png", "A-3.png", "a-4.png"]
 
 
-def test_batches_do_not_change_verdicts(here, capsys, monkeypatch):
-    told = []
+def test_batches_do_not_change_predictions(here, capsys, monkeypatch):
+    outputs = []
     for name, limit in (("BATCH_FILES", 32), ("BATCH_FILES", 2), ("BATCH_BYTES", 1)):
         monkeypatch.setattr(cli, name, limit)
         assert predict("images", "--json") == 1
-        told.append(json.loads(capsys.readouterr().out))
-    for rows in told:
+        outputs.append(json.loads(capsys.readouterr().out))
+    for rows in outputs:
         assert [row["path"] for row in rows] == PATHS
-        for row, first in zip(rows, told[0], strict=True):
+        for row, first in zip(rows, outputs[0], strict=True):
             assert (row["label"], row["error"]) == (first["label"], first["error"])
             assert row["p_fake"] == (first["p_fake"] and pytest.approx(first["p_fake"], abs=1e-6))
 
@@ -144,12 +145,12 @@ def test_batches_do_not_change_verdicts(here, capsys, monkeypatch):
         (["images/a.png", "nowhere"], "nowhere does not exist"),
         (["nothing"], "no image in nothing"),
         (["images", "--csv", "images"], "--csv: images cannot be written"),
-        (["images", "--heatmaps", "images/a.png"], "--heatmaps: images/a.png cannot be made a folder"),
+        (["images", "--heatmaps", "images/a.png"], "--heatmaps: the folder images/a.png cannot be created"),
         (["images", "--model", "images"], "images holds no detector"),
         (["images", "--model", "models:/df-ganext@champion"], "make repro"),
     ],
 )
-def test_wrong_usage_is_one_sentence_and_nothing_is_judged(here, capsys, words, sentence):
+def test_an_error_is_one_sentence_before_any_output(here, capsys, words, sentence):
     Path("nothing").mkdir()
     assert cli.main(["predict", "--model", "model", *words]) == 2
     out, err = capsys.readouterr()
@@ -159,12 +160,90 @@ def test_wrong_usage_is_one_sentence_and_nothing_is_judged(here, capsys, words, 
     assert err.count("\n") == 1
 
 
-def test_usage(capsys):
-    for words, code in ((["--version"], 0), ([], 2), (["predict"], 2), (["predict", "--no-such"], 2)):
-        with pytest.raises(SystemExit) as end:
-            cli.main(words)
-        assert end.value.code == code
-    assert capsys.readouterr().out.strip() == f"dfganext {__version__}"
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "Missing command (see `dfganext --help`)."),
+        (["predict"], "Missing argument 'PATH' (see `dfganext predict --help`)."),
+        (["predict", "x", "--no-such"], "No such option: --no-such (see `dfganext predict --help`)."),
+        (["pred"], "No such command 'pred'. Did you mean 'predict'? (see `dfganext --help`)."),
+        (["score", "in"], "Missing argument 'IN' (see `dfganext score --help`)."),
+    ],
+)
+def test_wrong_usage_is_one_sentence_that_names_the_help(capsys, words, sentence):
+    assert cli.main(words) == 2
+    assert capsys.readouterr() == ("", f"dfganext: {sentence}\n")
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr() == (f"dfganext {__version__}\n", "")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["predict", "--help"], ["score", "-h"]])
+def test_help_has_examples_and_exit_codes(capsys, words):
+    assert cli.main(words) == 0
+    out, err = capsys.readouterr()
+    out = re.sub(ANSI, "", out)  # FORCE_COLOR and GITHUB_ACTIONS colour it
+    assert err == ""
+    for part in ("Usage: dfganext", "Examples", "\n   dfganext ", "Exit codes", "some images could not be read"):
+        assert part in out
+
+
+@pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["predict", "-h"], 0), (["predict", "nowhere.png"], 2)])
+def test_help_and_a_mistyped_path_do_not_wait_for_slow_imports(words, code):
+    check = (
+        "import sys; from dfganext.cli import main; code = main(sys.argv[1:]); "
+        "assert not {'torch', 'mlflow', 'ray', 'pandas', 'matplotlib'} & set(sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", check, *words], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+
+
+def test_ctrl_c_exits_with_130(here, monkeypatch):
+    def interrupt(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "read", interrupt)
+    assert predict("images") == 130
+
+
+def test_a_bug_keeps_its_traceback(here, monkeypatch):
+    monkeypatch.setattr(cli, "read", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        predict("images")
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+def test_colours_and_progress_are_for_terminals_only(here, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert predict("images") == 1
+    piped, err = capsys.readouterr()
+    assert err == "" and "\x1b" not in piped
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert predict("images") == 1
+    assert capsys.readouterr().out == piped
+    assert "100%" in sys.stderr.getvalue()
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert predict("images") == 1
+    shown = sys.stdout.getvalue()
+    assert "\x1b[" in shown and "100%" in shown
+    plain = re.sub(ANSI, "", shown)
+    assert all(line in plain for line in piped.splitlines())
+
+    sys.stdout = Terminal()
+    assert predict("images", "--json") == 1
+    assert [row["path"] for row in json.loads(sys.stdout.getvalue())] == PATHS
 
 
 @pytest.mark.parametrize("link", [False, True])
@@ -182,13 +261,13 @@ def test_no_image_is_overwritten(here, capsys, link):
     assert before == {path: path.read_bytes() for path in (here / "images").rglob("*") if path.is_file()}
 
 
-def test_an_earlier_csv_stays_where_nothing_can_be_judged(here):
+def test_an_earlier_csv_stays_if_no_model_loads(here):
     Path("rows.csv").write_text("of last week\n")
     assert cli.main(["predict", "images", "--csv", "rows.csv", "--model", "nowhere"]) == 2
     assert Path("rows.csv").read_text() == "of last week\n"
 
 
-def test_rows_are_on_disk_as_soon_as_they_are_known(here, monkeypatch):
+def test_each_csv_row_is_on_disk_at_once(here, monkeypatch):
     read, seen = cli.read, []
     monkeypatch.setattr(cli, "BATCH_FILES", 1)
     monkeypatch.setattr(
@@ -198,15 +277,25 @@ def test_rows_are_on_disk_as_soon_as_they_are_known(here, monkeypatch):
     assert seen == [1, 2, 3, 4, 5]
 
 
-NAMES = ["car\rriage.png", "line\nfeed.png", "escape\x1b[2J.png", "日本.png", 'quote".png', os.fsdecode(b"caf\xe9.png")]
+NAMES = {
+    "car\rriage.png": "car\\rriage.png",
+    "line\nfeed.png": "line\\nfeed.png",
+    "escape\x1b[2J.png": "escape\\x1b[2J.png",
+    "csi\x9b2J.png": "csi\\x9b2J.png",
+    "separator\u2028.png": "separator\\u2028.png",
+    "日本.png": "日本.png",
+    'quote".png': 'quote".png',
+    os.fsdecode(b"caf\xe9.png"): "caf\\udce9.png",
+}
+"""File names, and how every output writes them."""
 
 
-def test_odd_names(here, capsysbinary):
+def test_control_characters_in_names_are_escaped(here, capsysbinary):
     folder = here / "odd"
     folder.mkdir()
     for name in NAMES:
         (folder / name).write_bytes(png(0, 1))
-    expected = sorted(cli.printable(f"odd/{name}") for name in NAMES)
+    expected = sorted(f"odd/{name}" for name in NAMES.values())
     assert predict("odd", "--json", "--csv", "rows.csv", "--heatmaps", "maps") == 0
     rows = json.loads(capsysbinary.readouterr().out.decode())
     assert sorted(row["path"] for row in rows) == expected
@@ -216,12 +305,15 @@ def test_odd_names(here, capsysbinary):
         assert sorted(row["path"] for row in csv.DictReader(stream)) == expected
     assert predict("odd") == 0
     out = capsysbinary.readouterr().out.decode()
-    assert len(out.splitlines()) == 1 + len(NAMES)
-    assert "\x1b" not in out
+    assert sorted(line.partition(".png")[0] for line in out.splitlines()[1:]) == [
+        path.removesuffix(".png") for path in expected
+    ]
+    assert predict("odd/no\x1b[2J\nwhere.png") == 2
+    assert capsysbinary.readouterr().err.startswith(b"dfganext: odd/no\\x1b[2J\\nwhere.png does not exist")
 
 
 def test_another_encoding_than_utf8(here):
-    """The terminal lacks the letters: JSON stays JSON, the table shows escapes."""
+    """Characters that the encoding lacks: JSON stays valid, the table shows escapes."""
     (here / "日本é😀.png").write_bytes(png(0, 1))
     command = [str(Path(sys.executable).parent / "dfganext"), "predict", "日本é😀.png", "--model", "model"]
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "1"}
@@ -231,7 +323,7 @@ def test_another_encoding_than_utf8(here):
     assert json.loads(asked[1].stdout)[0]["path"] == "日本é😀.png"
 
 
-def test_names_of_any_length(here, capsys):
+def test_long_names(here, capsys):
     name = "é" * 125
     Path(f"{name}.png").write_bytes(png(0, 1))
     Path(f"{name}.bmp").write_bytes(png(0, 1))
@@ -242,7 +334,7 @@ def test_names_of_any_length(here, capsys):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-def test_a_full_disk_is_a_sentence(here, capsys):
+def test_a_full_disk_is_reported_in_one_sentence(here, capsys):
     assert predict("images", "--csv", "/dev/full") == 2
     assert "--csv: /dev/full cannot be written (No space left on device)" in capsys.readouterr().err
     Path("maps").mkdir()
@@ -254,12 +346,10 @@ def test_a_full_disk_is_a_sentence(here, capsys):
         with Path("/dev/full").open("wb") as full:
             done = subprocess.run([*command, *words], stdout=full, stderr=subprocess.PIPE, text=True)
         assert done.returncode == 2
-        assert done.stderr == (
-            "dfganext: What was to be printed cannot be written ([Errno 28] No space left on device).\n"
-        )
+        assert done.stderr == ("dfganext: Cannot write to stdout ([Errno 28] No space left on device).\n")
 
 
-def test_files_that_are_none_are_rows(here, capsys):
+def test_a_pipe_is_a_row_with_an_error(here, capsys):
     os.mkfifo("images/pipe.jpg")
     odd = os.fsdecode(b"images/caf\xe9.png")
     Path(odd).write_bytes(png(0, 1))
@@ -270,7 +360,7 @@ def test_files_that_are_none_are_rows(here, capsys):
 
 
 def test_the_command_as_installed(here):
-    """Away from any terminal and any champion: one process, as a shell would run it."""
+    """In a process of its own, as a shell runs it, without a terminal or a champion."""
     command = Path(sys.executable).parent / "dfganext"
     done = subprocess.run([command, "predict", "images", "--json", "--model", "model"], capture_output=True, text=True)
     assert done.returncode == 1
@@ -278,7 +368,7 @@ def test_the_command_as_installed(here):
     assert [row["path"] for row in json.loads(done.stdout)] == PATHS
 
 
-def test_content_tells_images_without_a_suffix(tmp_path):
+def test_images_without_a_suffix_are_recognised_by_their_content(tmp_path):
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"):
         buffer = io.BytesIO()
         Image.new("RGB", (20, 20)).save(buffer, format=kind)

@@ -14,14 +14,14 @@ def names(entries) -> list[str]:
     return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
 
 
-def test_every_output_is_a_known_path():
+def test_every_output_is_in_paths():
     known = {value.as_posix() for value in vars(paths).values() if isinstance(value, Path)}
     for stage, spec in STAGES.items():
         for out in names(spec.get("outs", []) + spec.get("metrics", [])):
             assert out in known, f"{stage}: {out}"
 
 
-def test_every_setting_and_source_named_exists():
+def test_every_declared_setting_and_source_file_exists():
     flat = settings.flatten(settings.load_settings(ROOT / "params.yaml"))
     for stage, spec in STAGES.items():
         for key in (entry for entry in spec.get("params", []) if isinstance(entry, str)):
@@ -31,7 +31,7 @@ def test_every_setting_and_source_named_exists():
                 assert (ROOT / dependency).exists(), f"{stage}: {dependency}"
 
 
-def test_every_stage_has_a_script_of_its_name_that_names_itself():
+def test_every_stage_runs_the_script_of_its_name():
     for stage, spec in STAGES.items():
         assert spec["cmd"] == f"python -m stages.{stage}"
         text = (ROOT / "stages" / f"{stage}.py").read_text()

@@ -14,7 +14,7 @@ def handler():
     signal.signal(signal.SIGTERM, before)
 
 
-def ends(main) -> int:
+def exit_code(main) -> int:
     with pytest.raises(SystemExit) as end:
         pipeline.run(main)
     return end.value.code
@@ -30,30 +30,30 @@ def test_a_user_error_is_one_sentence(capsys):
     def main():
         raise UserError("params.yaml: loss must be one of ce, bce, not 'foo'.")
 
-    assert ends(main) == 1
+    assert exit_code(main) == 1
     assert capsys.readouterr().err == "error: params.yaml: loss must be one of ce, bce, not 'foo'.\n"
 
 
-def test_a_stopped_stage_says_so_without_a_traceback(capsys):
+def test_a_stopped_stage_prints_no_traceback(capsys):
     def main():
         raise KeyboardInterrupt
 
-    assert ends(main) == 130
+    assert exit_code(main) == 130
     assert capsys.readouterr().err == "stopped\n"
 
 
-def test_sigterm_lets_a_stage_tidy_up():
-    tidied = []
+def test_sigterm_lets_a_stage_clean_up():
+    cleaned_up = []
 
     def main():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             signal.pause()
         finally:
-            tidied.append(1)
+            cleaned_up.append(1)
 
-    assert ends(main) == 130
-    assert tidied == [1]
+    assert exit_code(main) == 130
+    assert cleaned_up == [1]
 
 
 def test_a_bug_keeps_its_traceback():

@@ -1,7 +1,8 @@
-"""Settings: params.yaml is read whole, and what is wrong in it is named."""
+"""params.yaml is read completely, and messages name what is wrong in it."""
 
 import copy
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,26 @@ from dfganext import settings
 from dfganext.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ["params.yaml", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "profiles").glob("*.yaml"))]
+PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
+
+PAPER = {
+    "download.source": "kaggle",
+    "subsample.per_class": 6000,
+    "convnext.architecture": "convnext_tiny.fb_in1k",
+    "convnext.weights": "imagenet",
+    "convnext.size": 256,
+    "convnext.epochs": 10,
+    "convnext.batch_size": 32,
+    "convnext.lr": 1e-4,
+    "convnext.lr_step": 2,
+    "convnext.augment.rotation": 15.0,
+    "convnext.augment.distortion": 0.3,
+    "autoencoder.size": 256,
+    "autoencoder.epochs": 10,
+    "table1.first.size": 256,
+    "table1.second.size": 152,
+    "machine.workers": 8,
+}
 
 
 @pytest.fixture
@@ -20,9 +40,9 @@ def values() -> dict[str, Any]:
     return yaml.safe_load((ROOT / "params.yaml").read_text())
 
 
-def changed(values: dict[str, Any], key: str, value: object) -> dict[str, Any]:
+def changed(values: dict[str, Any], key: object, value: object) -> dict[str, Any]:
     result = copy.deepcopy(values)
-    *sections, last = key.split(".")
+    *sections, last = key.split(".") if isinstance(key, str) else [key]
     place = result
     for section in sections:
         place = place[section]
@@ -30,112 +50,205 @@ def changed(values: dict[str, Any], key: str, value: object) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_every_shipped_file_is_valid(name):
-    settings.load_settings(ROOT / name)
-
-
-def test_profiles_have_the_same_keys_as_params():
-    keys = [list(settings.flatten(settings.load_settings(ROOT / name))) for name in FILES]
-    assert len(FILES) > 1 and all(one == keys[0] for one in keys)
-
-
-def test_paper_profile_has_the_papers_values():
-    paper = settings.load_settings(ROOT / "profiles" / "paper.yaml")
-    assert paper.subsample.per_class == 6000 and paper.subsample.train_to_test == 5
-    convnext = paper.convnext
-    assert (convnext.size, convnext.epochs, convnext.lr, convnext.lr_step, convnext.lr_gamma) == (256, 10, 1e-4, 2, 0.1)
-    assert convnext.weights == "imagenet" and paper.autoencoder.size == 256 and paper.autoencoder.threshold == 0.0035
+@pytest.fixture
+def params(tmp_path, monkeypatch) -> Path:
+    """A copy of the shipped params.yaml in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copy(ROOT / "params.yaml", "params.yaml"))
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "says"),
+    ("key", "value", "message"),
     [
         ("loss", "foo", "loss must be one of ce, bce, not 'foo'"),
         ("loss", None, "loss must be one of ce, bce, not null"),
         ("lossy", "ce", "unknown key lossy"),
         ("convnext.lrr", 1, "unknown key convnext.lrr"),
         ("convnext.lr", "fast", "convnext.lr must be a number above 0, not 'fast'"),
+        ("convnext.lr", True, "convnext.lr must be a number above 0, not True"),
+        ("convnext.lr", "nan", "convnext.lr must be a number above 0, not 'nan'"),
+        ("resize.reencode", 1, "resize.reencode must be true or false, not 1"),
+        ("resize.reencode", "yes", "resize.reencode must be true or false, not 'yes'"),
+        ("subsample.near_duplicate_bits", "44", "must be a whole number from 0 to 128, not '44'"),
+        ("report.data", 2024, "report.data must be a text that is not empty or null, not 2024"),
+        ("convnext", None, "convnext must be a mapping of keys, not null"),
+        (3, 4, "unknown key 3; the top level takes seed, loss, download"),
         ("convnext.lr", 0, "convnext.lr must be a number above 0"),
         ("convnext.lr", float("nan"), "convnext.lr must be a number"),
-        ("convnext.epochs", 1.5, "convnext.epochs must be a whole number of at least 1, not 1.5"),
-        ("convnext.epochs", True, "convnext.epochs must be a whole number of at least 1, not True"),
-        ("convnext.size", 50, "convnext.size must be a whole number divisible by 8 of at least 32"),
+        ("convnext.epochs", 1.5, "convnext.epochs must be a whole number from 1 to 1000000000, not 1.5"),
+        ("convnext.epochs", True, "convnext.epochs must be a whole number from 1 to 1000000000, not True"),
+        ("convnext.size", 50, "convnext.size must be a whole number from 32 to 32768 and divisible by 8, not 50"),
         ("convnext", 3, "convnext must be a mapping"),
-        ("convnext.architecture", " ", "convnext.architecture must be a text"),
+        ("convnext.architecture", " ", "convnext.architecture must be a text that is not empty, not ' '"),
         ("convnext.augment.rotation", 300, "convnext.augment.rotation must be a number from 0 to 180"),
-        ("subsample.per_class", 2, "subsample.per_class must be a whole number of at least 4 or null, not 2"),
+        ("subsample.per_class", 2, "subsample.per_class must be a whole number from 4 to 1000000000 or null, not 2"),
         ("promote.architectures", "convnext_tiny", "promote.architectures must be a list of names"),
         ("promote.architectures", [1], "promote.architectures must be a list of names"),
         ("convnext.lr", float("inf"), "convnext.lr must be a number above 0, not inf"),
         ("density.bandwidth", 1e-200, "density.bandwidth must be a number from 1e-06 to 1000000, not 1e-200"),
         ("density.bandwidth", 1e160, "density.bandwidth must be a number from 1e-06 to 1000000, not 1e+160"),
-        ("download.max_megapixels", 1e308, "download.max_megapixels must be a number above 0 up to 10000, not 1e+308"),
+        (
+            "download.max_megapixels",
+            1e308,
+            "download.max_megapixels must be a number above 0 and at most 10000, not 1e+308",
+        ),
         ("download.source", ["data"], "download.source must be one of data, kaggle, huggingface, url"),
     ],
 )
-def test_what_is_wrong_is_named(values, key, value, says):
-    with pytest.raises(UserError, match=r"params\.yaml: ") as caught:
+def test_messages_name_source_key_value_and_what_is_allowed(values, key, value, message):
+    with pytest.raises(UserError, match=r"^params\.yaml: .*\.$") as caught:
         settings.from_mapping(changed(values, key, value))
-    assert says in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("digits", [400, 5000])
-def test_a_number_beyond_all_reason_is_named(values, digits):
+def test_a_number_too_large_for_a_float_is_refused(values, digits):
     for key in ("convnext.lr", "convnext.epochs"):
         with pytest.raises(UserError, match=rf"params\.yaml: {key} must be a .*number .*, not "):
             settings.from_mapping(changed(values, key, 10**digits))
 
 
-def test_a_missing_key_is_named(values):
+def test_messages_name_a_missing_key(values):
     del values["convnext"]["lr"]
     with pytest.raises(UserError, match=r"convnext\.lr is missing"):
         settings.from_mapping(values)
 
 
-def test_numbers_as_yaml_reads_them(values):
+def test_a_misspelt_key_is_called_unknown_rather_than_missing(values):
+    values["convnext"]["lrr"] = values["convnext"].pop("lr")
+    with pytest.raises(UserError, match=r"unknown key convnext\.lrr; convnext takes architecture, .*, lr, "):
+        settings.from_mapping(values)
+
+
+def test_a_rule_about_two_keys_names_the_source(values):
+    values["convnext"] |= {"processes": 4, "batch_size": 2}
+    with pytest.raises(UserError, match=r"^mine\.yaml: convnext\.processes: 4 processes cannot share batches of 2 "):
+        settings.from_mapping(values, source="mine.yaml")
+
+
+def test_numbers_as_yaml_1_1_reads_them(values):
     assert settings.from_mapping(changed(values, "convnext.lr", "1e-4")).convnext.lr == 1e-4
     rotation = settings.from_mapping(changed(values, "convnext.augment.rotation", 5)).convnext.augment.rotation
     assert isinstance(rotation, float) and rotation == 5
 
 
 def test_settings_are_frozen(shipped):
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        shipped.loss = "bce"
+    for section, key in ((shipped, "loss"), (shipped.convnext, "lr")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(section, key, getattr(section, key))
 
 
-def test_flatten_has_the_names_that_dvc_takes(shipped, values):
+def test_flatten_returns_the_names_that_dvc_takes(shipped, values):
     flat = settings.flatten(shipped)
     assert flat["loss"] == values["loss"] and flat["convnext.lr"] == values["convnext"]["lr"]
     assert flat["convnext.augment.horizontal_flip"] == 0.5 and flat["promote.architectures"] == ["convnext_tiny"]
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (None, "is missing"),
-        (b"a: [", "no valid YAML"),
+        (b"a: [", "not valid YAML"),
         (b"- 1", "must be a mapping"),
-        (b"revision: 2024-13-01", "no valid YAML: month must be in 1..12"),
-        (b"seed: " + b"1" * 5000, "no valid YAML: .*digits"),
-        (b"[" * 5000, "no valid YAML"),
+        (b"revision: 2024-13-01", "not valid YAML: month must be in 1..12"),
+        (b"seed: " + b"1" * 5000, "not valid YAML: .*digits"),
+        (b"[" * 5000, "not valid YAML"),
         ("report: été".encode("latin-1"), "not in UTF-8"),
         ("report: été".encode("utf-16"), "not in UTF-8"),
     ],
 )
-def test_a_file_that_is_no_settings(tmp_path, content, says):
+def test_a_file_without_settings(tmp_path, content, message):
     path = tmp_path / "params.yaml"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         settings.load_settings(path)
 
 
-def test_a_folder_is_no_settings(tmp_path):
+def test_a_folder_instead_of_a_file(tmp_path):
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
         settings.load_settings(tmp_path)
 
 
 @pytest.mark.parametrize(("weights", "file"), [("random", None), ("imagenet", None), ("a/w.pth", "a/w.pth")])
-def test_the_weights_file_of_a_setting(weights, file):
+def test_weights_file(weights, file):
     assert settings.weights_file(weights) == (None if file is None else Path(file))
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.name)
+def test_every_profile_is_valid_and_holds_only_changes(params, profile):
+    before = settings.flatten(settings.load_settings(params))
+    lines = settings.apply_profile(profile, params)
+    after = settings.flatten(settings.load_settings(params))
+    assert [line.split(":")[0] for line in lines] == [key for key in before if before[key] != after[key]]
+
+    def keys(values, prefix=""):
+        for key, value in values.items():
+            yield from keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+
+    assert set(keys(yaml.safe_load(profile.read_text()))) == {line.split(":")[0] for line in lines}
+
+
+def test_the_paper_profile_changes_these_settings_and_no_others(params, shipped, capsys):
+    settings.main([str(ROOT / "profiles/paper.yaml")])
+    assert settings.flatten(settings.load_settings(params)) == settings.flatten(shipped) | PAPER
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(PAPER) and "convnext.size: 96 -> 256" in lines
+    settings.main([str(ROOT / "profiles/paper.yaml")])
+    assert capsys.readouterr().out == "params.yaml has these values already.\n"
+
+
+def test_a_profile_keeps_comments_order_and_other_lines(params):
+    before = params.read_text().splitlines()
+    settings.apply_profile(ROOT / "profiles/paper.yaml", params)
+    after = params.read_text().splitlines()
+    assert len(before) == len(after)
+    assert sum(old != new for old, new in zip(before, after, strict=True)) == len(PAPER)
+    for old, new in zip(before, after, strict=True):
+        assert old.partition(":")[0] == new.partition(":")[0]
+        assert old.partition("#")[2] == new.partition("#")[2]
+
+
+@pytest.mark.parametrize("value", ["null", "1e-4", "1.0e-4", "true", "yes", "'256'", "[a, b]", "é", "2024-01-02"])
+def test_a_profile_value_is_read_as_in_params(params, value):
+    """ruamel.yaml reads YAML 1.2 and PyYAML 1.1; only PyYAML's reading counts."""
+    Path("profile.yaml").write_text(f"convnext: {{lr: {value}}}\nreport: {{data: {value}}}\n", encoding="utf-8")
+    expected = yaml.safe_load(params.read_text())
+    changes = yaml.safe_load(Path("profile.yaml").read_text(encoding="utf-8"))
+    expected["convnext"] |= changes["convnext"]
+    expected["report"] |= changes["report"]
+    assert yaml.safe_load(settings._merge_yaml(params.read_text(), changes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("convnext: {size: 50}", r"profile\.yaml: convnext\.size must be .*, not 50"),
+        ("convnext: {lrr: 1}", r"profile\.yaml: unknown key convnext\.lrr"),
+        ("convnext: 3", r"profile\.yaml: convnext must be a mapping of keys, not 3"),
+        ("convnext: {processes: 99}", r"profile\.yaml: convnext\.processes: 99 processes cannot share"),
+        ("loss: [", r"profile\.yaml is not valid YAML"),
+        ("- loss", r"profile\.yaml: the top level must be a mapping"),
+        ("", r"profile\.yaml: the top level must be a mapping"),
+        (None, r"profile\.yaml is missing"),
+    ],
+)
+def test_a_wrong_profile_changes_nothing(params, content, message):
+    before = params.read_bytes()
+    if content is not None:
+        Path("profile.yaml").write_text(content)
+    with pytest.raises(SystemExit, match=f"error: {message}"):
+        settings.main(["profile.yaml"])
+    assert params.read_bytes() == before
+
+
+def test_a_profile_is_not_applied_to_wrong_params(params):
+    params.write_text(params.read_text().replace("loss: ce", "loss: foo"))
+    with pytest.raises(UserError, match=r"^params\.yaml: loss must be one of ce, bce, not 'foo'"):
+        settings.apply_profile(ROOT / "profiles/paper.yaml", params)
+
+
+def test_a_duplicate_key_in_params_is_named(params):
+    params.write_text(params.read_text() + "seed: 21\n")
+    with pytest.raises(UserError, match=r"^params\.yaml is not valid YAML 1\.2: .*duplicate key"):
+        settings.apply_profile(ROOT / "profiles/paper.yaml", params)

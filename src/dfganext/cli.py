@@ -1,124 +1,253 @@
-"""The command `dfganext`: verdicts on image files and folders, and on very many of them.
+"""The command `dfganext`: classify image files and folders as real or fake.
 
-Exit codes: 0, every image was judged; 1, some could not be read; 2, wrong usage or no model.
+Exit codes: 0, every image was classified; 1, some images could not be read; 2, wrong usage or no model; 130, interrupted.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.text import Text
+from typer.exceptions import TyperException
 
 import dfganext
-from dfganext import runtime as process
+from dfganext import runtime
 from dfganext.data.discovery import BATCH_BYTES, BATCH_FILES, Unread, find_images, read
 from dfganext.data.trees import printable, shortened
 from dfganext.errors import UserError, one_line
-from dfganext.pipeline import INTERRUPTED
 
-if TYPE_CHECKING:  # torch takes seconds to import; a mistyped path is reported before that
+if TYPE_CHECKING:  # importing torch takes seconds: --help and a mistyped path must not wait for it
     from dfganext.inference.detector import Detector
 
+Row = dict[str, Any]
+"""path, label, p_fake, threshold, error, and heatmap where one was written."""
+
 COLUMNS = ("path", "label", "p_fake", "threshold", "error")
+"""Of the CSV file."""
 
 STEM_BYTES = 200
-"""Of a heat map's name; file systems allow 255 with number and ending."""
+"""Maximum length of a heat map's name without number and suffix; file systems allow 255 bytes with them."""
+
+STYLES = {"fake": "bold red", "real": "green", None: "yellow"}
+"""Colours of rows on a terminal, by label."""
+
+EXIT_CODES = """[bold]Exit codes[/]
+  0  every image was classified
+  1  some images could not be read: their rows say why, under error
+  2  wrong usage, or no model"""
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a bug keeps Python's traceback
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    process.prepare()
-    if hasattr(sys.stdout, "reconfigure"):  # file names may have letters that the terminal has not
+    """Run the command line; returns the exit code. An error is printed to stderr as one sentence."""
+    runtime.prepare()
+    if hasattr(sys.stdout, "reconfigure"):  # a file name may have characters that the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = options.run(options)
+        code = app(arguments, prog_name="dfganext", standalone_mode=False)
         sys.stdout.flush()
-        return code
+        return code or 0
+    except TyperException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "dfganext"
+        return _fail(f"{error.format_message().rstrip('.')} (see `{command} --help`).")
     except UserError as error:
-        print(f"dfganext: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        _silence_stdout()
+        return _fail(str(error))
+    except BrokenPipeError:  # the program that reads our output has stopped, as `head` does
+        _discard_stdout()
         return 1
     except OSError as error:
-        if error.filename:  # not stdout's
+        if error.filename:  # not stdout: a bug
             raise
-        print(f"dfganext: What was to be printed cannot be written ({one_line(error)}).", file=sys.stderr)
-        _silence_stdout()
-        return 2
+        _discard_stdout()
+        return _fail(f"Cannot write to stdout ({one_line(error)}).")
 
 
-def predict(options: argparse.Namespace) -> int:
-    """Judge every image of the paths; print, and write what was asked for."""
-    files = find_images(options.paths)
+def _fail(message: str) -> int:
+    print(f"dfganext: {printable(message)}", file=sys.stderr)
+    return 2
+
+
+def _probability(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise typer.BadParameter(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URI",
+        show_default="the champion",
+        help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/PATH or a local folder.",
+    ),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        metavar="T",
+        parser=_probability,
+        show_default="the model's own, chosen on the validation split",
+        help="Label an image fake where p_fake is above T, from 0 to 1.",
+    ),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dfganext {dfganext.__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog=f"""[bold]Examples[/]
+  dfganext predict photo.jpg
+  dfganext predict folder/ --csv rows.csv --heatmaps maps/
+  dfganext score folder/ rows/ --workers 8
+
+{EXIT_CODES}"""
+)
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Tell GAN-generated face images from photographs."""
+
+
+@app.command(
+    short_help="Classify image files and folders.",
+    epilog=f"""[bold]Examples[/]
+  dfganext predict photo.jpg
+  dfganext predict folder/ other.png --json > rows.json
+  dfganext predict folder/ --csv rows.csv --heatmaps maps/
+  dfganext predict folder/ --model artifacts/models/convnext --threshold 0.4
+
+{EXIT_CODES}""",
+)
+def predict(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Image files, or folders to search for images.")],
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Also write the rows, with the threshold, to FILE.")
+    ] = None,
+    json_rows: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    heatmaps: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write one PNG per image to DIR: the regions that speak for the fake class."),
+    ] = None,
+    model: Model = None,
+    threshold: Threshold = None,
+) -> int:
+    """Classify image files and folders. Prints one row per image, unreadable ones included, in path order: path, label
+    (real or fake), p_fake (the probability of fake) and error (why an image could not be read)."""
+    files = find_images(paths)
     with ExitStack() as stack:
-        heatmaps = heatmap_files(files, options.heatmaps) if options.heatmaps else {}
-        if options.csv:
-            _spare_images([options.csv], files, "--csv", "file")
-        detector = _load(options.model, options.threshold, stack)
-        writers: list[_Rows] = [stack.enter_context(_CsvRows(options.csv))] if options.csv else []
-        writers.append(stack.enter_context(_JsonRows()) if options.json else stack.enter_context(_TableRows(files)))
-        unread = 0
-        for row in _progress(judge_files(detector, files, heatmaps), len(files)):
-            unread += row["error"] is not None
-            for writer in writers:
-                writer.write(row)
-    return 1 if unread else 0
+        targets = heatmap_files(files, heatmaps) if heatmaps else {}
+        if csv_file:
+            _refuse_overwrite([csv_file], files, "--csv", "file")
+        detector = _load(model, threshold, stack)
+        writers = [stack.enter_context(_csv_rows(csv_file))] if csv_file else []
+        console = Console(force_terminal=sys.stdout.isatty(), soft_wrap=True, highlight=False)
+        writers.append(stack.enter_context(_json_rows()) if json_rows else _table_rows(console, files))
+        rows = predict_files(detector, files, targets)
+        progress = stack.enter_context(_progress(console, json_rows))
+        unreadable = 0
+        for row in progress.track(rows, total=len(files), description="predict"):
+            unreadable += row["error"] is not None
+            for write in writers:
+                write(row)
+    return 1 if unreadable else 0
 
 
-def score(options: argparse.Namespace) -> int:
-    """Judge very many images on Ray; the rows go to Parquet files."""
+@app.command(
+    short_help="Classify very many images with Ray and write Parquet files.",
+    epilog=f"""[bold]Examples[/]
+  dfganext score folder/ rows/
+  dfganext score 'folder/*.jpg' more/ rows/ --workers 8
+  dfganext score s3://BUCKET/FOLDER s3://BUCKET/ROWS
+  RAY_ADDRESS=HOST:PORT dfganext score /shared/folder /shared/rows
+
+[bold]Columns[/]
+  path, label, p_fake, threshold, error, retry, size, modified, model_version
+
+{EXIT_CODES}""",
+)
+def score(
+    places: Annotated[
+        list[str], typer.Argument(metavar="IN", help="Folders, files, globs, or one address: s3://BUCKET/FOLDER.")
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The folder, or address, of the rows.")],
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, show_default="one per core", help="Number of processes.")
+    ] = None,
+    model: Model = None,
+    threshold: Threshold = None,
+) -> int:
+    """Classify very many images with Ray and write the rows to Parquet files. Run again, it continues where it stopped, and
+    repeats images that are new or changed, and those that could not be read for a reason that may have passed. RAY_ADDRESS
+    names a Ray cluster; without it, this machine is used."""
     from dfganext import scoring
 
     done = scoring.score(
-        options.places,
-        options.out,
-        options.model,
-        options.workers,
-        threshold=options.threshold,
+        places,
+        out,
+        model,
+        workers,
+        threshold=threshold,
         on_progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
     print(
-        f"{done.scored:,} of {done.total:,} images judged now ({done.rescored:,} of them again), {done.kept:,} before; "
+        f"{done.scored:,} of {done.total:,} images classified now ({done.rescored:,} of them again), {done.kept:,} before; "
         f"{done.unreadable:,} could not be read (see column error). Rows: {printable(done.out)}"
     )
     return 1 if done.unreadable else 0
 
 
-def judge_files(detector: Detector, files: Iterable[Path], heatmaps: dict[Path, Path]) -> Iterator[dict[str, Any]]:
-    """One row a file, in order: path, label, p_fake, threshold, error, and heatmap, the PNG written, where there is one.
+def predict_files(detector: Detector, files: Iterable[Path], heatmaps: dict[Path, Path]) -> Iterator[Row]:
+    """Yield one row per file, in order, and write the heat maps.
 
     Args:
-        heatmaps: where the heat map of each file goes; empty for none.
+        heatmaps: the PNG to write for each file; empty for none.
     """
     for batch in _batches(files):
         encoded = [data if isinstance(data, bytes) else data.reason for _, data in batch]
-        verdicts = detector.predict(encoded, explain=bool(heatmaps))
-        for (path, _), verdict in zip(batch, verdicts, strict=True):
-            row: dict[str, Any] = {"path": printable(str(path)), "label": verdict.label, "p_fake": verdict.p_fake}
-            row |= {"threshold": verdict.threshold, "error": verdict.error}
-            if verdict.heatmap is not None:
-                _write_heatmap(heatmaps[path], verdict.heatmap)
+        predictions = detector.predict(encoded, explain=bool(heatmaps))
+        for (path, _), found in zip(batch, predictions, strict=True):
+            row: Row = {"path": printable(str(path)), "label": found.label, "p_fake": found.p_fake}
+            row |= {"threshold": found.threshold, "error": found.error}
+            if found.heatmap is not None:
+                with _writing(heatmaps[path], "--heatmaps", "folder"):
+                    heatmaps[path].write_bytes(found.heatmap)
                 row["heatmap"] = printable(str(heatmaps[path]))
             yield row
 
 
 def heatmap_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """A name in `folder`, which is made, for the heat map of each file: its own, numbered where that is taken.
+    """Create `folder` and name the heat map of each file in it: the file's own name, with a number where that is taken.
 
     Raises:
-        UserError: the folder cannot be made, or one of the files would be overwritten.
+        UserError: the folder cannot be created, or a heat map would overwrite one of the files.
     """
     _make_folder(folder, "--heatmaps")
     taken: set[str] = set()
@@ -131,151 +260,65 @@ def heatmap_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
             name = f"{stem}-{number}.png"
         taken.add(name.casefold())
         names[path] = folder / name
-    _spare_images(names.values(), files, "--heatmaps", "folder")
+    _refuse_overwrite(names.values(), files, "--heatmaps", "folder")
     return names
 
 
-class _Rows(Protocol):
-    """Takes the rows one by one."""
+@contextmanager
+def _csv_rows(path: Path) -> Iterator[Callable[[Row], object]]:
+    """A function that writes a row to a CSV file; each row is on disk at once."""
+    _make_folder(path.parent, "--csv")
+    with _writing(path, "--csv", "file"):
+        stream = path.open("w", newline="", encoding="utf-8", buffering=1)
+    rows = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
 
-    def write(self, row: dict[str, Any]) -> None: ...
+    def write(row: Row) -> None:
+        with _writing(path, "--csv", "file"):
+            rows.writerow(row)
 
-
-class _CsvRows:
-    """Rows to a CSV file, each there as soon as it is known."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> _CsvRows:
-        _make_folder(self.path.parent, "--csv")
-        try:
-            self.stream: TextIO = self.path.open("w", newline="", encoding="utf-8", buffering=1)
-        except OSError as error:
-            raise self._failed(error) from None
-        options: dict[str, Any] = {"extrasaction": "ignore", "lineterminator": "\n"}
-        self.rows = csv.DictWriter(self.stream, COLUMNS, **options)
-        self.quoted = csv.DictWriter(self.stream, COLUMNS, **options, quoting=csv.QUOTE_ALL)
-        self._write(self.rows.writeheader)
-        return self
-
-    def write(self, row: dict[str, Any]) -> None:
-        # before Python 3.13, a carriage return in a name is not taken for a reason to quote it
-        rows = self.quoted if "\r" in row["path"] else self.rows
-        self._write(lambda: rows.writerow(row))
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # told by _write, or of no row
-            self.stream.close()
-
-    def _write(self, call: Callable[[], object]) -> None:
-        try:
-            call()
-        except OSError as error:
-            raise self._failed(error) from None
-
-    def _failed(self, error: OSError) -> UserError:
-        return UserError(f"--csv: {self.path} cannot be written ({error.strerror}); name another file.")
-
-
-class _JsonRows:
-    """Rows to stdout as one JSON list, as they come."""
-
-    def __enter__(self) -> _JsonRows:
-        self.before = "[\n"
-        return self
-
-    def write(self, row: dict[str, Any]) -> None:
-        ascii_only = (sys.stdout.encoding or "").replace("-", "").casefold() != "utf8"
-        print(f"{self.before}  {json.dumps(row, ensure_ascii=ascii_only)}", end="")
-        self.before = ",\n"
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            print("\n]")
-
-
-class _TableRows:
-    """Rows to stdout in columns, as they come."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.width = max(len(_in_a_line(printable(str(path)))) for path in files)
-
-    def __enter__(self) -> _TableRows:
-        print(f"{'path':<{self.width}}  label  p_fake  error")
-        return self
-
-    def write(self, row: dict[str, Any]) -> None:
-        p_fake = "-" if row["p_fake"] is None else f"{row['p_fake']:.4f}"
-        line = f"{_in_a_line(row['path']):<{self.width}}  {row['label'] or '-':<5}  {p_fake:>6}  {row['error'] or ''}"
-        print(line.rstrip())
-
-    def __exit__(self, *_: object) -> None:
-        sys.stdout.flush()
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dfganext", description="Tell GAN-generated faces from photographs.")
-    parser.add_argument("--version", action="version", version=f"dfganext {dfganext.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser(
-        "predict",
-        help="judge image files and folders",
-        description="Print a row an image: its path, real or fake, the probability of fake, and why it could not be judged.",
-        epilog="Exit code 0: all judged; 1: some could not be read; 2: wrong usage or no model.",
-    )
-    command.add_argument("paths", nargs="+", metavar="PATH", help="an image file, or a folder searched for images")
-    command.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows, with the threshold, to FILE")
-    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    command.add_argument("--heatmaps", type=Path, metavar="DIR", help="write a PNG an image: where the evidence lies")
-    _add_model(command)
-    command.set_defaults(run=predict)
-    command = commands.add_parser(
-        "score",
-        help="judge very many images, on Ray, to Parquet files",
-        description="Write Parquet files with a row an image: path, label, p_fake, threshold, error, retry, size, modified, "
-        "model_version. Started again, it goes on where it stopped, and judges what has come or changed since, and what could "
-        "not be read for a reason that may have passed. RAY_ADDRESS names a Ray cluster to run on; default: this machine.",
-        epilog="Exit code 0: all judged; 1: some could not be read; 2: wrong usage or no model.",
-    )
-    command.add_argument(
-        "places", nargs="+", metavar="IN", help="folders, files, globs, or one address such as s3://BUCKET/FOLDER"
-    )
-    command.add_argument("out", metavar="OUT", help="a folder for the rows, or an address")
-    command.add_argument("--workers", type=_count, metavar="N", help="processes that judge; default: one a core")
-    _add_model(command)
-    command.set_defaults(run=score)
-    return parser
-
-
-def _add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--model",
-        metavar="URI",
-        help="models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/PATH or a local folder; default: the champion",
-    )
-    command.add_argument(
-        "--threshold",
-        type=_probability,
-        metavar="T",
-        help="an image is fake where p_fake is above T, 0 to 1; default: the model's own, chosen on validation images",
-    )
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes: give 1 or more")
-    return int(text)
-
-
-def _probability(text: str) -> float:
     try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no threshold: give a number from 0 to 1")
-    return value
+        write(dict(zip(COLUMNS, COLUMNS, strict=True)))
+        yield write
+    finally:
+        with suppress(OSError):  # reported by write
+            stream.close()
+
+
+@contextmanager
+def _json_rows() -> Iterator[Callable[[Row], object]]:
+    """A function that prints a row of a JSON list."""
+    ascii_only = (sys.stdout.encoding or "").replace("-", "").casefold() != "utf8"
+    before = "[\n"
+
+    def write(row: Row) -> None:
+        nonlocal before
+        print(f"{before}  {json.dumps(row, ensure_ascii=ascii_only)}", end="")
+        before = ",\n"
+
+    yield write
+    print("\n]")
+
+
+def _table_rows(console: Console, files: Sequence[Path]) -> Callable[[Row], object]:
+    """Print a header; returns a function that prints a row. Own columns: rich's Table needs all rows before the first."""
+    width = max(len(printable(str(path))) for path in files)
+    console.print(Text(f"{'path':<{width}}  label  p_fake  error", style="bold"))
+
+    def write(row: Row) -> None:
+        p_fake = "-" if row["p_fake"] is None else f"{row['p_fake']:.4f}"
+        line = f"{row['path']:<{width}}  {row['label'] or '-':<5}  {p_fake:>6}  {row['error'] or ''}"
+        text = Text(line.rstrip())
+        text.stylize(STYLES[row["label"]], start=width)
+        console.print(text)
+
+    return write
+
+
+def _progress(out: Console, json_rows: bool) -> Progress:
+    """A progress bar below the table, or on stderr if stdout is not a terminal; none beside JSON on a terminal."""
+    console = out if out.is_terminal else Console(stderr=True, force_terminal=sys.stderr.isatty())
+    disable = not console.is_terminal or (out.is_terminal and json_rows)
+    return Progress(console=console, disable=disable, redirect_stdout=False, transient=True)
 
 
 def _load(uri: str | None, threshold: float | None, stack: ExitStack) -> Detector:
@@ -289,33 +332,30 @@ def _load(uri: str | None, threshold: float | None, stack: ExitStack) -> Detecto
 
 
 def _batches(files: Iterable[Path]) -> Iterator[list[tuple[Path, bytes | Unread]]]:
-    """Paths with their files' bytes, or with why they could not be read."""
+    """Yield batches of paths with their files' bytes, or the reason why there are none."""
     batch: list[tuple[Path, bytes | Unread]] = []
-    held = 0
+    size = 0
     for path in files:
         data = read(path)
         batch.append((path, data))
-        held += len(data) if isinstance(data, bytes) else 0
-        if len(batch) == BATCH_FILES or held > BATCH_BYTES:
+        size += len(data) if isinstance(data, bytes) else 0
+        if len(batch) == BATCH_FILES or size > BATCH_BYTES:
             yield batch
-            batch, held = [], 0
+            batch, size = [], 0
     if batch:
         yield batch
 
 
-def _in_a_line(text: str) -> str:
-    """Text without the characters that would end the line or steer the terminal."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: ascii(found[0])[1:-1], text)
-
-
-def _write_heatmap(path: Path, data: bytes) -> None:
+@contextmanager
+def _writing(path: Path, option: str, kind: str) -> Iterator[None]:
+    """UserError that names the option where `path` cannot be written."""
     try:
-        path.write_bytes(data)
+        yield
     except OSError as error:
-        raise UserError(f"--heatmaps: {path} cannot be written ({error.strerror}); name another folder.") from None
+        raise UserError(f"{option}: {path} cannot be written ({error.strerror}); name another {kind}.") from None
 
 
-def _spare_images(targets: Iterable[Path], files: Iterable[Path], option: str, kind: str) -> None:
+def _refuse_overwrite(targets: Iterable[Path], files: Iterable[Path], option: str, kind: str) -> None:
     """UserError where a target is one of the images."""
     images = {path.resolve() for path in files}
     for target in targets:
@@ -323,21 +363,14 @@ def _spare_images(targets: Iterable[Path], files: Iterable[Path], option: str, k
             raise UserError(f"{option}: {target} is one of the images and would be overwritten; name another {kind}.")
 
 
-def _silence_stdout() -> None:
-    """So that the interpreter's last attempt to write what is left does not fail as well."""
-    with suppress(OSError, ValueError):  # not a file of the system's
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _make_folder(folder: Path, option: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{option}: {folder} cannot be made a folder ({error.strerror}); name another.") from None
+        raise UserError(f"{option}: the folder {folder} cannot be created ({error.strerror}); name another.") from None
 
 
-def _progress(rows: Iterator[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
-    """A bar on stderr, where that is a terminal and the rows themselves do not show how far it is."""
-    from tqdm import tqdm
-
-    return iter(tqdm(rows, total=total, unit="image", disable=not sys.stderr.isatty() or sys.stdout.isatty()))
+def _discard_stdout() -> None:
+    """Send stdout to /dev/null, or the interpreter's last flush would fail again."""
+    with suppress(OSError, ValueError):  # stdout is not a file of the operating system
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

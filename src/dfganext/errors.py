@@ -1,13 +1,13 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""The exception for errors that the user can correct."""
 
 
 class UserError(Exception):
-    """Something the user can put right; the message is one sentence that names the file or key and what to do.
+    """An error that the user can correct. The message is one sentence that names the file or key and what to do.
 
-    Command lines and stages print the message without a traceback and exit with a code other than 0.
+    Commands and stages print the message without a traceback and exit with a code other than 0.
     """
 
 
 def one_line(error: BaseException) -> str:
-    """What another library's exception says, on one line, to be part of a sentence; its type where it says nothing."""
+    """The message of another library's exception on one line, to put in a sentence; its type if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Where the workflow keeps things, relative to the repository root. dvc.yaml repeats these; a test compares the two."""
+"""Paths of the workflow's files, relative to the repository root. dvc.yaml repeats them; a test compares the two."""
 
 import os
 from pathlib import Path
@@ -55,14 +55,14 @@ PAGE_FIGURES = FIGURES / "page"
 
 
 def images_of_size(size: int) -> Path:
-    """The folder of uint8 arrays of `size` x `size` pixels."""
+    """Folder of the uint8 arrays of images of `size` x `size` pixels."""
     return IMAGES / str(size)
 
 
 def work() -> Path:
-    """What an interrupted run leaves to go on from: partial downloads and training checkpoints.
+    """Folder of what an interrupted run continues from: partial downloads and training checkpoints.
 
-    DVC removes a stage's outputs before it runs, and a temporary workspace after it, so this lies beside the repository's
-    own files, which DVC names in DVC_ROOT.
+    It is in the repository itself, which DVC names in DVC_ROOT: DVC deletes a stage's outputs before the stage runs, and a
+    temporary workspace after it.
     """
     return Path(os.environ.get("DVC_ROOT", ".")) / ".dfganext"

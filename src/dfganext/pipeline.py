@@ -1,4 +1,4 @@
-"""How a stage ends: quietly, or with one sentence for the person at the keyboard."""
+"""Run a stage's main function: errors as one sentence, and exit codes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from collections.abc import Callable
 from dfganext.errors import UserError
 
 INTERRUPTED = 130
-"""Exit code of a stage that was stopped (128 + SIGINT), as shells have it."""
+"""Exit code of a stage that was stopped: 128 + SIGINT, as in shells."""
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a stage's `main` and leave the process if it failed.
+    """Call a stage's `main`; exit the process if it failed.
 
-    A UserError is printed as "error: ..." to stderr, without a traceback, exit code 1. Ctrl-C and SIGTERM alike raise
-    KeyboardInterrupt in `main`, which may tidy up; exit code 130. Any other exception is a bug and keeps its traceback.
+    A UserError is printed to stderr as "error: ...", without a traceback, and the exit code is 1. Ctrl-C and SIGTERM both raise
+    KeyboardInterrupt in `main`, which may clean up, and the exit code is 130. Any other exception is a bug and keeps its
+    traceback.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

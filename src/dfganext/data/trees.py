@@ -56,8 +56,12 @@ class Found:
 
 
 def printable(text: str) -> str:
-    """Text that can be written as UTF-8: bytes of file names that are none become \\udcXX escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """Text that fits on one line of any table or message: control characters become escapes such as \\r, \\x1b and \\u2028.
+
+    So do the bytes of a file name that are not UTF-8 (\\udcXX).
+    """
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: ascii(match[0])[1:-1], text)
 
 
 def shortened(name: str, length: int) -> str:
