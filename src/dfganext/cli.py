@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import dfganext
 from dfganext import runtime as process
-from dfganext.data.discovery import BATCH_BYTES, BATCH_FILES, Unread, find_images, read
-from dfganext.data.trees import printable, shortened
+from dfganext.data.discovery import BATCH_BYTES, BATCH_FILES, Unread, find_images, printable, read, shortened
 from dfganext.errors import UserError, one_line
 from dfganext.pipeline import INTERRUPTED
 

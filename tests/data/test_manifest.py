@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from dfganext import files
 from dfganext.data import manifest, sources
-from dfganext.data.trees import Tree
+from dfganext.data.discovery import files_of_source
 from dfganext.errors import UserError
 
 
@@ -335,7 +335,7 @@ def test_the_raw_folder_holds_nothing_old(built, put, picture, tmp_path):
 
 def test_it_does_not_empty_its_own_input(put, picture, tmp_path, download):
     put("real/1.png", picture(1))
-    collection = sources.Collection((Tree(tmp_path / "data", "data"),), ())
+    collection = sources.Collection(*files_of_source(tmp_path / "data", "data"))
     with pytest.raises(ValueError, match="overlap"):
         manifest.build(collection, tmp_path / "data/real", download())
     assert (tmp_path / "data/real/1.png").exists()

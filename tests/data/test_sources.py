@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from dfganext.data import sources
-from dfganext.data.trees import Found, label_of, walk
+from dfganext.data.discovery import label_of
 from dfganext.errors import UserError
 
 
@@ -35,8 +35,7 @@ def put(folder: Path, files: dict[str, bytes]) -> Path:
 
 def labelled(collection: sources.Collection) -> dict[str, str | None]:
     """{source: label} of every file found."""
-    found = [item for tree in collection.trees for item in walk(tree)]
-    return {item.source: label_of(item.path) for item in found if isinstance(item, Found)}
+    return {file.source: label_of(file.path) for file in collection.files}
 
 
 def test_the_class_is_the_nearest_folder_called_real_or_fake():
@@ -105,7 +104,7 @@ def test_a_folder_that_may_not_be_listed(tmp_path, download, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(UserError, match=r"data/ cannot be listed \(Permission denied\): mend its permissions"):
+    with pytest.raises(UserError, match=r"data/ cannot be listed \(Permission denied\): correct its permissions"):
         sources.collect(download(), tmp_path / "data", tmp_path / "work")
 
 
@@ -227,7 +226,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from dfganext.data import sources
-from dfganext.data.trees import Found, label_of, walk
+from dfganext.data.discovery import label_of
 from dfganext.errors import UserError
 from dfganext.settings import Download
 repository, revision, work = json.loads(sys.argv[1])
@@ -236,9 +235,8 @@ try:
 except UserError as error:
     print(json.dumps(str(error)))
 else:
-    files = [item for tree in found.trees for item in walk(tree)]
-    seen = {item.source: [label_of(item.path), item.file.read_bytes().hex()] for item in files if isinstance(item, Found)}
-    print(json.dumps([seen, [vars(item) for item in files if not isinstance(item, Found)], [vars(item) for item in found.rejects]]))
+    seen = {file.source: [label_of(file.path), file.file.read_bytes().hex()] for file in found.files}
+    print(json.dumps([seen, [reject._asdict() for reject in found.rejects]]))
 """
 
 
@@ -280,13 +278,13 @@ def hub(server, tmp_path):
 
 def test_a_tree_and_an_archive_on_the_hub(hub):
     files = {"README.md": b"faces", "set/real/1.png": b"one", "fake.zip": zipped({"2.png": b"two"})}
-    found, others, rejects = hub(files)
+    found, rejects = hub(files)
     assert found == {
         "owner/faces/README.md": [None, b"faces".hex()],
         "owner/faces/set/real/1.png": ["real", b"one".hex()],
         "owner/faces/fake.zip/2.png": ["fake", b"two".hex()],
     }
-    assert others == rejects == []
+    assert rejects == []
 
 
 def test_a_parquet_data_set_on_the_hub(hub):
@@ -301,7 +299,7 @@ def test_a_parquet_data_set_on_the_hub(hub):
     buffer, other = io.BytesIO(), io.BytesIO()
     parquet.write_table(table, buffer)
     pd.DataFrame({"x": [1]}).to_parquet(other)
-    found, _, rejects = hub({"data/train-00000-of-00001.parquet": buffer.getvalue(), "other.parquet": other.getvalue()})
+    found, rejects = hub({"data/train-00000-of-00001.parquet": buffer.getvalue(), "other.parquet": other.getvalue()})
     name = "owner/faces/data/train-00000-of-00001.parquet"
     other_name = "owner/faces/other.parquet"
     assert found.pop(other_name)[0] is None
