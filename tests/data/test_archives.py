@@ -175,14 +175,15 @@ def test_damaged_compressed_data_of_a_zip_concern_one_member(tmp_path, method):
     assert list(written(tmp_path / "out")) == ["real/2.png"]
 
 
-def test_a_size_that_understates_the_content_writes_no_more_than_stated(tmp_path):
+def test_a_size_that_understates_the_content_writes_no_more_than_stated(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MAX_BYTES", 1000)
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("real/1.png", bytes(1_000_000))
         file.writestr("real/2.png", b"two")
     data = path.read_bytes()
     path.write_bytes(data.replace((1_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little")))
-    (reject,) = archives.extract(path, tmp_path / "out", max_bytes=1000)
+    (reject,) = archives.extract(path, tmp_path / "out")
     assert reject.source.endswith("real/1.png")
     assert written(tmp_path / "out") == {"real/2.png": b"two"}
 
@@ -290,20 +291,21 @@ def test_a_zip_cut_short_is_one_clear_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
-def test_a_bomb_is_stopped_before_it_fills_the_disk(tmp_path, kind):
+def test_a_bomb_is_stopped_before_it_fills_the_disk(tmp_path, monkeypatch, kind):
     path = tmp_path / f"a.{kind}"
     if kind == "zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
             file.writestr("real/1.png", bytes(20_000_000))
     else:
         tar(path, tar_member("real/1.png", bytes(20_000_000)), mode="w:gz")
-    with pytest.raises(UserError, match="bomb"):
-        archives.extract(path, tmp_path / "ratio", max_ratio=100, ratio_counts_above=1_000_000)
-    with pytest.raises(UserError, match="bomb"):
-        archives.extract(path, tmp_path / "bytes", max_bytes=5_000_000)
-    for folder in ("ratio", "bytes"):
-        assert sum(len(data) for data in written(tmp_path / folder).values()) <= 5_000_000
     assert archives.extract(path, tmp_path / "allowed") == []
+    limits = {"ratio": {"MAX_RATIO": 100, "RATIO_COUNTS_ABOVE": 1_000_000}, "bytes": {"MAX_BYTES": 5_000_000}}
+    for folder, constants in limits.items():
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="bomb"):
+            for constant, value in constants.items():
+                patch.setattr(archives, constant, value)
+            archives.extract(path, tmp_path / folder)
+        assert sum(len(data) for data in written(tmp_path / folder).values()) <= 5_000_000
 
 
 def test_the_target_must_be_empty(tmp_path):

@@ -51,24 +51,13 @@ _DAMAGE = (
 _UNUSABLE_NAME = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 
-class _TooLargeError(Exception):
-    pass
-
-
 def stem(name: str) -> str | None:
     """The name of an archive without its suffix, or None if the name is not an archive's."""
     suffix = max((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), key=len, default=None)
     return name[: -len(suffix)] or None if suffix else None
 
 
-def extract(
-    archive: Path,
-    target: Path,
-    name: str | None = None,
-    max_bytes: int = MAX_BYTES,
-    max_ratio: int = MAX_RATIO,
-    ratio_counts_above: int = RATIO_COUNTS_ABOVE,
-) -> list[Reject]:
+def extract(archive: Path, target: Path, name: str | None = None) -> list[Reject]:
     """Unpack a zip or a tar (plain, gz, bz2, xz), recognised by content, into a folder.
 
     Only regular files are written, with default permissions. Members that would land elsewhere, links (hard links too), devices,
@@ -78,8 +67,6 @@ def extract(
         archive: the file.
         target: the folder to fill; made if missing, and must be empty.
         name: the archive's name in messages (default: its path).
-        max_bytes: maximum bytes to write.
-        max_ratio: maximum bytes to write per byte of the archive, above `ratio_counts_above` bytes.
 
     Returns:
         The members left out, in the archive's order, each with the reason.
@@ -91,8 +78,7 @@ def extract(
     target.mkdir(parents=True, exist_ok=True)
     if any(target.iterdir()):
         raise ValueError(f"{target} is not empty")
-    size = archive.stat().st_size
-    writer = _Writer(target, name, min(max_bytes, max(ratio_counts_above, max_ratio * size)))
+    writer = _Writer(target, name, archive.stat().st_size)
     try:
         # A tar is recognised by its beginning, a zip by its end. A tar whose last member is a zip (.npz, .docx) has both.
         if tarfile.is_tarfile(archive):
@@ -101,30 +87,21 @@ def extract(
             _extract_zip(archive, writer)
         else:
             raise UserError(f"{name} is damaged or neither a zip nor a tar archive: make or fetch it again.")
-    except _TooLargeError:
-        raise UserError(
-            f"{name} unpacks to more than {writer.limit:,} bytes from {size:,}, which looks like an archive bomb: "
-            "unpack it yourself if you trust it."
-        ) from None
-    except (*_DAMAGE, OSError) as error:
-        raise _explained(error, name, target) from error
+    except (OSError, *_DAMAGE) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(
+                f"{name} cannot be unpacked into {target} ({error.strerror}): make room or correct the permissions."
+            ) from error
+        raise UserError(f"{name} is damaged or cut short ({one_line(error)}): make or fetch it again.") from error
     return writer.rejects
-
-
-def _explained(error: BaseException, name: str, target: Path) -> UserError:
-    number = error.errno if isinstance(error, OSError) else None
-    if number == errno.ENOSPC:
-        return UserError(f"The disk is full, so {name} cannot be unpacked into {target}: make room.")
-    if number is not None:
-        return UserError(f"{name} cannot be unpacked into {target}: {os.strerror(number)}.")
-    return UserError(f"{name} is damaged or cut short ({one_line(error)}): make or fetch it again.")
 
 
 class _Writer:
     """Checks each member before it is written below one folder, and lists the members that it refuses."""
 
-    def __init__(self, target: Path, name: str, limit: int) -> None:
-        self.target, self.name, self.limit = target, name, limit
+    def __init__(self, target: Path, name: str, archive_bytes: int) -> None:
+        self.target, self.name, self.archive_bytes = target, name, archive_bytes
+        self.limit = min(MAX_BYTES, max(RATIO_COUNTS_ABOVE, MAX_RATIO * archive_bytes))
         self.written = 0
         self.rejects: list[Reject] = []
 
@@ -146,7 +123,10 @@ class _Writer:
             return self.refuse(member, problem)
         self.written += size
         if self.written > self.limit:
-            raise _TooLargeError
+            raise UserError(
+                f"{self.name} unpacks to more than {self.limit:,} bytes from {self.archive_bytes:,}, which looks like an archive "
+                "bomb: unpack it yourself if you trust it."
+            )
         place = self.target / name
         if os.path.lexists(place):
             return self.refuse(member, "another member has the same name")

@@ -53,11 +53,10 @@ def fetch(url: str, target: Path, sha256: str, retries: Retry = RETRIES, timeout
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     continued = _download(url, part, retries, timeout)
-    got = _digest(part)
-    if got != sha256 and continued:
+    if continued and _digest(part) != sha256:
         part.unlink()
         _download(url, part, retries, timeout)
-        got = _digest(part)
+    got = _digest(part)
     if got != sha256:
         part.unlink()
         raise UserError(
