@@ -72,7 +72,7 @@ NAMES = ["../up", "real/../../up", "/tmp/up", "C:\\up", "..\\up", "\\up", "real/
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_names_that_lead_out_are_refused_and_the_others_kept(tmp_path, name, kind):
+def test_names_outside_the_target_are_refused_and_the_others_kept(tmp_path, name, kind):
     path, out = tmp_path / f"in/a.{kind}", tmp_path / "in/deep/out"
     path.parent.mkdir()
     if kind == "zip":
@@ -161,7 +161,7 @@ def test_backslashes_separate_folders_and_folders_are_no_files(tmp_path, kind):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_damaged_compressed_data_of_a_zip_concern_one_member(tmp_path, method):
+def test_damaged_compressed_data_affect_one_member_of_a_zip(tmp_path, method):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", method) as file:
         for name in ("real/1.png", "real/2.png"):

@@ -29,7 +29,7 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize("case", ACCEPTED)
-def test_what_brings_back_no_other_images_is_accepted(workspace, case):
+def test_a_data_dvc_that_keeps_the_images_is_accepted(workspace, case):
     (workspace / "data.dvc").write_text(ACCEPTED[case])
     check.main()
 
@@ -43,7 +43,7 @@ def test_an_import_that_would_overwrite_the_images_is_refused(workspace):
 
 
 @pytest.mark.parametrize("content", [b"", b"outs: [", b"- 1\n", b"outs: []\n", b"outs:\n- data\n", b"\xff\xfe\0o"])
-def test_a_file_that_is_none_of_dvcs(workspace, content):
+def test_a_data_dvc_that_is_not_a_dvc_file(workspace, content):
     (workspace / "data.dvc").write_bytes(content)
     with pytest.raises(
         UserError, match=r"data\.dvc is no file that DVC can read: restore it with `git checkout data\.dvc`"
@@ -79,7 +79,7 @@ def test_the_weights_file_is_linked_so_that_its_content_counts(workspace, tmp_pa
     assert weights.read_bytes() == b"second", "the file itself is never written to"
 
 
-def test_weights_that_are_not_there_are_named(workspace):
+def test_a_missing_weights_file_is_named(workspace):
     with pytest.raises(UserError, match=r"convnext\.weights: gone\.pth is no file; give random, imagenet"):
         with_weights(workspace, "gone.pth")
 

@@ -20,7 +20,7 @@ from dfganext.data.discovery import (
 )
 
 
-def test_images_come_in_the_order_of_their_whole_paths(tmp_path):
+def test_images_are_sorted_by_their_whole_paths(tmp_path):
     names = ("a/b/1.png", "a-b/1.png", "a0b.png", "a.png", "b/c/d/e.JPG", "b.c/2.png", "Z.png", "ü/1.png", "a/b.png")
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -105,13 +105,13 @@ def test_printable_names_are_one_line_of_utf8():
     assert len(printable(every).splitlines()) == 1
 
 
-def told(found) -> tuple[dict[str, str | None], dict[str, str]]:
+def outcome(found) -> tuple[dict[str, str | None], dict[str, str]]:
     """{source: class} of the files and {source: reason} of the rejects."""
     files, rejects = found
     return {file.source: label_of(file.path) for file in files}, {one.source: one.reason for one in rejects}
 
 
-def test_files_of_a_source_are_named_and_labelled_from_where_it_stands(tmp_path):
+def test_files_of_an_unpacked_archive_keep_its_place_in_the_source(tmp_path):
     (tmp_path / "x" / "deep").mkdir(parents=True)
     (tmp_path / "x" / "deep" / "a\n.txt").write_bytes(b"any file")
     (file,), rejects = files_of_source(tmp_path / "x", "data/real/x.zip", above=PurePosixPath("real/x"))
@@ -124,7 +124,7 @@ def test_folders_that_link_to_each_other_end(tmp_path):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "1.png").touch()
         (tmp_path / name / "other").symlink_to(tmp_path / other)
-    assert told(files_of_source(tmp_path, "data")) == (
+    assert outcome(files_of_source(tmp_path, "data")) == (
         {"data/real/a/1.png": "real", "data/real/b/1.png": "real"},
         {"data/real/a/other": "link", "data/real/b/other": "link"},
     )
@@ -134,7 +134,7 @@ def test_a_file_counts_under_its_own_path_before_that_of_a_link(tmp_path):
     (tmp_path / "fake" / "z").mkdir(parents=True)
     (tmp_path / "fake" / "z" / "1.png").touch()
     (tmp_path / "fake" / "a").symlink_to("z")
-    assert told(files_of_source(tmp_path, "data")) == ({"data/fake/z/1.png": "fake"}, {"data/fake/a": "link"})
+    assert outcome(files_of_source(tmp_path, "data")) == ({"data/fake/z/1.png": "fake"}, {"data/fake/a": "link"})
 
 
 def test_a_folder_of_a_source_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
@@ -149,4 +149,4 @@ def test_a_folder_of_a_source_that_cannot_be_listed_is_refused(tmp_path, monkeyp
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert told(files_of_source(tmp_path, "data")) == ({"data/fake/1.png": "fake"}, {"data/real": "unreadable"})
+    assert outcome(files_of_source(tmp_path, "data")) == ({"data/fake/1.png": "fake"}, {"data/real": "unreadable"})

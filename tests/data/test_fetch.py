@@ -39,7 +39,7 @@ def partial(server, tmp_path):
     return call
 
 
-def test_a_whole_file_arrives_and_is_not_fetched_twice(server, get, tmp_path):
+def test_a_whole_file_is_downloaded_once(server, get, tmp_path):
     assert get() == tmp_path / "file"
     assert (tmp_path / "file").read_bytes() == BODY
     get(sha256=digest(BODY).upper())
@@ -94,7 +94,7 @@ def test_a_file_that_changes_during_the_download_starts_again(server, get, monke
 
 
 @pytest.mark.parametrize("earlier", [True, False])
-def test_a_server_that_ignores_ranges_is_asked_for_everything_again(server, get, partial, earlier):
+def test_a_server_that_ignores_ranges_sends_the_whole_file(server, get, partial, earlier):
     server.ranges = False
     if earlier:
         partial()
@@ -133,14 +133,14 @@ def test_a_wrong_sha256_is_downloaded_once_unless_a_part_was_continued(server, g
     assert len(server.requests) == 3
 
 
-def test_a_missing_file_is_not_asked_for_again(server, get):
+def test_a_missing_file_is_requested_once(server, get):
     server.statuses = [404] * 9
     with pytest.raises(UserError, match=r"the server says 404 Not Found: check download\.url"):
         get()
     assert len(server.requests) == 1
 
 
-def test_a_busy_server_is_asked_again(server, get):
+def test_a_busy_server_is_retried(server, get):
     server.statuses = [503, 503]
     assert get().read_bytes() == BODY
 
@@ -158,7 +158,7 @@ def test_tries_are_bounded_but_progress_is_not_a_failure(server, get, tmp_path):
     assert get(tries=1).read_bytes() == BODY
 
 
-def test_a_server_that_asks_for_a_pause_gets_it_up_to_a_minute(server, get, monkeypatch):
+def test_retry_after_is_respected_up_to_a_minute(server, get, monkeypatch):
     pauses = []
     monkeypatch.setattr("time.sleep", pauses.append)
     for stated, pause in (("7", 7), ("100000", 60)):

@@ -61,7 +61,7 @@ def test_the_same_seed_gives_the_same_sample_whatever_the_order_of_rows():
     assert not one.equals(draw(table, SETTINGS, seed=4))
 
 
-def test_too_many_requested_says_how_many_there_are():
+def test_too_many_asked_for_says_how_many_there_are():
     settings = dataclasses.replace(SETTINGS, per_class=61)
     with pytest.raises(UserError, match="61 images of each class were asked for, but there are 60 real and 70 fake"):
         draw(a_manifest(fake=70), settings, seed=1)
@@ -81,7 +81,10 @@ def test_a_split_without_a_class_is_refused():
     table = a_manifest()
     fakes = table.label == "fake"
     table.loc[fakes, HASHES] = table.loc[60, HASHES].to_list()
-    with pytest.raises(UserError, match=r"no fake image is left for validation.* 60 of the 120 images drawn form one near-duplicate group"):
+    with pytest.raises(
+        UserError,
+        match=r"no fake image is left for validation.* 60 of the 120 images drawn form one near-duplicate group",
+    ):
         draw(table, SETTINGS, seed=1)
 
 
@@ -160,9 +163,7 @@ def test_a_mirrored_copy_shares_the_group_of_its_original(shipped, mirrored_firs
         pictures = pictures[::-1]
     hashes = [manifest.perceptual_hashes(np.asarray(one)) for one in pictures]
     bits = shipped.subsample.near_duplicate_bits
-    groups = near_duplicate_groups(
-        *(unpack_hashes(pd.Series(column)) for column in zip(*hashes, strict=True)), bits
-    )
+    groups = near_duplicate_groups(*(unpack_hashes(pd.Series(column)) for column in zip(*hashes, strict=True)), bits)
     pairs = [(row, other) for row, other in itertools.combinations(range(60), 2) if groups[row] == groups[other]]
     assert pairs == [(29, 52) if mirrored_first else (7, 30)]
 

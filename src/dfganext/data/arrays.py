@@ -65,7 +65,9 @@ def write(split: pd.DataFrame, raw: Path, folder: Path, size: int, resize: Resiz
             index.append(pd.DataFrame({"split": name, "row": range(len(rows)), **columns}))
         files.write_table(folder / INDEX_FILE, pd.concat(index))
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): make room or correct the permissions.") from error
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}): make room or correct the permissions."
+        ) from error
 
 
 def read(folder: Path, split: str) -> Images:

@@ -255,7 +255,9 @@ def _place(file: Path, data: bytes, place: Path) -> None:
     try:
         place.write_bytes(data)
     except OSError as error:
-        raise UserError(f"{place} cannot be written ({error.strerror}): make room or correct the permissions.") from error
+        raise UserError(
+            f"{place} cannot be written ({error.strerror}): make room or correct the permissions."
+        ) from error
 
 
 def _contradictions(taken: list[_Image]) -> dict[str, Reject]:
