@@ -1,4 +1,4 @@
-"""Bring the images into place, decode each once, and list them: the usable ones in a manifest, the others with a reason."""
+"""Collect the images of the source, decode each once, and list the usable ones in a manifest, the others with a reason."""
 
 import shutil
 

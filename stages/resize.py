@@ -1,8 +1,7 @@
-"""Bring every image of the split to each size a model asks for."""
+"""Resize every image of the split to the input size of each model."""
 
 from dfganext import paths, pipeline
-from dfganext.data import arrays
-from dfganext.data import split as sampling
+from dfganext.data import arrays, split
 from dfganext.settings import load_settings
 from dfganext.tracking import runs
 
@@ -10,10 +9,10 @@ from dfganext.tracking import runs
 def main() -> None:
     settings = load_settings()
     with runs.stage_run("resize", settings, reads=[paths.SPLIT], makes=[paths.IMAGES]) as run:
-        split = sampling.read(paths.SPLIT)
+        sample = split.read(paths.SPLIT)
         for size in sorted({settings.convnext.size, settings.autoencoder.size}):
-            arrays.write(split, paths.RAW, paths.images_of_size(size), size, settings.resize, settings.machine.workers)
-        run.log_metrics({"images": len(split)})
+            arrays.write(sample, paths.RAW, paths.images_of_size(size), size, settings.resize, settings.machine.workers)
+        run.log_metrics({"images": len(sample)})
 
 
 if __name__ == "__main__":

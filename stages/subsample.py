@@ -3,8 +3,7 @@
 import pandas as pd
 
 from dfganext import paths, pipeline
-from dfganext.data import manifest
-from dfganext.data import split as sampling
+from dfganext.data import manifest, split
 from dfganext.labels import NAMES
 from dfganext.settings import load_settings
 from dfganext.tracking import runs
@@ -13,11 +12,11 @@ from dfganext.tracking import runs
 def main() -> None:
     settings = load_settings()
     with runs.stage_run("subsample", settings, reads=[paths.MANIFEST], makes=[paths.SPLIT]) as run:
-        split = sampling.draw(manifest.read(paths.MANIFEST), settings.subsample, settings.subsample.seed)
-        sampling.write(paths.SPLIT, split)
-        counts = pd.crosstab(split.split, split.label)
+        sample = split.draw(manifest.read(paths.MANIFEST), settings.subsample, settings.subsample.seed)
+        split.write(paths.SPLIT, sample)
+        counts = pd.crosstab(sample.split, sample.label)
         run.log_metrics({f"{row.Index}_{label}": getattr(row, label) for row in counts.itertuples() for label in NAMES})
-        run.log_metrics({"near_duplicates": len(split) - split.group.nunique()})
+        run.log_metrics({"near_duplicates": len(sample) - sample.group.nunique()})
         print(counts.to_string())
 
 

@@ -19,7 +19,7 @@ def table() -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("rows", [slice(None), slice(1, 2), slice(3, 6)])
-def test_what_is_written_reads_back(table, tmp_path, rows):
+def test_written_tables_read_back(table, tmp_path, rows):
     table = table[rows].reset_index(drop=True)
     files.write_table(tmp_path / "below/t.csv", table)
     read = pd.read_csv(tmp_path / "below/t.csv", keep_default_na=False)
@@ -30,7 +30,7 @@ def test_what_is_written_reads_back(table, tmp_path, rows):
 
 @pytest.mark.parametrize("columns", [["text", "number", "share"], ["number"], ["share", "missing"], []])
 @pytest.mark.parametrize("count", [0, 1, 6])
-def test_without_carriage_returns_the_bytes_are_those_of_pandas(table, tmp_path, columns, count):
+def test_tables_without_carriage_returns_have_the_bytes_of_pandas(table, tmp_path, columns, count):
     table = table[~table.text.str.contains("\r")].assign(missing=[None, "x", None, np.nan, 1])
     table = table[columns][:count]
     expected = io.StringIO()
@@ -52,7 +52,7 @@ def test_numbers_have_six_significant_digits(tmp_path):
 
 
 @pytest.mark.parametrize("change", [1 + 1e-12, 1 - 3e-11])
-def test_what_differs_in_later_digits_is_written_alike(tmp_path, change):
+def test_values_that_differ_in_later_digits_give_the_same_bytes(tmp_path, change):
     values = np.random.default_rng(0).normal(size=200)
     for name, factor in (("one", 1.0), ("other", change)):
         files.write_json(tmp_path / name, list(values * factor))

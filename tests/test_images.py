@@ -44,7 +44,7 @@ def same(data: bytes, expected: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"])
-def test_lossless_formats_give_the_pixels_back(kind):
+def test_lossless_formats_decode_to_the_same_pixels(kind):
     options = {"WEBP": {"lossless": True}, "JPEG2000": {"irreversible": False}}.get(kind, {})
     data = save(Image.fromarray(COLOUR), kind, **options)
     same(data, COLOUR)
@@ -123,7 +123,7 @@ def test_a_transparent_colour_becomes_white():
 
 
 @pytest.mark.parametrize("kind", ["RGBA", "LA"])
-def test_transparency_is_laid_over_white(kind):
+def test_transparent_pixels_are_blended_with_white(kind):
     alpha = RNG.integers(0, 256, (20, 30), dtype=np.uint8)
     colour = COLOUR if kind == "RGBA" else np.repeat(GREY[..., None], 3, axis=2)
     layer = np.dstack([COLOUR, alpha] if kind == "RGBA" else [GREY, alpha])
@@ -166,7 +166,7 @@ def test_exif_rotation(orientation, kind):
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_of_an_animation_the_first_frame_counts(kind):
+def test_an_animation_gives_its_first_frame(kind):
     frames = [Image.fromarray(np.full((20, 30, 3), value, dtype=np.uint8)) for value in (40, 160, 250)]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = save(frames[0], kind, save_all=True, append_images=frames[1:], duration=100, **options)
@@ -174,7 +174,7 @@ def test_of_an_animation_the_first_frame_counts(kind):
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF"])
-def test_damage_behind_the_first_frame_is_no_matter(kind):
+def test_damage_after_the_first_frame_is_ignored(kind):
     frames = [Image.fromarray(RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)) for _ in range(3)]
     data = save(frames[0], kind, save_all=True, append_images=frames[1:])
     first = images.decode(data)
@@ -203,7 +203,7 @@ def test_an_empty_file():
 @pytest.mark.parametrize(
     "data", [b"hello", bytes(1000), b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n", b"<svg/>"]
 )
-def test_what_is_no_image(data):
+def test_bytes_that_are_not_an_image(data):
     with pytest.raises(ImageError, match="not an image"):
         images.decode(data)
 
@@ -217,17 +217,17 @@ def test_a_truncated_image_is_refused_wherever_it_is_cut(kind):
 
 
 @pytest.mark.filterwarnings("ignore:Tag data larger")
-def test_damage_never_raises_anything_else():
+def test_damage_raises_only_image_errors():
     rng = np.random.default_rng(1)
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM"):
         data = np.frombuffer(save(Image.fromarray(COLOUR), kind), dtype=np.uint8)
         for _ in range(60):
-            spoilt = data.copy()
-            spoilt[rng.integers(0, len(data), 4)] = rng.integers(0, 256, 4)
+            damaged = data.copy()
+            damaged[rng.integers(0, len(data), 4)] = rng.integers(0, 256, 4)
             try:
-                images.decode(spoilt.tobytes())
-                images.header(spoilt.tobytes())
-                images.jpeg_quantisation(spoilt.tobytes())
+                images.decode(damaged.tobytes())
+                images.header(damaged.tobytes())
+                images.jpeg_quantisation(damaged.tobytes())
             except ImageError as error:
                 assert "\n" not in str(error)
 
@@ -245,7 +245,7 @@ def test_a_bomb_is_refused_before_it_is_decoded():
         images.decode(png(50_000, 50_000, 8, 2, bytes(100)), max_megapixels=500)
 
 
-def test_the_limits_of_size_are_those_asked_for():
+def test_the_size_limits_are_those_of_the_arguments():
     data = save(Image.fromarray(COLOUR))
     with pytest.raises(ImageError, match="30x20 pixels are fewer than 21x21"):
         images.decode(data, min_side=21)
@@ -256,14 +256,14 @@ def test_the_limits_of_size_are_those_asked_for():
         images.decode(save(Image.fromarray(COLOUR[:1, :1])))
 
 
-def test_a_huge_text_in_a_png_is_no_way_round_the_limits():
+def test_a_huge_text_in_a_png_is_refused():
     note = PngImagePlugin.PngInfo()
     note.add_text("note", "x" * 50_000_000, zip=True)
     with pytest.raises(ImageError):
         images.decode(save(Image.fromarray(COLOUR), pnginfo=note))
 
 
-def test_threads_leave_the_filters_of_warnings_alone():
+def test_threads_do_not_change_the_warning_filters():
     data = [save(Image.fromarray(COLOUR))] * 200
     before = list(warnings.filters)
     threads = [threading.Thread(target=lambda: [images.header(item) for item in data]) for _ in range(8)]
@@ -295,7 +295,7 @@ def test_resize_is_pillows_lanczos_of_the_centred_square(shape, size):
     np.testing.assert_array_equal(resized, expected)
 
 
-def test_a_square_of_the_right_size_is_not_touched():
+def test_a_square_of_the_right_size_is_unchanged():
     image = RNG.integers(0, 256, (48, 48, 3), dtype=np.uint8)
     np.testing.assert_array_equal(images.resize(image, 48), image)
     wide = RNG.integers(0, 256, (48, 61, 3), dtype=np.uint8)
@@ -304,7 +304,7 @@ def test_a_square_of_the_right_size_is_not_touched():
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(("shape", "size"), [((1024, 1024, 3), 256), ((97, 260, 3), 64), ((40, 33, 3), 80)])
-def test_other_interpolations_are_pillows_to_a_level(interpolation, shape, size):
+def test_other_interpolations_equal_pillows_to_one_level(interpolation, shape, size):
     image = np.random.default_rng(9).integers(0, 256, shape, dtype=np.uint8)
     side = min(shape[:2])
     left, top = (shape[1] - side) // 2, (shape[0] - side) // 2

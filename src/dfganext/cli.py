@@ -23,8 +23,7 @@ from typer.exceptions import TyperException
 
 import dfganext
 from dfganext import runtime
-from dfganext.data.discovery import BATCH_BYTES, BATCH_FILES, Unread, find_images, read
-from dfganext.data.trees import printable, shortened
+from dfganext.data.discovery import BATCH_BYTES, BATCH_FILES, Unread, find_images, printable, read, shortened
 from dfganext.errors import UserError, one_line
 
 if TYPE_CHECKING:  # importing torch takes seconds: --help and a mistyped path must not wait for it

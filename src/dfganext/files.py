@@ -1,6 +1,6 @@
-"""How the workflow writes: parents made, UTF-8, one newline convention, so that the same content is the same bytes.
+"""Writes JSON and CSV so that the same content gives the same bytes: UTF-8, \\n as newline, significant digits only.
 
-Numbers are written with the digits that mean something: those after them differ between processors.
+Digits after the significant ones differ between processors.
 """
 
 from __future__ import annotations
@@ -9,17 +9,15 @@ import csv
 import functools
 import hashlib
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 
 DIGITS = 6
-"""Significant digits of a number that was computed in floating point."""
+"""Significant digits of a computed floating-point number."""
 EXACT = 17
-"""Digits with which every float reads back as it was."""
+"""Digits with which every float reads back unchanged."""
 
 
 def write_json(path: Path, value: object, digits: int = DIGITS) -> None:
@@ -32,7 +30,7 @@ def write_json(path: Path, value: object, digits: int = DIGITS) -> None:
 def write_table(path: Path, table: pd.DataFrame, digits: int = DIGITS) -> None:
     """Write a table as CSV, without its index, floats with so many significant digits.
 
-    Rows with a carriage return in a text are quoted throughout: before Python 3.13, csv takes it for no reason to quote.
+    A table with a carriage return in a text is quoted throughout: before Python 3.13, csv does not quote a text because of one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     table = table.copy()
@@ -40,13 +38,9 @@ def write_table(path: Path, table: pd.DataFrame, digits: int = DIGITS) -> None:
         if table[name].dtype.kind == "f":
             table[name] = [float(f"{value:.{digits}g}") for value in table[name]]
     texts = table.select_dtypes(exclude=["number", "bool"])
-    quoted = texts.apply(lambda column: column.astype(str).str.contains("\r", regex=False)).any(axis=1).to_numpy(bool)
-    starts = np.flatnonzero(quoted[1:] != quoted[:-1]) + 1  # of runs of rows that are quoted alike
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        table[:0].to_csv(stream, index=False, lineterminator="\n")
-        for first, end in pairwise([0, *starts, len(table)]):
-            quoting: Literal[0, 1] = csv.QUOTE_ALL if quoted[first:end].any() else csv.QUOTE_MINIMAL
-            table[first:end].to_csv(stream, index=False, header=False, lineterminator="\n", quoting=quoting)
+    returns = any(texts[name].astype(str).str.contains("\r", regex=False).any() for name in texts)
+    quoting: Literal[0, 2] = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+    table.to_csv(path, index=False, lineterminator="\n", encoding="utf-8", quoting=quoting)
 
 
 def _rounded(value: object, digits: int) -> object:
@@ -54,7 +48,9 @@ def _rounded(value: object, digits: int) -> object:
         return float(f"{value:.{digits}g}")
     if isinstance(value, dict):
         return {key: _rounded(one, digits) for key, one in value.items()}
-    return [_rounded(one, digits) for one in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [_rounded(one, digits) for one in value]
+    return value
 
 
 def sha256_of(path: Path | str) -> str:
@@ -68,7 +64,7 @@ def sha256_of(path: Path | str) -> str:
     return _sha256_of_file(path.resolve(), status.st_mtime_ns, status.st_size)
 
 
-@functools.cache  # a stage asks for the arrays' hash twice, for its checkpoint and for its run
+@functools.cache  # a stage needs the arrays' hash twice, for its checkpoint and for its run
 def _sha256_of_file(path: Path, modified: int, size: int) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

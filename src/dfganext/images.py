@@ -1,4 +1,4 @@
-"""The one image decoder and the one resampler. Download, resize, prediction and the served model all call these.
+"""The only image decoder and the only resampler: download, resize, prediction and the served model use them.
 
 An image is a uint8 array of shape (height, width, 3), RGB, 0...255.
 """
@@ -16,24 +16,24 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from dfganext.errors import one_line
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "PPM")
-"""What is decoded, told by content and never by a file's name. Formats that run other programs (EPS) stay out."""
+"""The formats that are decoded, recognised by content, not by the file's name. Formats that run other programs (EPS) are left out."""
 
 MAX_MEGAPIXELS = 64.0
 MIN_SIDE = 16
-EQUAL_QUALITY = 75
-"""JPEG quality of reencoded images: that of the paper's data set."""
+REENCODE_QUALITY = 75
+"""JPEG quality of reencoded images, as in the paper's data set."""
 
-# catch_warnings swaps the filters of the whole process: two threads at once could leave them swapped for good
+# catch_warnings replaces the filters of the whole process: without a lock, two threads could leave them replaced
 _WARNINGS = threading.Lock()
 
 
 class ImageError(ValueError):
-    """The bytes are no image that can be judged; the message says why, without naming the file."""
+    """The bytes are not a usable image; the message gives the reason and does not name the file."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of an image before its pixels are decoded."""
+    """Properties of an image that need no decoding of pixels."""
 
     format: str
     mode: str
@@ -44,24 +44,24 @@ class Header:
 def decode(data: bytes, max_megapixels: float = MAX_MEGAPIXELS, min_side: int = MIN_SIDE) -> np.ndarray:
     """Decode an encoded image to RGB.
 
-    EXIF rotation is applied; grey, palette, CMYK and 16-bit images are converted; transparency is laid over white;
-    of an animation the first frame counts.
+    EXIF rotation is applied; grey, palette, CMYK and 16-bit images are converted; transparent pixels are blended with white;
+    an animation gives its first frame.
 
     Args:
         data: a whole encoded file.
-        max_megapixels: larger images are refused before a pixel is decoded.
+        max_megapixels: larger images are refused before decoding.
         min_side: images with a shorter side are refused.
 
     Returns:
         uint8 array, (height, width, 3).
 
     Raises:
-        ImageError: empty, truncated, not an image, too large, too small, or of a mode that has no RGB meaning.
+        ImageError: empty, truncated, not an image, too large, too small, or of a mode without a conversion to RGB.
     """
     with _open(data, max_megapixels, min_side) as image:
         try:
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)  # a copy only where it turns
+            ImageOps.exif_transpose(image, in_place=True)  # copies only rotated images
             return np.array(_to_rgb(image))
         except ImageError:
             raise
@@ -84,16 +84,16 @@ def jpeg_quantisation(data: bytes) -> tuple[float, ...]:
 
 
 def resize(image: np.ndarray, size: int, interpolation: str = "lanczos") -> np.ndarray:
-    """Cut the largest centred square out of an image and bring it to `size` x `size` pixels.
+    """Crop the largest centred square of an image and resample it to `size` x `size` pixels.
 
-    Antialiased, by one filter for every class and for serving alike: a difference in resampling between classes is a
-    cue a detector would learn. A square already of the right size is returned as it is.
+    Antialiased, with the same filter for both classes and for serving: a detector would learn a difference in resampling
+    between the classes. A square of the right size is returned unchanged.
 
     Args:
         image: uint8, (height, width, 3).
-        size: pixels a side.
-        interpolation: lanczos, by Pillow; or bicubic or bilinear, by PyTorch's vector instructions: ten times as fast, and
-            what Pillow's give, bicubic to within 1 of 255.
+        size: pixels per side.
+        interpolation: lanczos, by Pillow; or bicubic or bilinear, by PyTorch: ten times as fast, and equal to Pillow's to within
+            1 of 255.
 
     Returns:
         uint8, (size, size, 3).
@@ -106,9 +106,9 @@ def resize(image: np.ndarray, size: int, interpolation: str = "lanczos") -> np.n
         return square
     if interpolation == "lanczos":
         return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.LANCZOS))
-    import torch  # seconds, which nobody waits for who does not need it
+    import torch  # takes seconds, so only where it is needed
 
-    square = np.require(square, requirements=["C_CONTIGUOUS", "WRITEABLE"])  # a copy only where it was cut out
+    square = np.require(square, requirements=["C_CONTIGUOUS", "WRITEABLE"])  # copies only a cropped square
     tensor = torch.from_numpy(square).permute(2, 0, 1)[None]  # (H, W, C) -> (1, C, H, W), channels_last
     resized = torch.nn.functional.interpolate(tensor, (size, size), mode=interpolation, antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
@@ -117,18 +117,21 @@ def resize(image: np.ndarray, size: int, interpolation: str = "lanczos") -> np.n
 def to_jpeg(image: np.ndarray) -> bytes:
     """uint8 (height, width, 3) as JPEG, quality 75, 4:2:0."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=EQUAL_QUALITY, subsampling="4:2:0")
+    Image.fromarray(image).save(buffer, "JPEG", quality=REENCODE_QUALITY, subsampling="4:2:0")
     return buffer.getvalue()
 
 
 def prepare(image: np.ndarray, size: int, interpolation: str = "lanczos", reencode: bool = False) -> np.ndarray:
-    """What training, evaluation and serving alike do to a decoded image: `resize`, then perhaps reencode.
+    """Prepare a decoded image for a model, in training, evaluation and serving alike: `resize`, then reencode if asked.
 
-    Equalising saves and reads the image as JPEG of one quality, so that how a file was saved tells less of its class: the
-    last compression is the same for all, and what an earlier one left behind is weakened.
+    Reencoding saves and reads the image as JPEG of one quality, so that the encoding of the file tells less about its class:
+    the last compression is the same for all images, and traces of earlier ones are weakened.
 
     Args:
         image: uint8, (height, width, 3).
+        size: pixels per side.
+        interpolation: as in `resize`.
+        reencode: whether to reencode.
 
     Returns:
         uint8, (size, size, 3).
@@ -142,12 +145,12 @@ def _open(data: bytes, max_megapixels: float, min_side: int) -> ImageFile.ImageF
         raise ImageError("the file is empty")
     try:
         with _WARNINGS, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own bomb warning; the limit below is the one that counts
+            warnings.simplefilter("ignore")  # Pillow's own bomb warning; max_megapixels is checked below
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise ImageError(f"not an image that can be read ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
-        limit = min(max_megapixels, 2e-6 * (Image.MAX_IMAGE_PIXELS or 0))  # Pillow's own, whatever the caller allows
+        limit = min(max_megapixels, 2e-6 * (Image.MAX_IMAGE_PIXELS or 0))  # Pillow's own limit comes first
         raise ImageError(f"more than {limit:g} megapixels") from None
     except Exception as error:
         raise ImageError(f"damaged image header ({one_line(error)})") from error

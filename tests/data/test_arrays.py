@@ -73,7 +73,7 @@ def test_a_full_disk_is_one_sentence(raw, tmp_path, shipped):
         arrays.write(split, folder, tmp_path / "out", 32, shipped.resize, workers=2)
 
 
-def test_only_picks_a_class(raw, tmp_path, shipped):
+def test_only_selects_one_class(raw, tmp_path, shipped):
     folder, split = raw
     arrays.write(split, folder, tmp_path / "out", 40, shipped.resize, workers=1)
     train = arrays.read(tmp_path / "out", "train")
@@ -81,7 +81,7 @@ def test_only_picks_a_class(raw, tmp_path, shipped):
     assert len(train.only(0)) + len(train.only(1)) == len(train.labels)
 
 
-def test_what_is_missing_is_named(raw, tmp_path, shipped):
+def test_missing_files_are_named(raw, tmp_path, shipped):
     folder, split = raw
     with pytest.raises(UserError, match="dvc repro resize"):
         arrays.read(tmp_path / "nothing", "train")

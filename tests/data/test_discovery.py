@@ -1,14 +1,26 @@
+"""Finding images and the files of a source, and reading them."""
+
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 from helpers import png
 
-from dfganext.data import discovery as inputs
-from dfganext.data.discovery import Found, Unread
+from dfganext.data import discovery
+from dfganext.data.discovery import (
+    Found,
+    Unread,
+    files_of_source,
+    find_images,
+    images_below,
+    in_order,
+    label_of,
+    printable,
+    read,
+)
 
 
-def test_images_come_in_the_order_of_their_whole_paths(tmp_path):
+def test_images_are_sorted_by_their_whole_paths(tmp_path):
     names = ("a/b/1.png", "a-b/1.png", "a0b.png", "a.png", "b/c/d/e.JPG", "b.c/2.png", "Z.png", "ü/1.png", "a/b.png")
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -18,11 +30,11 @@ def test_images_come_in_the_order_of_their_whole_paths(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     expected = sorted(str(tmp_path / name) for name in (*names, "b/unnamed"))
     size = len(png(0, 1))
-    found = list(inputs.images_below(tmp_path))
+    found = list(images_below(tmp_path))
     assert found == [Found(path, size, Path(path).stat().st_mtime_ns) for path in expected]
 
 
-def test_links_to_files_are_followed_broken_ones_told_and_those_to_folders_left_out(tmp_path):
+def test_links_to_files_are_followed_dangling_links_are_listed_and_links_to_folders_skipped(tmp_path):
     folder = tmp_path / "in"
     (folder / "deep").mkdir(parents=True)
     (tmp_path / "elsewhere").write_bytes(png(0, 1))
@@ -38,39 +50,103 @@ def test_links_to_files_are_followed_broken_ones_told_and_those_to_folders_left_
         (folder / name).symlink_to(target)
     here = len(png(0, 1)), (tmp_path / "elsewhere").stat().st_mtime_ns
     expected = {"broken.PNG": (0, None), "good.png": here, "loop.jpg": (0, None), "unnamed": here}
-    assert list(inputs.images_below(folder)) == [Found(str(folder / name), *told) for name, told in expected.items()]
-    assert inputs.find_images([str(folder)]) == [folder / name for name in expected]
-    assert inputs.read(folder / "broken.PNG") == Unread("cannot be read (No such file or directory)", temporary=True)
-    assert isinstance(inputs.read(folder / "loop.jpg"), Unread)
+    assert list(images_below(folder)) == [Found(str(folder / name), *told) for name, told in expected.items()]
+    assert find_images([str(folder)]) == [folder / name for name in expected]
+    assert read(folder / "broken.PNG") == Unread("cannot be read (No such file or directory)", temporary=True)
+    assert isinstance(read(folder / "loop.jpg"), Unread)
 
 
-def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path):
+def test_a_folder_that_cannot_be_listed_is_listed_itself(tmp_path):
     def entries(folder):
         if folder.endswith("closed/"):
             raise PermissionError(13, "Permission denied")
         return [Found(f"{folder}z.png", 1), Found(f"{folder}closed/", 0), Found(f"{folder}a.png", 1)]
 
-    assert [found.path for found in inputs.in_order("in/", entries)] == ["in/a.png", "in/closed", "in/z.png"]
+    assert [found.path for found in in_order("in/", entries)] == ["in/a.png", "in/closed", "in/z.png"]
 
 
-def test_read_says_why_not(tmp_path, monkeypatch):
+def test_read_gives_the_reason_of_a_failure(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(b"bytes")
-    assert inputs.read(tmp_path / "a.png") == inputs.read(str(tmp_path / "a.png")) == b"bytes"
-    assert inputs.read(tmp_path / "b.png") == Unread("cannot be read (No such file or directory)", temporary=True)
-    assert inputs.read(tmp_path) == Unread("not a regular file", temporary=False)
-    monkeypatch.setattr(inputs, "MAX_FILE_BYTES", 4)
-    assert inputs.read(tmp_path / "a.png") == Unread("more than 512 MiB", temporary=False)
+    assert read(tmp_path / "a.png") == read(str(tmp_path / "a.png")) == b"bytes"
+    assert read(tmp_path / "b.png") == Unread("cannot be read (No such file or directory)", temporary=True)
+    assert read(tmp_path) == Unread("not a regular file", temporary=False)
+    (tmp_path / "large.png").write_bytes(bytes(2**20 + 1))
+    too_large = Unread("more than 1 MiB", temporary=False)
+    assert read(tmp_path / "large.png", max_bytes=2**20) == too_large
+    monkeypatch.setattr(discovery, "MAX_FILE_BYTES", 2**20)
+    assert read(tmp_path / "large.png") == too_large
 
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    assert inputs.read(tmp_path) == Unread("cannot be read (Permission denied)", temporary=True)
+    assert read(tmp_path) == Unread("cannot be read (Permission denied)", temporary=True)
 
 
 @pytest.mark.parametrize("depth", [3000])
-def test_depth_is_no_matter(depth):
+def test_any_depth(depth):
     def entries(folder):
         return [Found(f"{folder}x.png", 1), *([Found(f"{folder}d/", 0)] if len(folder) < 2 * depth else [])]
 
-    assert sum(1 for _ in inputs.in_order("d/", entries)) == depth
+    assert sum(1 for _ in in_order("d/", entries)) == depth
+
+
+def test_printable_names_are_one_line_of_utf8():
+    names = {
+        "plain \u00e9.png": "plain \u00e9.png",
+        "car\rriage": "car\\rriage",
+        "line\nfeed\0": "line\\nfeed\\x00",
+        "escape\x1b[2J\x9b": "escape\\x1b[2J\\x9b",
+        "lines\u2028and\u2029paragraphs\x85": "lines\\u2028and\\u2029paragraphs\\x85",
+        os.fsdecode(b"caf\xe9"): "caf\\udce9",
+    }
+    assert {name: printable(name) for name in names} == names
+    every = "".join(map(chr, range(0x3000)))
+    assert len(printable(every).splitlines()) == 1
+
+
+def outcome(found) -> tuple[dict[str, str | None], dict[str, str]]:
+    """{source: class} of the files and {source: reason} of the rejects."""
+    files, rejects = found
+    return {file.source: label_of(file.path) for file in files}, {one.source: one.reason for one in rejects}
+
+
+def test_files_of_an_unpacked_archive_keep_its_place_in_the_source(tmp_path):
+    (tmp_path / "x" / "deep").mkdir(parents=True)
+    (tmp_path / "x" / "deep" / "a\n.txt").write_bytes(b"any file")
+    (file,), rejects = files_of_source(tmp_path / "x", "data/real/x.zip", above=PurePosixPath("real/x"))
+    assert (file.path, file.source) == (PurePosixPath("real/x/deep/a\n.txt"), "data/real/x.zip/deep/a\\n.txt")
+    assert file.file.read_bytes() == b"any file" and rejects == []
+
+
+def test_folders_that_link_to_each_other_end(tmp_path):
+    for name, other in (("real/a", "real/b"), ("real/b", "real/a")):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.png").touch()
+        (tmp_path / name / "other").symlink_to(tmp_path / other)
+    assert outcome(files_of_source(tmp_path, "data")) == (
+        {"data/real/a/1.png": "real", "data/real/b/1.png": "real"},
+        {"data/real/a/other": "link", "data/real/b/other": "link"},
+    )
+
+
+def test_a_file_counts_under_its_own_path_before_that_of_a_link(tmp_path):
+    (tmp_path / "fake" / "z").mkdir(parents=True)
+    (tmp_path / "fake" / "z" / "1.png").touch()
+    (tmp_path / "fake" / "a").symlink_to("z")
+    assert outcome(files_of_source(tmp_path, "data")) == ({"data/fake/z/1.png": "fake"}, {"data/fake/a": "link"})
+
+
+def test_a_folder_of_a_source_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "1.png").touch()
+    scandir = os.scandir
+
+    def refuse(folder):
+        if folder.endswith("real/"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert outcome(files_of_source(tmp_path, "data")) == ({"data/fake/1.png": "fake"}, {"data/real": "unreadable"})

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from dfganext import files
 from dfganext.data import manifest, sources
-from dfganext.data.trees import Tree
+from dfganext.data.discovery import files_of_source
 from dfganext.errors import UserError
 
 
@@ -54,7 +54,7 @@ def listed(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_row_says_all_there_is_to_say(built, put, tmp_path):
+def test_the_columns_of_a_row(built, put, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     tables = [[3] * 64, [8] * 63 + [72]]
@@ -86,7 +86,7 @@ def test_a_row_says_all_there_is_to_say(built, put, tmp_path):
     assert result.summary == {"images": {"real": 1, "fake": 1}, "rejects": {"total": 0}, "bytes": 2 * len(data) + 1}
 
 
-def test_every_bad_file_has_its_reason_and_spoils_no_other(built, put, picture, tmp_path):
+def test_every_bad_file_gets_a_reason_and_affects_no_other(built, put, picture, tmp_path):
     put("real/good.png", picture(1))
     put("fake/good.png", picture(2))
     bomb = bytearray(picture(3))
@@ -200,7 +200,7 @@ def test_data_that_dvc_keeps_as_links_into_its_cache(built, put, picture, tmp_pa
     assert list(built().manifest["path"]) == ["fake/2.png", "real/1.png"]
 
 
-def test_what_is_no_file_is_not_waited_for(built, put, picture, tmp_path):
+def test_pipes_and_sockets_do_not_block(built, put, picture, tmp_path):
     put("real/1.png", picture(1))
     put("fake/2.png", picture(2))
     os.mkfifo(tmp_path / "data/real/pipe.png")
@@ -214,7 +214,7 @@ def test_what_is_no_file_is_not_waited_for(built, put, picture, tmp_path):
         assert set(reasons(built())) == {"data/real/pipe.png", "data/socket.png"}
 
 
-def test_a_file_that_may_not_be_read(built, put, picture, monkeypatch):
+def test_a_file_without_read_permission(built, put, picture, monkeypatch):
     put("real/1.png", picture(1))
     put("real/secret.png", picture(3))
     put("fake/2.png", picture(2))
@@ -231,15 +231,18 @@ def test_a_file_that_may_not_be_read(built, put, picture, monkeypatch):
     assert "Permission denied" in result.rejects["detail"][0]
 
 
-def test_names_that_meet_are_told_apart(built, put, picture, tmp_path):
+def test_names_that_collide_are_numbered(built, put, picture, tmp_path):
     for seed, path in enumerate(["a/real/1.png", "real/a/1.png", "REAL/A/1.png", "x/real/a", "real/x/a/2.png"]):
         put(path, picture(seed))
     put("fake/\u00e9 new\nline.png", picture(9))
+    put("fake/lines\u2028\x85\r.png", picture(11))
+    put("fake/broken\r\x9b.png", b"broken")
     os.close(os.open(os.fsencode(tmp_path / "data/fake/") + b"/\xff.png", os.O_CREAT | os.O_WRONLY))
     (tmp_path / "data/fake").joinpath(os.fsdecode(b"\xff.png")).write_bytes(picture(10))
     result = built()
     assert list(result.manifest["path"]) == [
         "fake/_.png",
+        "fake/lines___.png",
         "fake/\u00e9 new_line.png",
         "real/A/1.png",
         "real/a/1-2.png",
@@ -252,6 +255,7 @@ def test_names_that_meet_are_told_apart(built, put, picture, tmp_path):
         assert hashlib.sha256((tmp_path / "raw" / row.path).read_bytes()).hexdigest() == row.sha256
     files.write_table(tmp_path / "m.csv", result.manifest)
     assert manifest.read(tmp_path / "m.csv").equals(result.manifest)
+    assert list(result.rejects.source) == ["data/fake/broken\\r\\x9b.png"]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +266,7 @@ def test_names_that_meet_are_told_apart(built, put, picture, tmp_path):
         ("n." + "p" * 252, "n." + "p" * 251 + "-2"),
     ],
 )
-def test_long_names_that_meet_are_shortened_to_be_told_apart(built, put, picture, tmp_path, name, second):
+def test_long_names_that_collide_are_shortened_and_numbered(built, put, picture, tmp_path, name, second):
     put(f"real/a/{name}", picture(0))
     put(f"a/real/{name}", picture(1))
     put("fake/1.png", picture(2))
@@ -283,7 +287,7 @@ def test_identical_images_of_one_class_all_stay(built, put, picture):
 @pytest.mark.parametrize(
     ("folder", "words"), [("fake", "0 usable real and 1 usable fake"), ("x", "0 usable real and 0 usable fake")]
 )
-def test_a_missing_class_is_told_with_counts_and_where_to_look(built, put, picture, tmp_path, folder, words):
+def test_a_missing_class_is_an_error_with_counts_and_the_table_of_rejects(built, put, picture, tmp_path, folder, words):
     put(f"{folder}/1.png", picture(1))
     put("real/broken.png", b"broken")
     result = built()
@@ -324,7 +328,7 @@ def test_copies_where_there_are_no_hard_links(built, put, picture, tmp_path, mon
     assert (tmp_path / "raw/real/1.png").stat().st_ino != source.stat().st_ino
 
 
-def test_the_raw_folder_holds_nothing_old(built, put, picture, tmp_path):
+def test_the_raw_folder_is_emptied_first(built, put, picture, tmp_path):
     put("real/1.png", picture(1))
     put("fake/2.png", picture(2))
     (tmp_path / "raw/real/old").mkdir(parents=True)
@@ -333,9 +337,9 @@ def test_the_raw_folder_holds_nothing_old(built, put, picture, tmp_path):
     assert listed(tmp_path / "raw") == ["fake/2.png", "real/1.png"]
 
 
-def test_it_does_not_empty_its_own_input(put, picture, tmp_path, download):
+def test_a_raw_folder_that_holds_the_source_is_refused(put, picture, tmp_path, download):
     put("real/1.png", picture(1))
-    collection = sources.Collection((Tree(tmp_path / "data", "data"),), ())
+    collection = sources.Collection(*files_of_source(tmp_path / "data", "data"))
     with pytest.raises(ValueError, match="overlap"):
         manifest.build(collection, tmp_path / "data/real", download())
     assert (tmp_path / "data/real/1.png").exists()

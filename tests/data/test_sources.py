@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from dfganext.data import sources
-from dfganext.data.trees import Found, label_of, walk
+from dfganext.data.discovery import label_of
 from dfganext.errors import UserError
 
 
@@ -35,8 +35,7 @@ def put(folder: Path, files: dict[str, bytes]) -> Path:
 
 def labelled(collection: sources.Collection) -> dict[str, str | None]:
     """{source: label} of every file found."""
-    found = [item for tree in collection.trees for item in walk(tree)]
-    return {item.source: label_of(item.path) for item in found if isinstance(item, Found)}
+    return {file.source: label_of(file.path) for file in collection.files}
 
 
 def test_the_class_is_the_nearest_folder_called_real_or_fake():
@@ -98,14 +97,14 @@ def test_a_damaged_archive_is_named(tmp_path, download):
         sources.collect(download(), tmp_path / "data", tmp_path / "work")
 
 
-def test_a_folder_that_may_not_be_listed(tmp_path, download, monkeypatch):
+def test_a_data_folder_without_permission_to_list(tmp_path, download, monkeypatch):
     put(tmp_path / "data", {"real/1.png": b"1"})
 
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(UserError, match=r"data/ cannot be listed \(Permission denied\): mend its permissions"):
+    with pytest.raises(UserError, match=r"data/ cannot be listed \(Permission denied\): correct its permissions"):
         sources.collect(download(), tmp_path / "data", tmp_path / "work")
 
 
@@ -129,7 +128,7 @@ def test_a_table_with_damaged_pages_is_named(tmp_path, download):
 
 
 @pytest.mark.parametrize("label", [["real"], {"name": "real"}])
-def test_a_label_that_is_no_name_is_neither_class(tmp_path, download, label):
+def test_a_label_that_is_not_text_is_neither_class(tmp_path, download, label):
     images_table(tmp_path, image=[{"bytes": b"a", "path": None}], label=[label])
     (reject,) = sources.collect(download(), tmp_path / "data", tmp_path / "work").rejects
     assert (reject.source, reject.reason) == ("data/faces.parquet/row 0", "neither real nor fake")
@@ -148,7 +147,7 @@ def test_images_of_a_table_that_are_texts_or_oddly_named(tmp_path, download):
 # an address
 
 
-def test_an_archive_at_an_address(tmp_path, download, server):
+def test_an_archive_at_a_url(tmp_path, download, server):
     server.body = zipped({"set/real/1.png": b"1", "set/fake/2.png": b"2", "/set/fake/3.png": b"3"})
     settings = download(
         source="url", url=f"{server.url}/faces.zip?key=1", sha256=hashlib.sha256(server.body).hexdigest()
@@ -161,7 +160,7 @@ def test_an_archive_at_an_address(tmp_path, download, server):
 
 
 @pytest.mark.parametrize("missing", ["url", "sha256"])
-def test_an_address_needs_both_its_keys(tmp_path, download, missing):
+def test_a_url_needs_both_keys(tmp_path, download, missing):
     keys = {"url": "http://127.0.0.1/a.zip", "sha256": "0" * 64} | {missing: None}
     with pytest.raises(UserError, match=rf"download\.{missing} is null"):
         sources.collect(download(source="url", **keys), tmp_path / "data", tmp_path / "work")
@@ -207,7 +206,7 @@ def test_kaggle_refusing_says_what_to_check(kaggle, tmp_path, download, status):
         sources.collect(download(source="kaggle", kaggle=HANDLE), tmp_path / "data", tmp_path / "work")
 
 
-def test_kaggle_out_of_reach(kaggle, tmp_path, download, monkeypatch):
+def test_kaggle_cannot_be_reached(kaggle, tmp_path, download, monkeypatch):
     kaggle_env = sys.modules["kagglesdk.kaggle_env"]
     monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, "http://127.0.0.1:1")
     with pytest.raises(UserError, match=r"could not be downloaded .*check the connection") as caught:
@@ -215,7 +214,7 @@ def test_kaggle_out_of_reach(kaggle, tmp_path, download, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_kaggle_with_a_handle_that_is_none(kaggle, tmp_path, download):
+def test_an_invalid_kaggle_handle(kaggle, tmp_path, download):
     with pytest.raises(UserError, match=r"download\.kaggle, 'faces', must be owner/name"):
         sources.collect(download(source="kaggle", kaggle="faces"), tmp_path / "data", tmp_path / "work")
 
@@ -227,7 +226,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from dfganext.data import sources
-from dfganext.data.trees import Found, label_of, walk
+from dfganext.data.discovery import label_of
 from dfganext.errors import UserError
 from dfganext.settings import Download
 repository, revision, work = json.loads(sys.argv[1])
@@ -236,9 +235,8 @@ try:
 except UserError as error:
     print(json.dumps(str(error)))
 else:
-    files = [item for tree in found.trees for item in walk(tree)]
-    seen = {item.source: [label_of(item.path), item.file.read_bytes().hex()] for item in files if isinstance(item, Found)}
-    print(json.dumps([seen, [vars(item) for item in files if not isinstance(item, Found)], [vars(item) for item in found.rejects]]))
+    seen = {file.source: [label_of(file.path), file.file.read_bytes().hex()] for file in found.files}
+    print(json.dumps([seen, [reject._asdict() for reject in found.rejects]]))
 """
 
 
@@ -280,13 +278,13 @@ def hub(server, tmp_path):
 
 def test_a_tree_and_an_archive_on_the_hub(hub):
     files = {"README.md": b"faces", "set/real/1.png": b"one", "fake.zip": zipped({"2.png": b"two"})}
-    found, others, rejects = hub(files)
+    found, rejects = hub(files)
     assert found == {
         "owner/faces/README.md": [None, b"faces".hex()],
         "owner/faces/set/real/1.png": ["real", b"one".hex()],
         "owner/faces/fake.zip/2.png": ["fake", b"two".hex()],
     }
-    assert others == rejects == []
+    assert rejects == []
 
 
 def test_a_parquet_data_set_on_the_hub(hub):
@@ -301,7 +299,7 @@ def test_a_parquet_data_set_on_the_hub(hub):
     buffer, other = io.BytesIO(), io.BytesIO()
     parquet.write_table(table, buffer)
     pd.DataFrame({"x": [1]}).to_parquet(other)
-    found, _, rejects = hub({"data/train-00000-of-00001.parquet": buffer.getvalue(), "other.parquet": other.getvalue()})
+    found, rejects = hub({"data/train-00000-of-00001.parquet": buffer.getvalue(), "other.parquet": other.getvalue()})
     name = "owner/faces/data/train-00000-of-00001.parquet"
     other_name = "owner/faces/other.parquet"
     assert found.pop(other_name)[0] is None
@@ -325,11 +323,11 @@ def test_a_parquet_data_set_on_the_hub(hub):
         ({"files": {}, "repository": None}, "download.huggingface is null"),
     ],
 )
-def test_what_the_hub_does_not_have(hub, arguments, words):
+def test_repositories_and_revisions_that_the_hub_does_not_have(hub, arguments, words):
     assert words in hub(**arguments)
 
 
-def test_the_hub_out_of_reach(hub, server):
+def test_the_hub_cannot_be_reached(hub, server):
     server.answers["/api/datasets/owner/other/revision/main"] = (503, {}, b"")
     message = hub({}, repository="owner/other")
     assert "could not be downloaded from the Hugging Face hub" in message

@@ -1,4 +1,4 @@
-"""The sample: balanced, seeded, and near duplicates on one side."""
+"""The sample is balanced and seeded, and near duplicates stay in one split."""
 
 import dataclasses
 import io
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from scipy.sparse.csgraph import connected_components
 
 from dfganext.data import manifest
-from dfganext.data import split as sampling
+from dfganext.data.split import COLUMNS, draw, near_duplicate_groups, read, unpack_hashes, write
 from dfganext.errors import UserError
 from dfganext.settings import Subsample
 
@@ -41,35 +41,35 @@ def flipped(phash: str, bits: int) -> str:
 
 
 def test_sizes_are_exact_and_balanced():
-    split = sampling.draw(a_manifest(), SETTINGS, seed=1)
+    split = draw(a_manifest(), SETTINGS, seed=1)
     counts = split.groupby(["split", "label"]).size()
     for label in ("real", "fake"):
         assert counts["test", label] == 10 and counts["validation", label] == 5 and counts["train", label] == 45
-    assert split.path.is_unique and list(split.columns) == list(sampling.COLUMNS)
+    assert split.path.is_unique and list(split.columns) == list(COLUMNS)
 
 
-def test_null_takes_as_many_as_both_have():
-    split = sampling.draw(a_manifest(real=60, fake=90), SETTINGS, seed=1)
+def test_null_takes_as_many_images_as_both_classes_have():
+    split = draw(a_manifest(real=60, fake=90), SETTINGS, seed=1)
     assert (split.label == "fake").sum() == (split.label == "real").sum() == 60
 
 
 def test_the_same_seed_gives_the_same_sample_whatever_the_order_of_rows():
     table = a_manifest()
-    one = sampling.draw(table, SETTINGS, seed=3)
-    two = sampling.draw(table.sample(frac=1, random_state=5), SETTINGS, seed=3)
+    one = draw(table, SETTINGS, seed=3)
+    two = draw(table.sample(frac=1, random_state=5), SETTINGS, seed=3)
     pd.testing.assert_frame_equal(one, two)
-    assert not one.equals(sampling.draw(table, SETTINGS, seed=4))
+    assert not one.equals(draw(table, SETTINGS, seed=4))
 
 
 def test_too_many_asked_for_says_how_many_there_are():
     settings = dataclasses.replace(SETTINGS, per_class=61)
     with pytest.raises(UserError, match="61 images of each class were asked for, but there are 60 real and 70 fake"):
-        sampling.draw(a_manifest(fake=70), settings, seed=1)
+        draw(a_manifest(fake=70), settings, seed=1)
 
 
 def test_too_few_for_three_splits():
     with pytest.raises(UserError, match="4 images of each class leave none for validation"):
-        sampling.draw(a_manifest(4, 4), SETTINGS, seed=1)
+        draw(a_manifest(4, 4), SETTINGS, seed=1)
 
 
 def test_a_split_without_a_class_is_refused():
@@ -77,12 +77,15 @@ def test_a_split_without_a_class_is_refused():
     with pytest.raises(
         UserError, match=r"no real image is left for validation.* subsample\.near_duplicate_bits \(128\)"
     ):
-        sampling.draw(a_manifest(), everything_alike, seed=1)
+        draw(a_manifest(), everything_alike, seed=1)
     table = a_manifest()
     fakes = table.label == "fake"
     table.loc[fakes, HASHES] = table.loc[60, HASHES].to_list()
-    with pytest.raises(UserError, match=r"no fake image is left for validation.* 60 of the 120 drawn count as one"):
-        sampling.draw(table, SETTINGS, seed=1)
+    with pytest.raises(
+        UserError,
+        match=r"no fake image is left for validation.* 60 of the 120 images drawn form one near-duplicate group",
+    ):
+        draw(table, SETTINGS, seed=1)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -93,7 +96,7 @@ def test_near_duplicates_stay_together_across_classes_and_chains(seed):
         bits = 8 if one != 20 else 10
         table.loc[two, HASHES] = [flipped(each, bits) for each in table.loc[one, HASHES]]
     table.loc[6, HASHES] = table.loc[5, HASHES]
-    split = sampling.draw(table, SETTINGS, seed=seed).set_index("path")
+    split = draw(table, SETTINGS, seed=seed).set_index("path")
     for together in (chain, [5, 6]):
         assert split.loc[table.path[together]].split.nunique() == 1
         assert split.loc[table.path[together]].group.nunique() == 1
@@ -102,7 +105,7 @@ def test_near_duplicates_stay_together_across_classes_and_chains(seed):
 
 
 def altered(hashes: np.ndarray, bits: int, rng: np.random.Generator) -> np.ndarray:
-    """Copies, each with up to 2 x bits + 1 of its bits turned."""
+    """Copies, each with up to 2 x bits + 1 of its bits flipped."""
     copies = hashes.copy()
     for row in copies:
         for bit in rng.choice(256, rng.integers(0, 2 * bits + 2), replace=False):
@@ -113,7 +116,7 @@ def altered(hashes: np.ndarray, bits: int, rng: np.random.Generator) -> np.ndarr
 @pytest.mark.parametrize("block", [7, 512])
 @pytest.mark.parametrize("bits", [0, 1, 5, 10, 44])
 def test_groups_agree_with_comparing_all_pairs(bits, block, monkeypatch):
-    monkeypatch.setattr(sampling, "BLOCK", block)
+    monkeypatch.setattr("dfganext.data.split.BLOCK", block)
     rng = np.random.default_rng(bits)
     both = rng.integers(0, 256, (2, 40, 32), dtype=np.uint8).repeat(
         5, axis=1
@@ -127,12 +130,12 @@ def test_groups_agree_with_comparing_all_pairs(bits, block, monkeypatch):
     direct = (distance(hashes, hashes) + distance(mirrored, mirrored)) / 2
     across = (distance(hashes, mirrored) + distance(mirrored, hashes)) / 2
     expected = connected_components(np.minimum(direct, across) <= bits, directed=False)[1]
-    found = sampling.near_duplicate_groups(hashes, mirrored, bits)
+    found = near_duplicate_groups(hashes, mirrored, bits)
     assert (np.equal.outer(found, found) == np.equal.outer(expected, expected)).all()
     without_mirroring = connected_components(direct <= bits, directed=False)[0]
     assert 1 < len(np.unique(found)) < without_mirroring
     turned = rng.random(200) < 0.5
-    again = sampling.near_duplicate_groups(
+    again = near_duplicate_groups(
         np.where(turned[:, None], mirrored, hashes), np.where(turned[:, None], hashes, mirrored), bits
     )
     assert (again == found).all(), "an image and its mirror image are interchangeable"
@@ -145,7 +148,7 @@ def picture(seed: int) -> Image.Image:
 
 
 def saved_smaller(image: Image.Image) -> Image.Image:
-    """As the web returns it: shrunk and compressed."""
+    """Shrunk and compressed, as web sites serve it."""
     buffer = io.BytesIO()
     image.resize((80, 80)).save(buffer, "JPEG", quality=50)
     return Image.open(buffer)
@@ -160,9 +163,7 @@ def test_a_mirrored_copy_shares_the_group_of_its_original(shipped, mirrored_firs
         pictures = pictures[::-1]
     hashes = [manifest.perceptual_hashes(np.asarray(one)) for one in pictures]
     bits = shipped.subsample.near_duplicate_bits
-    groups = sampling.near_duplicate_groups(
-        *(sampling.unpack_hashes(pd.Series(column)) for column in zip(*hashes, strict=True)), bits
-    )
+    groups = near_duplicate_groups(*(unpack_hashes(pd.Series(column)) for column in zip(*hashes, strict=True)), bits)
     pairs = [(row, other) for row, other in itertools.combinations(range(60), 2) if groups[row] == groups[other]]
     assert pairs == [(29, 52) if mirrored_first else (7, 30)]
 
@@ -170,14 +171,14 @@ def test_a_mirrored_copy_shares_the_group_of_its_original(shipped, mirrored_firs
 def test_mirrored_copies_stay_in_one_split():
     table = a_manifest()
     table.loc[100, "phash"], table.loc[100, "phash_mirrored"] = table.phash_mirrored[3], flipped(table.phash[3], 20)
-    split = sampling.draw(table, SETTINGS, seed=1).set_index("path")
+    split = draw(table, SETTINGS, seed=1).set_index("path")
     assert split.loc[table.path[[3, 100]]].group.nunique() == 1
     assert split.group.nunique() == 119
 
 
 def test_written_tables_read_back(tmp_path):
-    split = sampling.draw(a_manifest(), SETTINGS, seed=1)
-    sampling.write(tmp_path / "split.csv", split)
-    pd.testing.assert_frame_equal(sampling.read(tmp_path / "split.csv"), split)
+    split = draw(a_manifest(), SETTINGS, seed=1)
+    write(tmp_path / "split.csv", split)
+    pd.testing.assert_frame_equal(read(tmp_path / "split.csv"), split)
     with pytest.raises(UserError, match="dvc repro subsample"):
-        sampling.read(tmp_path / "none.csv")
+        read(tmp_path / "none.csv")

@@ -20,7 +20,7 @@ import pytest
 from helpers import detector, free_port, png
 
 from dfganext import cli
-from dfganext.data.trees import printable
+from dfganext.data.discovery import printable
 from dfganext.inference.detector import Detector
 from dfganext.scoring.parts import PART_IMAGES
 from dfganext.scoring.rows import COLUMNS, RECORD

@@ -29,7 +29,7 @@ def drawn_again(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", labels.NAMES)
-def test_drawn_again_the_sample_is_the_committed_one(drawn_again: Path, name: str) -> None:
+def test_a_new_drawing_equals_the_committed_sample(drawn_again: Path, name: str) -> None:
     """The pixels are equal where processor and library versions are.
 
     Elsewhere sines and powers may differ in their last bit, and one value in billions then rounds the other way: a level
@@ -49,7 +49,7 @@ def test_the_sample_is_balanced_and_fits_four_megabytes_on_disk() -> None:
     assert sum(-(-size // BLOCK) * BLOCK for every in sizes.values() for size in every) <= 4_000_000
 
 
-def test_no_class_shows_in_format_size_or_quantisation() -> None:
+def test_format_size_and_quantisation_are_the_same_in_both_classes() -> None:
     seen = {name: set() for name in labels.NAMES}
     for name in labels.NAMES:
         for path in committed(name):
@@ -64,7 +64,7 @@ def test_no_class_shows_in_format_size_or_quantisation() -> None:
     assert (header.format, header.width, header.height, extra) == ("JPEG", samples.SIZE, samples.SIZE, ())
 
 
-def test_bytes_and_colours_hardly_tell_the_classes_apart() -> None:
+def test_file_sizes_and_colours_hardly_separate_the_classes() -> None:
     paths = [path for name in labels.NAMES for path in committed(name)]
     truth = [labels.index_of(path.parent.name) for path in paths]
     pixels = np.stack([images.decode(path.read_bytes()) for path in paths])
@@ -85,7 +85,7 @@ def test_an_image_depends_on_seed_class_and_index() -> None:
         assert np.abs(first.astype(float) - other).mean() > 5
 
 
-def test_an_image_does_not_depend_on_how_many_are_drawn(tmp_path: Path) -> None:
+def test_an_image_does_not_depend_on_the_number_drawn(tmp_path: Path) -> None:
     samples.write(tmp_path / "two", per_class=2, seed=5, size=32)
     samples.write(tmp_path / "three", per_class=3, seed=5, size=32)
     for name in labels.NAMES:
@@ -116,7 +116,7 @@ def test_the_generator_leaves_a_period_of_four() -> None:
     assert made.mean() == pytest.approx(0.5, abs=0.005)
 
 
-def test_noise_has_no_period_of_its_own_and_grows_with_light() -> None:
+def test_noise_has_no_period_and_grows_with_light() -> None:
     rng = np.random.default_rng(0)
     scene = np.repeat(np.linspace(0.1, 0.9, 256)[:, None, None], 256, axis=1) * np.ones(3)
     picture, noise = samples.expose(scene, rng)
@@ -128,7 +128,7 @@ def test_noise_has_no_period_of_its_own_and_grows_with_light() -> None:
     assert lattice.max() / lattice.min() < 1.1
 
 
-def test_a_folder_in_use_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_empty_is_not_written_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.txt").write_text("keep", encoding="utf-8")
     assert samples.main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -1,22 +1,25 @@
-"""Unpacking zip and tar archives from anywhere: nothing is written outside the target folder, and no archive fills the disk."""
+"""Unpacks zip and tar archives safely: nothing is written outside the target folder, and no archive fills the disk."""
 
 from __future__ import annotations
 
 import errno
 import lzma
+import os
 import re
+import stat
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Self, cast
+from typing import Self
 
 from tqdm import tqdm
 
-from dfganext.data.trees import Reject, printable
+from dfganext.data.discovery import Reject, printable
 from dfganext.errors import UserError, one_line
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -24,14 +27,14 @@ SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", "
 MAX_BYTES = 256 * 2**30
 MAX_RATIO = 200
 RATIO_COUNTS_ABOVE = 2**30
-"""An archive may grow to MAX_BYTES, and to MAX_RATIO times its own size once it is past RATIO_COUNTS_ABOVE bytes."""
+"""An archive may unpack to MAX_BYTES, and, above RATIO_COUNTS_ABOVE bytes, to MAX_RATIO times its own size."""
 
 _CHUNK = 1 << 20
 _MAX_PARTS = 100
-"""In a member's name, folders and file: deeper ones would exhaust the stack that makes and walks them."""
+"""Folders and file in a member's name: deeper ones would exhaust the stack of the functions that make and remove them."""
 
-# NotImplementedError: a version of zip that Python lacks; ValueError: names and numbers that are none, UnicodeDecodeError among
-# them; MemoryError: a damaged dictionary size of LZMA
+# NotImplementedError: a zip version or compression that Python lacks; ValueError: malformed names and numbers, UnicodeDecodeError
+# among them; MemoryError: a damaged dictionary size of LZMA
 _DAMAGE = (
     zlib.error,
     lzma.LZMAError,
@@ -45,9 +48,7 @@ _DAMAGE = (
     MemoryError,
 )
 
-
-class _TooLargeError(Exception):
-    pass
+_UNUSABLE_NAME = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 
 def stem(name: str) -> str | None:
@@ -56,127 +57,119 @@ def stem(name: str) -> str | None:
     return name[: -len(suffix)] or None if suffix else None
 
 
-def extract(
-    archive: Path,
-    target: Path,
-    name: str | None = None,
-    max_bytes: int = MAX_BYTES,
-    max_ratio: int = MAX_RATIO,
-    ratio_counts_above: int = RATIO_COUNTS_ABOVE,
-) -> list[Reject]:
-    """Unpack a zip or a tar (plain, gz, bz2, xz), told apart by content, into a folder.
+def extract(archive: Path, target: Path, name: str | None = None) -> list[Reject]:
+    """Unpack a zip or a tar (plain, gz, bz2, xz), recognised by content, into a folder.
 
-    Only regular files are written, with new contents and default permissions. Members that would land elsewhere, links,
-    devices, encrypted and damaged members are left out; a hard link to an earlier member of a tar becomes a copy of it.
+    Only regular files are written, with default permissions. Members that would land elsewhere, links (hard links too), devices,
+    encrypted and damaged members are left out.
 
     Args:
         archive: the file.
-        target: the folder to fill; made if missing, and it must hold nothing.
-        name: what to call the archive in messages (default: its path).
-        max_bytes: the most that may be written.
-        max_ratio: the most that may be written for each byte of the archive, once past `ratio_counts_above` bytes.
+        target: the folder to fill; made if missing, and must be empty.
+        name: the archive's name in messages (default: its path).
 
     Returns:
         The members left out, in the archive's order, each with the reason.
 
     Raises:
-        UserError: the file is no zip or tar, is damaged as a whole, exceeds a limit, or the disk is full.
+        UserError: the file is neither a zip nor a tar, is damaged as a whole, exceeds a limit, or the disk is full.
     """
     name = name or str(archive)
     target.mkdir(parents=True, exist_ok=True)
     if any(target.iterdir()):
         raise ValueError(f"{target} is not empty")
-    limit = min(max_bytes, max(ratio_counts_above, max_ratio * archive.stat().st_size))
-    writer = _Writer(target, name, limit)
+    writer = _Writer(target, name, archive.stat().st_size)
     try:
-        # a tar is known by its beginning, a zip by its end, which a tar has too where its last member is a zip (.npz, .docx)
+        # A tar is recognised by its beginning, a zip by its end. A tar whose last member is a zip (.npz, .docx) has both.
         if tarfile.is_tarfile(archive):
             _extract_tar(archive, writer)
         elif zipfile.is_zipfile(archive):
             _extract_zip(archive, writer)
         else:
             raise UserError(f"{name} is damaged or neither a zip nor a tar archive: make or fetch it again.")
-    except _TooLargeError:
-        raise UserError(
-            f"{name} unpacks to more than {limit:,} bytes from {archive.stat().st_size:,}, which looks like an archive bomb: "
-            "unpack it yourself if you trust it."
-        ) from None
-    except (*_DAMAGE, OSError) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise UserError(f"The disk is full, so {name} cannot be unpacked into {target}: make room.") from error
+    except (OSError, *_DAMAGE) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(f"{name} cannot be unpacked into {target}: {error.strerror}.") from error
+            raise UserError(
+                f"{name} cannot be unpacked into {target} ({error.strerror}): make room or correct the permissions."
+            ) from error
         raise UserError(f"{name} is damaged or cut short ({one_line(error)}): make or fetch it again.") from error
     return writer.rejects
 
 
 class _Writer:
-    """Writes members below one folder, counts the bytes and keeps the list of what it refused."""
+    """Checks each member before it is written below one folder, and lists the members that it refuses."""
 
-    def __init__(self, target: Path, name: str, limit: int) -> None:
-        self.target, self.name, self.limit = target, name, limit
+    def __init__(self, target: Path, name: str, archive_bytes: int) -> None:
+        self.target, self.name, self.archive_bytes = target, name, archive_bytes
+        self.limit = min(MAX_BYTES, max(RATIO_COUNTS_ABOVE, MAX_RATIO * archive_bytes))
         self.written = 0
         self.rejects: list[Reject] = []
 
     def refuse(self, member: str, detail: str) -> None:
         self.rejects.append(Reject(printable(f"{self.name}/{member}"), "archive member", detail))
 
-    def place(self, member: str) -> Path | None:
-        """Where a member goes, or None (and a reject) where its name leads out of the target or too deep."""
-        name = member.replace("\\", "/")
-        parts = PurePosixPath(name).parts
-        if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in parts or "\0" in name:
-            self.refuse(member, "its name leads out of the archive")
-            return None
-        if len(parts) > _MAX_PARTS:
-            self.refuse(member, f"its name has more than {_MAX_PARTS} parts")
-            return None
-        return self.target.joinpath(*parts) if parts else None
+    def write(self, member: str, size: int, extract_as: Callable[[str], object], independent: bool) -> None:
+        """Extract one member, or refuse it.
 
-    def write(self, member: str, open_member: Callable[[], IO[bytes]], spoilt: tuple[type[Exception], ...]) -> None:
-        """Copy one member; `spoilt` are the errors that concern this member alone."""
-        path = self.place(member)
-        if path is None:
-            return
+        Args:
+            member: its name in the archive.
+            size: its size according to the archive; zipfile and tarfile write no more than that.
+            extract_as: extracts it below the target, under the name given.
+            independent: whether damage concerns this member alone (zip), not those that follow (tar).
+        """
+        name = PurePosixPath(member.replace("\\", "/"))
+        problem = _problem_of(name)
+        if problem:
+            return self.refuse(member, problem)
+        self.written += size
+        if self.written > self.limit:
+            raise UserError(
+                f"{self.name} unpacks to more than {self.limit:,} bytes from {self.archive_bytes:,}, which looks like an archive "
+                "bomb: unpack it yourself if you trust it."
+            )
+        place = self.target / name
+        if os.path.lexists(place):
+            return self.refuse(member, "another member has the same name")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            sink = path.open("xb")
-        except FileExistsError:
-            self.refuse(member, "another member has the same name")
-            return
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
+            extract_as(str(name))
+        except (OSError, RuntimeError, *_DAMAGE) as error:  # RuntimeError: encrypted
+            number = getattr(error, "errno", None)
+            if number in _UNUSABLE_NAME:
+                return self.refuse(member, f"its name cannot be used here: {os.strerror(number)}")
+            if number is not None or not (independent or isinstance(error, tarfile.FilterError)):
                 raise
-            self.refuse(member, f"its name cannot be used here: {error.strerror}")
-            return
-        try:
-            with sink, open_member() as stream:
-                while chunk := stream.read(_CHUNK):
-                    self.written += len(chunk)
-                    if self.written > self.limit:
-                        raise _TooLargeError
-                    sink.write(chunk)
-        except spoilt as error:
-            path.unlink()
+            with suppress(OSError):
+                place.unlink()
             self.refuse(member, f"it cannot be unpacked: {one_line(error)}")
 
 
+def _problem_of(name: PurePosixPath) -> str | None:
+    """Why a member's name is refused. zipfile and tarfile would strip what leads out of it, and write the file elsewhere."""
+    if name.is_absolute() or re.match(r"[A-Za-z]:", str(name)) or ".." in name.parts or "\0" in str(name):
+        return "its name leads out of the archive"
+    if len(name.parts) > _MAX_PARTS:
+        return f"its name has more than {_MAX_PARTS} parts"
+    return None
+
+
 def _extract_zip(archive: Path, writer: _Writer) -> None:
-    # RuntimeError: encrypted; NotImplementedError here: a compression method that Python lacks
-    spoilt = (*_DAMAGE, RuntimeError)
     with zipfile.ZipFile(archive) as file:
+
+        def extract_as(name: str, member: zipfile.ZipInfo) -> None:
+            member.filename = name
+            file.extract(member, writer.target)
+
         for member in tqdm(file.infolist(), desc=f"unpack {archive.name}", unit="file", disable=None):
-            kind = member.external_attr >> 16 & 0o170000
-            if member.is_dir():
+            if member.filename.endswith(("/", "\\")):  # a folder
                 continue
-            if kind not in (0, 0o100000):
+            if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
                 writer.refuse(member.filename, "a link or a device")
-                continue
-            writer.write(member.filename, partial(file.open, member), spoilt)
+            else:
+                writer.write(member.filename, member.file_size, partial(extract_as, member=member), independent=True)
 
 
 class _Member(tarfile.TarInfo):
-    """A header that must be sound: left to itself, tarfile takes a damaged one for the end of the archive."""
+    """A header that must be sound: tarfile itself takes a damaged one for the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
@@ -190,26 +183,18 @@ class _Member(tarfile.TarInfo):
 
 def _extract_tar(archive: Path, writer: _Writer) -> None:
     with tarfile.open(archive, tarinfo=_Member) as file:
+
+        def extract_as(name: str, member: tarfile.TarInfo) -> None:
+            file.extract(member.replace(name=name, deep=False), writer.target, set_attrs=False, filter="data")
+
         for member in tqdm(iter(file.next, None), desc=f"unpack {archive.name}", unit="file", disable=None):
             if member.isdir():
                 continue
-            if member.islnk():
-                _copy_hard_link(member, writer)
-            elif member.isfile():
-                writer.write(member.name, cast(Callable[[], IO[bytes]], partial(file.extractfile, member)), ())
+            if member.isfile():
+                writer.write(member.name, member.size, partial(extract_as, member=member), independent=False)
             else:
                 writer.refuse(member.name, "a link or a device")
-            file.members = []  # type: ignore[attr-defined]  # or memory would grow with the archive
+            file.members = []  # type: ignore[attr-defined]  # otherwise memory grows with the archive
         assert file.fileobj is not None
         while file.fileobj.read(_CHUNK):  # to the checksum at the end of a compressed stream
             pass
-
-
-def _copy_hard_link(member: tarfile.TarInfo, writer: _Writer) -> None:
-    rejects = len(writer.rejects)
-    original = writer.place(member.linkname)
-    del writer.rejects[rejects:]
-    if original is None or not original.is_file():
-        writer.refuse(member.name, "a hard link to what is not in the archive")
-    else:
-        writer.write(member.name, lambda: original.open("rb"), ())

@@ -1,12 +1,9 @@
-"""Images at the size a model reads, as one memory-mapped uint8 array a split, beside an index of what each row is."""
+"""Images at the input size of a model: one memory-mapped uint8 array per split, and an index of their rows."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from dfganext import files, images
+from dfganext.data.parallel import ordered_map
 from dfganext.data.split import SPLITS
 from dfganext.errors import UserError
 from dfganext.labels import index_of
@@ -21,14 +19,11 @@ from dfganext.settings import Resize
 
 INDEX_FILE = "index.csv"
 
-IN_FLIGHT = 64
-"""Images that are decoded or wait for it: enough that no thread is idle while the first one is written."""
-
 
 @dataclass(frozen=True)
 class Images:
-    """One split: pixels uint8 (n, size, size, 3), labels int64 (n,) with 0 real and 1 fake, n paths below raw/, and groups int64
-    (n,), the near-duplicate group of each image."""
+    """One split: pixels uint8 (n, size, size, 3), labels int64 (n,) with 0 real and 1 fake, n paths relative to the raw folder, and
+    groups int64 (n,), the near-duplicate group of each image."""
 
     pixels: np.ndarray
     labels: np.ndarray
@@ -43,35 +38,40 @@ class Images:
 def write(split: pd.DataFrame, raw: Path, folder: Path, size: int, resize: Resize, workers: int) -> None:
     """Decode and prepare every image of a split table into `folder`: train.npy, validation.npy, test.npy, index.csv.
 
-    Bytes do not depend on `workers`; memory holds a few images at a time.
+    The bytes do not depend on `workers`; memory holds a few images at a time.
 
     Args:
         split: columns path, label, split, group.
-        raw: the folder the paths are relative to.
-        size: pixels a side.
-        resize: as `images.prepare` has it.
+        raw: the folder that the paths are relative to.
+        size: pixels per side.
+        resize: the settings that `images.prepare` takes.
+        workers: threads that decode (0: the caller's thread).
 
     Raises:
-        UserError: an image cannot be read any more, or the folder cannot be written, as when the disk is full.
+        UserError: an image can no longer be read, or the folder cannot be written, as when the disk is full.
     """
+
+    def pixels(path: str) -> np.ndarray:
+        return _prepared(raw / path, size, resize)
+
     index = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            for name in SPLITS:
-                rows = split[split.split == name]
-                jobs = ((raw / path, size, resize) for path in rows.path)
-                arrays = tqdm(_ordered(pool, jobs), f"{name} at {size} px", len(rows), disable=None)
-                _write_array(folder / f"{name}.npy", arrays, (len(rows), size, size, 3))
-                columns = {"path": rows.path, "label": rows.label, "group": rows.group}
-                index.append(pd.DataFrame({"split": name, "row": range(len(rows)), **columns}))
+        for name in SPLITS:
+            rows = split[split.split == name]
+            arrays = tqdm(ordered_map(pixels, rows.path, workers), f"{name} at {size} px", len(rows), disable=None)
+            _write_array(folder / f"{name}.npy", arrays, (len(rows), size, size, 3))
+            columns = {"path": rows.path, "label": rows.label, "group": rows.group}
+            index.append(pd.DataFrame({"split": name, "row": range(len(rows)), **columns}))
         files.write_table(folder / INDEX_FILE, pd.concat(index))
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): make room or mend the permissions.") from error
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}): make room or correct the permissions."
+        ) from error
 
 
 def read(folder: Path, split: str) -> Images:
-    """One split as `write` left it, pixels memory-mapped. UserError if the folder has none."""
+    """One split that `write` wrote, pixels memory-mapped. UserError if the folder has none."""
     try:
         index = pd.read_csv(folder / INDEX_FILE, dtype={"path": str, "label": str})
         pixels = np.load(folder / f"{split}.npy", mmap_mode="r")
@@ -83,7 +83,7 @@ def read(folder: Path, split: str) -> Images:
 
 
 def _write_array(path: Path, rows: Iterable[np.ndarray], shape: tuple[int, ...]) -> None:
-    """A .npy of uint8, row by row. Not through a memory map: there, a full disk kills the process in place of an error."""
+    """Write a .npy file of uint8 row by row; through a memory map, a full disk would kill the process and raise no error."""
     with path.open("wb") as file:
         descr = np.lib.format.dtype_to_descr(np.dtype(np.uint8))
         np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
@@ -91,15 +91,7 @@ def _write_array(path: Path, rows: Iterable[np.ndarray], shape: tuple[int, ...])
             file.write(np.ascontiguousarray(row).data)
 
 
-def _ordered(pool: ThreadPoolExecutor, jobs: Iterator[tuple[Path, int, Resize]]) -> Iterator[np.ndarray]:
-    """Results in the order of the jobs, a bounded number in flight."""
-    waiting = deque(pool.submit(_pixels, *job) for job in islice(jobs, IN_FLIGHT))
-    while waiting:
-        yield waiting.popleft().result()
-        waiting.extend(pool.submit(_pixels, *job) for job in islice(jobs, 1))
-
-
-def _pixels(path: Path, size: int, resize: Resize) -> np.ndarray:
+def _prepared(path: Path, size: int, resize: Resize) -> np.ndarray:
     try:
         decoded = images.decode(path.read_bytes(), max_megapixels=float("inf"), min_side=1)
         return images.prepare(decoded, size, resize.interpolation, resize.reencode)

@@ -1,4 +1,8 @@
-"""Which local files are images, in one order on every machine, and their bytes."""
+"""Finds images on the local disk, for download, predict and score, in one order on every machine, and reads their bytes.
+
+`in_order` walks every tree. predict and score take images only and skip links to folders; download takes every file of a
+source, follows links inside it, and names each file that it refuses.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,18 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from dfganext import labels
 from dfganext.errors import UserError
 
 MAX_FILE_BYTES = 2**29
 TOO_LARGE = f"more than {MAX_FILE_BYTES // 2**20} MiB"
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2", ".ppm", ".pgm", ".pbm")
-"""In a folder, files so named are images even where their content is damaged; others are if their content begins like one."""
+"""predict and score take a file in a folder for an image if its name ends so, even if its content is damaged, or if its first
+bytes are those of an image format."""
 
 BEGINNING_BYTES = 256
 
@@ -24,15 +30,22 @@ _BEGINNINGS = re.compile(
     re.DOTALL,
 )
 
-
 BATCH_FILES, BATCH_BYTES = 32, 64 * 2**20
-"""A batch of images that are judged at once ends at either, so that memory stays flat."""
+"""A batch of images ends at either limit, so that memory use does not grow with the number of images."""
+
+JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"})
+
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Characters that end a line or control a terminal."""
+
+# With `dvc config cache.type symlink` every file of data/ is a link to a file of DVC's cache, which is outside the tree.
+_DVC_OBJECT = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 
 
 class Found(NamedTuple):
-    """An image file: where it is, its size in bytes, and when it was last modified, in ns since 1970 (None: not known).
+    """An image file: its path, its size in bytes, and its modification time in ns since 1970 (None: unknown).
 
-    Size and time tell one content under this path from the next.
+    A change of size or time means new content.
     """
 
     path: str
@@ -41,30 +54,64 @@ class Found(NamedTuple):
 
 
 class Unread(NamedTuple):
-    """Why there are no bytes of a file. temporary: for a reason that may pass, such as an I/O error or a missing permission."""
+    """Why a file could not be read. temporary: the reason may pass, such as an I/O error or a missing permission."""
 
     reason: str
     temporary: bool
 
 
-def find_images(paths: Iterable[str]) -> list[Path]:
-    """The files among `paths` and the images in the folders among them, however deep, each once, in the order of their paths.
+class SourceFile(NamedTuple):
+    """A regular file of a source: its path within the source, the file to open, and its printable name in messages."""
 
-    Below a folder, links to files are followed, those to folders are not: they may lead round in circles, or to the same images
-    again. Name such a folder itself to have its images.
+    path: PurePosixPath
+    file: Path
+    source: str
+
+
+class Reject(NamedTuple):
+    """A file that download cannot use: its printable name, a fixed phrase for the reason, and the details."""
+
+    source: str
+    reason: str
+    detail: str
+
+
+def printable(name: str) -> str:
+    """A file's name as one line of UTF-8: control characters and bytes that are not UTF-8 become escapes such as \\r or \\udcff."""
+    text = name.encode("utf-8", "backslashreplace").decode()
+    return CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def shortened(name: str, length: int) -> str:
+    """The first bytes of a file's name, at most `length`, without cutting a UTF-8 character in two."""
+    encoded = os.fsencode(name)
+    while length < len(encoded) and encoded[length] & 0xC0 == 0x80:
+        length -= 1
+    return os.fsdecode(encoded[:length])
+
+
+def label_of(path: PurePosixPath) -> str | None:
+    """ "real" or "fake": the name, in any case, of the nearest folder above the file that is called so; None without one."""
+    return next((part.lower() for part in reversed(path.parts[:-1]) if part.lower() in labels.NAMES), None)
+
+
+def find_images(paths: Iterable[str]) -> list[Path]:
+    """The given files and all images below the given folders, each once, sorted by path.
+
+    Below a folder, links to files are followed and links to folders are skipped: they may form a loop or lead to the same images
+    again. To read a linked folder, give it as a path.
 
     Raises:
-        UserError: a path does not exist or cannot be looked at, or there is no image at all.
+        UserError: a path does not exist or cannot be accessed, or there is no image.
     """
     found: set[Path] = set()
     for path in map(Path, paths):
-        here = exists(path)
-        if here and path.is_dir():
-            found.update(Path(image.path) for image in images_below(path))
-        elif here:
-            found.add(path)
-        else:
+        if not exists(path):
             raise UserError(f"{path} does not exist: give files or folders that do.")
+        if path.is_dir():
+            found.update(Path(image.path) for image in images_below(path))
+        else:
+            found.add(path)
     if not found:
         raise UserError(
             f"There is no image in {', '.join(map(str, paths))}: give files, or folders with images in them."
@@ -73,7 +120,7 @@ def find_images(paths: Iterable[str]) -> list[Path]:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is such a file or folder. UserError where that cannot be known."""
+    """Whether the file or folder exists. UserError if the system cannot tell."""
     try:
         return path.exists()
     except OSError as error:
@@ -81,20 +128,20 @@ def exists(path: Path) -> bool:
 
 
 def images_below(folder: Path) -> Iterator[Found]:
-    """Every image below a folder, however deep, in the order of their paths.
+    """Every image below a folder, at any depth, sorted by path.
 
-    A folder that cannot be listed comes in the place of its images, and a link that leads nowhere as itself, for `read` to say
-    so: they are not passed over. Links to folders are.
+    A folder that cannot be listed and a dangling link named like an image are yielded too; `read` then gives the reason.
     """
-    return in_order(f"{str(folder).rstrip('/')}/", _entries)
+    return in_order(f"{str(folder).rstrip('/')}/", _local_images)
 
 
 def in_order(root: str, entries: Callable[[str], Iterable[Found]]) -> Iterator[Found]:
-    """Every file below a folder in the order of their whole paths, with one folder's entries in memory at a time.
+    """Every file below a folder, sorted by path; memory holds the entries of one folder and of those above it.
 
     Args:
         root: the folder, with a slash at its end.
-        entries: what is in a folder; paths of folders end in a slash, which is what puts a/b between a-b and a0b.
+        entries: lists a folder; paths of folders end in a slash, which sorts a/b between a-b and a0b. If it raises OSError, the
+            folder itself is yielded.
     """
     pending = [Found(root, 0)]  # the last one is next
     while pending:
@@ -109,25 +156,28 @@ def in_order(root: str, entries: Callable[[str], Iterable[Found]]) -> Iterator[F
 
 
 def named_like_image(path: str) -> bool:
-    """Whether a file's name says that it is an image."""
+    """Whether a file's suffix is that of an image format."""
     return path.lower().endswith(SUFFIXES)
 
 
 def begins_like_image(beginning: bytes) -> bool:
-    """Whether a file whose first bytes (at least 32, or all) these are is one of an image format."""
+    """Whether a file's first bytes (at least 32, or all) are those of an image format."""
     return _BEGINNINGS.match(beginning) is not None
 
 
-def read(path: str | Path) -> bytes | Unread:
-    """A file's bytes, or why they could not be read."""
+def read(path: str | Path, max_bytes: int | None = None) -> bytes | Unread:
+    """A file's bytes, or the reason why it cannot be read. max_bytes: the largest size that is read (default: MAX_FILE_BYTES)."""
     path = Path(path)
+    limit = MAX_FILE_BYTES if max_bytes is None else max_bytes
     try:
-        found = path.stat()
-        if stat.S_ISDIR(found.st_mode):
-            next(path.iterdir(), None)  # says why a folder is here in the place of its images
-        if not stat.S_ISREG(found.st_mode):
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            next(path.iterdir(), None)  # raises the error of a folder that cannot be listed
+        if not stat.S_ISREG(status.st_mode):
             return Unread("not a regular file", temporary=False)
-        return path.read_bytes() if found.st_size <= MAX_FILE_BYTES else Unread(TOO_LARGE, temporary=False)
+        if status.st_size > limit:
+            return Unread(f"more than {limit // 2**20} MiB", temporary=False)
+        return path.read_bytes()
     except OSError as error:
         return Unread(f"cannot be read ({error.strerror})", temporary=True)
 
@@ -137,25 +187,128 @@ def found_at(path: str, status: os.stat_result) -> Found:
     return Found(path, status.st_size, status.st_mtime_ns)
 
 
-def _entries(folder: str) -> Iterator[Found]:
+def _local_images(folder: str) -> Iterator[Found]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield Found(f"{entry.path}/", 0)
-            else:
-                try:
-                    found = entry.stat()
-                except OSError:  # a link that leads nowhere, for `read` to say so where it is named like an image
-                    if named_like_image(entry.name):
-                        yield Found(entry.path, 0)
-                    continue
-                if stat.S_ISREG(found.st_mode) and (named_like_image(entry.name) or _begins_like_image(entry.path)):
-                    yield found_at(entry.path, found)
+                continue
+            try:
+                status = entry.stat()
+            except OSError:  # a dangling link
+                if named_like_image(entry.name):
+                    yield Found(entry.path, 0)
+                continue
+            if stat.S_ISREG(status.st_mode) and (named_like_image(entry.name) or _file_begins_like_image(entry.path)):
+                yield found_at(entry.path, status)
 
 
-def _begins_like_image(path: str) -> bool:
+def _file_begins_like_image(path: str) -> bool:
     try:
         with Path(path).open("rb") as stream:
             return begins_like_image(stream.read(BEGINNING_BYTES))
     except OSError:
         return False
+
+
+def files_of_source(
+    root: Path, name: str, above: PurePosixPath | None = None, within: Path | None = None
+) -> tuple[list[SourceFile], list[Reject]]:
+    """Every usable file below a folder of a source, and every file refused, with the reason.
+
+    Links are followed if they stay inside the source. A folder reached by a link is read once per class (`label_of`), after the
+    folders that are no links, so a loop of links ends.
+
+    Args:
+        root: the folder to scan.
+        name: the user's name for it.
+        above: the path of the folder within its source if that is not the root, as of an archive in train/real.
+        within: the folder that links may not leave (default: root).
+    """
+    scan = _SourceScan(root, name, above or PurePosixPath(), within or root)
+    scan.walk(scan.root)
+    while scan.links:
+        scan.links.sort(reverse=True)
+        scan.follow(scan.links.pop())
+    return scan.files, scan.rejects
+
+
+class _SourceScan:
+    def __init__(self, root: Path, name: str, above: PurePosixPath, within: Path) -> None:
+        self.root, self.name, self.above = str(root).rstrip("/"), name, above
+        self.within = within.resolve()
+        self.files: list[SourceFile] = []
+        self.rejects: list[Reject] = []
+        self.links: list[str] = []  # links to folders, not followed yet
+        self.walked: set[tuple[str, str | None]] = set()  # real path of a folder, class of the files in it
+
+    def walk(self, folder: str) -> None:
+        for found in in_order(f"{folder}/", self.entries):
+            self.files.append(SourceFile(self.path(found.path), Path(found.path), self.source(found.path)))
+
+    def follow(self, link: str) -> None:
+        if self.key(link) in self.walked:
+            self.refuse(link, "link", "it leads to a folder that is read already")
+        else:
+            self.walk(link)
+
+    def entries(self, folder: str) -> list[Found]:
+        self.walked.add(self.key(folder))
+        try:
+            with os.scandir(folder) as entries:
+                return [found for entry in entries if (found := self.entry(entry))]
+        except OSError as error:
+            self.refuse(folder.rstrip("/"), "unreadable", f"the folder cannot be listed: {error.strerror}")
+            return []
+
+    def entry(self, entry: os.DirEntry[str]) -> Found | None:
+        """The file or folder to go on with; None if it is refused or a link to a folder."""
+        problem = self.problem_of(entry)
+        if problem:
+            self.refuse(entry.path, *problem)
+        elif not entry.is_dir():
+            return found_at(entry.path, entry.stat())
+        elif not entry.is_symlink():
+            return Found(f"{entry.path}/", 0)
+        else:
+            self.links.append(entry.path)
+        return None
+
+    def problem_of(self, entry: os.DirEntry[str]) -> tuple[str, str] | None:
+        """Reason and detail if the entry is refused."""
+        if entry.name.startswith(".") or entry.name.lower() in JUNK:
+            return "not data", "hidden files and what operating systems leave behind"
+        if entry.is_symlink() and (problem := self.problem_of_link(entry.path)):
+            return "link", problem
+        if entry.is_dir():
+            return None
+        try:
+            mode = entry.stat().st_mode
+        except OSError as error:
+            return "unreadable", f"the file cannot be read: {error.strerror}"
+        if not stat.S_ISREG(mode):  # opening a pipe would block
+            return "not an image", "a pipe, a socket or a device"
+        return None
+
+    def problem_of_link(self, link: str) -> str | None:
+        try:
+            target = Path(link).resolve(strict=True)
+        except (OSError, RuntimeError):  # RuntimeError: a loop, before Python 3.13
+            return "it leads nowhere or in a circle"
+        if not target.is_relative_to(self.within) and not _DVC_OBJECT.search(target.as_posix()):
+            return "it leads out of the tree: put a copy in its place"
+        if Path(link).parent.resolve().is_relative_to(target):
+            return "it leads back to a folder that it is in"
+        return None
+
+    def refuse(self, file: str, reason: str, detail: str) -> None:
+        self.rejects.append(Reject(self.source(file), reason, detail))
+
+    def path(self, file: str) -> PurePosixPath:
+        return self.above / file[len(self.root) + 1 :]
+
+    def source(self, file: str) -> str:
+        return printable(str(PurePosixPath(self.name) / file[len(self.root) + 1 :]))
+
+    def key(self, folder: str) -> tuple[str, str | None]:
+        return os.path.realpath(folder), label_of(self.path(folder) / "file")

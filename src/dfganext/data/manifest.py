@@ -1,4 +1,4 @@
-"""The manifest: every usable image once, with its class, its hashes and how it was encoded; and the table of all the others."""
+"""The manifest: one row per usable image, with its class, its hashes and its encoding; and a table of the files refused."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import hashlib
 import os
 import re
 import shutil
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import imagehash
 import numpy as np
@@ -20,8 +18,10 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from dfganext import images, labels
+from dfganext.data import discovery
+from dfganext.data.discovery import CONTROL_CHARACTERS, Reject, SourceFile, Unread, label_of, shortened
+from dfganext.data.parallel import ordered_map
 from dfganext.data.sources import Collection
-from dfganext.data.trees import Found, Reject, label_of, shortened, walk
 from dfganext.errors import UserError
 from dfganext.settings import Download
 
@@ -43,14 +43,14 @@ hexadecimal, phash_mirrored the same of the left-right mirror image; quantisatio
 in table order, and is empty for other formats."""
 
 REJECT_TYPES: dict[str, Any] = {"source": str, "reason": str, "detail": str}
-"""reason is one of a few fixed phrases, to count by; detail says more."""
+"""reason is one of a few fixed phrases, for counting; detail says more."""
 
 PHASH_SIDE = 16
 
 NAME_BYTES = 255
-"""The longest name of a file that all common file systems take, in UTF-8."""
+"""The longest file name that all common file systems allow, in UTF-8."""
 
-# Part of ImageError's message -> the phrase to count by
+# Part of ImageError's message -> the fixed phrase
 _REASONS = {
     "is empty": "empty",
     "not an image": "not an image",
@@ -62,16 +62,15 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Built:
-    """What `build` found: a row an image, a row a reject, and counts for the metrics."""
+    """The result of `build`: one row per image, one row per refused file, and counts for the metrics."""
 
     manifest: pd.DataFrame
     rejects: pd.DataFrame
     summary: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Image:
-    """A manifest row and where it came from; no pixels."""
+class _Image(NamedTuple):
+    """A manifest row and the source of the image; no pixels."""
 
     source: str
     row: dict[str, Any]
@@ -80,51 +79,52 @@ class _Image:
 def build(collection: Collection, raw: Path, settings: Download, workers: int = 0) -> Built:
     """Bring every usable image, bytes unchanged, to raw/real or raw/fake, and describe it.
 
-    An image keeps its path without the folder that told its class (train/real/7.jpg becomes real/train/7.jpg); where two meet, the
-    later in the order of sources gets a number. Files are hard links where the file system allows, else copies. Byte-identical
-    images of one class all stay; of both classes, none does. The result does not depend on the number of workers, and
-    memory holds a few encoded images and one decoded image a worker.
+    An image keeps its path without the folder that tells its class (train/real/7.jpg becomes real/train/7.jpg); if two paths
+    collide, the later in the order of sources gets a number. Files are hard links where the file system allows, else copies. All
+    byte-identical images of one class stay; byte-identical images of both classes are all refused. The result does not depend on
+    the number of workers, and memory holds a few encoded images and one decoded image per worker.
 
     Args:
         collection: from `sources.collect`.
-        raw: the folder to make; whatever it held before is removed.
+        raw: the folder to make; its earlier content is removed.
         settings: the section `download`, for its limits of size.
-        workers: threads that decode (0: none but the caller's).
+        workers: threads that decode (0: the caller's thread).
 
     Returns:
         The manifest sorted by path, the rejects sorted by source, and
         {"images": {"real", "fake"}, "rejects": {"total", reason: count, ...}, "bytes": n}.
     """
-    candidates, rejects = _candidates(collection, raw)
+    _refuse_overlap(collection, raw)
+    candidates, rejects = _candidates(collection)
     if raw.exists():
         shutil.rmtree(raw)
-    for place in {raw / label for label in labels.NAMES} | {(raw / path).parent for path in candidates}:
-        place.mkdir(parents=True, exist_ok=True)
+    for folder in {raw / label for label in labels.NAMES} | {(raw / path).parent for path in candidates}:
+        folder.mkdir(parents=True, exist_ok=True)
 
-    kept: list[_Image] = []
-    work = ((found, path, raw, settings) for path, found in candidates.items())
-    for outcome in tqdm(_in_order(work, workers), total=len(candidates), desc="images", unit="image", disable=None):
+    def take(candidate: tuple[PurePosixPath, SourceFile]) -> _Image | Reject:
+        return _take(candidate[1], candidate[0], raw, settings)
+
+    taken: list[_Image] = []
+    outcomes = ordered_map(take, candidates.items(), workers)
+    for outcome in tqdm(outcomes, total=len(candidates), desc="images", unit="image", disable=None):
         if isinstance(outcome, Reject):
             rejects.append(outcome)
         else:
-            kept.append(outcome)
+            taken.append(outcome)
 
-    contradictions = _contradictions(kept)
-    for image in kept:
-        if image.source in contradictions:
-            (raw / image.row["path"]).unlink()
-            rejects.append(contradictions[image.source])
+    contradictions = _contradictions(taken)
+    for path in contradictions:
+        (raw / path).unlink()
     _remove_empty_folders(raw)
-
-    rows = sorted((image.row for image in kept if image.source not in contradictions), key=lambda row: row["path"])
-    rejects.sort(key=lambda reject: (reject.source, reject.reason, reject.detail))
+    rejects += contradictions.values()
+    rows = sorted((row for _, row in taken if row["path"] not in contradictions), key=lambda row: row["path"])
     manifest = pd.DataFrame(rows, columns=list(TYPES)).astype(TYPES)
-    table = pd.DataFrame([vars(reject) for reject in rejects], columns=list(REJECT_TYPES)).astype(REJECT_TYPES)
+    table = pd.DataFrame(sorted(rejects), columns=list(REJECT_TYPES)).astype(REJECT_TYPES)
     return Built(manifest, table, _summary(manifest, table))
 
 
 def require_both_classes(built: Built, rejects: Path) -> None:
-    """UserError if a class has no usable image; it points to `rejects`, where the table has been written."""
+    """UserError if a class has no usable image; it refers to the table of rejects at `rejects`."""
     counts = built.summary["images"]
     if all(counts.values()):
         return
@@ -135,7 +135,7 @@ def require_both_classes(built: Built, rejects: Path) -> None:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """Read a manifest; columns as in TYPES, text as it was written ("001" and "" included). UserError if it is missing or is none."""
+    """Read a manifest; columns as in TYPES, text exactly as written ("001", "NA" and "" stay). UserError if it is missing or invalid."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8")
         return table[list(TYPES)].astype(TYPES)
@@ -150,54 +150,55 @@ def read(path: Path) -> pd.DataFrame:
 def perceptual_hashes(image: np.ndarray) -> tuple[str, str]:
     """256-bit pHash of a uint8 RGB image, (height, width, 3), and of its left-right mirror image.
 
-    ImageHash's: which of the 16 x 16 lowest frequencies of a DCT are above their median; 64 hex digits.
+    ImageHash's: which of the 16 x 16 lowest frequencies of a DCT are above their median; 64 hexadecimal digits.
     """
-    side = 4 * PHASH_SIDE  # to which ImageHash would shrink the image for each of the two
+    side = 4 * PHASH_SIDE  # ImageHash's own size: shrunk here once for both hashes
     small = Image.fromarray(image).convert("L").resize((side, side), Image.Resampling.LANCZOS)
-    one, mirrored = (imagehash.phash(picture, hash_size=PHASH_SIDE) for picture in (small, ImageOps.mirror(small)))
-    return str(one), str(mirrored)
+    phash, mirrored = (imagehash.phash(one, hash_size=PHASH_SIDE) for one in (small, ImageOps.mirror(small)))
+    return str(phash), str(mirrored)
 
 
-def _candidates(collection: Collection, raw: Path) -> tuple[dict[PurePosixPath, Found], list[Reject]]:
-    """Files to try, keyed by their place below the raw folder, in the order of their sources; and what is refused unread."""
+def _refuse_overlap(collection: Collection, raw: Path) -> None:
+    """ValueError if making the raw folder would delete a file of the source."""
+    target = raw.resolve()
+    for folder in {file.file.parent for file in collection.files}:
+        if folder.resolve().is_relative_to(target):
+            raise ValueError(f"{raw} and {folder} overlap")
+
+
+def _candidates(collection: Collection) -> tuple[dict[PurePosixPath, SourceFile], list[Reject]]:
+    """Files to try, keyed by their path below the raw folder, in the order of their sources; and the rejects so far."""
     rejects = list(collection.rejects)
-    labelled: list[tuple[str, Found]] = []
-    for tree in collection.trees:
-        if tree.root.resolve().is_relative_to(raw.resolve()) or raw.resolve().is_relative_to(tree.root.resolve()):
-            raise ValueError(f"{raw} and {tree.root} overlap")
-        for found in walk(tree):
-            if isinstance(found, Reject):
-                rejects.append(found)
-            elif (label := label_of(found.path)) is None:
-                rejects.append(
-                    Reject(found.source, "neither real nor fake", "no folder above it is named real or fake")
-                )
-            else:
-                labelled.append((label, found))
-    labelled.sort(key=lambda pair: pair[1].source)
+    labelled: list[tuple[str, SourceFile]] = []
+    for file in sorted(collection.files, key=lambda file: file.source):
+        label = label_of(file.path)
+        if label is None:
+            rejects.append(Reject(file.source, "neither real nor fake", "no folder above it is named real or fake"))
+        else:
+            labelled.append((label, file))
     return _places(labelled), rejects
 
 
-def _places(labelled: list[tuple[str, Found]]) -> dict[PurePosixPath, Found]:
-    wanted = [_without_class(label, found.path) for label, found in labelled]
-    # Compared without case, for file systems that do so; a file must not bear the name of a folder either
+def _places(labelled: list[tuple[str, SourceFile]]) -> dict[PurePosixPath, SourceFile]:
+    wanted = [_without_class(label, file.path) for label, file in labelled]
+    # Compared without case, for file systems that ignore it; a file must not have the name of a folder either
     taken = {str(parent).lower() for path in wanted for parent in path.parents}
     places = {}
-    for path, (_, found) in zip(wanted, labelled, strict=True):
+    for path, (_, file) in zip(wanted, labelled, strict=True):
         place, number = path, 1
         while str(place).lower() in taken:
             number += 1
             place = _numbered(path, number)
         taken.add(str(place).lower())
-        places[place] = found
+        places[place] = file
     return places
 
 
 def _numbered(path: PurePosixPath, number: int) -> PurePosixPath:
-    """7.png -> 7-2.png, of a long name as much as fits."""
+    """7.png -> 7-2.png; a long name is shortened."""
     end = f"-{number}{path.suffix}"
     stem = path.stem
-    if len(end.encode()) >= NAME_BYTES:  # all the name is suffix
+    if len(end.encode()) >= NAME_BYTES:  # the suffix fills the name
         end, stem = f"-{number}", path.name
     return path.with_name(shortened(stem, NAME_BYTES - len(end.encode())) + end)
 
@@ -206,47 +207,33 @@ def _without_class(label: str, path: PurePosixPath) -> PurePosixPath:
     parts = list(path.parts)
     position = max(i for i, part in enumerate(parts[:-1]) if part.lower() == label)
     del parts[position]
-    # Names go into tables and addresses: no control characters, no bytes that are not UTF-8
-    return PurePosixPath(label, *(re.sub(r"[\x00-\x1f\x7f\\\ud800-\udfff]", "_", part) for part in parts))
+    # Names go into tables and addresses: no control characters, no backslashes, no bytes that are not UTF-8
+    clean = (CONTROL_CHARACTERS.sub("_", re.sub(r"[\\\ud800-\udfff]", "_", part)) for part in parts)
+    return PurePosixPath(label, *clean)
 
 
-def _in_order(work: Iterable[tuple[Found, PurePosixPath, Path, Download]], workers: int) -> Iterator[_Image | Reject]:
-    """Results of `_take` in the order of the work, with a bounded number under way."""
-    if workers == 0:
-        yield from (_take(*item) for item in work)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        pending: deque[Future[_Image | Reject]] = deque()
-        for item in work:
-            pending.append(pool.submit(_take, *item))
-            if len(pending) >= 8 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-
-def _take(found: Found, path: PurePosixPath, raw: Path, settings: Download) -> _Image | Reject:
-    """Read, decode and describe one file, and put it into place."""
-    limit = int(settings.max_megapixels * 8e6) + (64 << 20)  # no picture within the limit of pixels is larger than this
+def _take(file: SourceFile, path: PurePosixPath, raw: Path, settings: Download) -> _Image | Reject:
+    """Read, decode and describe one file, and put it in place."""
+    # no image within the pixel limit has more bytes than this
+    data = discovery.read(file.file, max_bytes=int(settings.max_megapixels * 8e6) + (64 << 20))
+    if isinstance(data, Unread):
+        return Reject(file.source, "unreadable" if data.temporary else "too large", data.reason)
     try:
-        size = found.file.stat().st_size
-        if size > limit:
-            return Reject(found.source, "too large", f"{size:,} bytes")
-        data = found.file.read_bytes()
-    except OSError as error:
-        return Reject(found.source, "unreadable", f"the file cannot be read: {error.strerror}")
-    try:
-        pixels = images.decode(data, settings.max_megapixels, settings.min_side)
-        header = images.header(data, settings.max_megapixels, settings.min_side)
-        quantisation = images.jpeg_quantisation(data)
+        row = _description(data, settings)
     except images.ImageError as error:
         reason = next((reason for part, reason in _REASONS.items() if part in str(error)), "not usable")
-        return Reject(found.source, reason, str(error))
-    _place(found.file, data, raw / path)
+        return Reject(file.source, reason, str(error))
+    _place(file.file, data, raw / path)
+    return _Image(file.source, {"path": path.as_posix(), "label": path.parts[0], **row})
+
+
+def _description(data: bytes, settings: Download) -> dict[str, Any]:
+    """The columns of the manifest but path and label. ImageError if the bytes are not a usable image."""
+    pixels = images.decode(data, settings.max_megapixels, settings.min_side)
+    header = images.header(data, settings.max_megapixels, settings.min_side)
+    quantisation = images.jpeg_quantisation(data)
     phash, phash_mirrored = perceptual_hashes(pixels)
-    row = {
-        "path": path.as_posix(),
-        "label": path.parts[0],
+    return {
         "sha256": hashlib.sha256(data).hexdigest(),
         "phash": phash,
         "phash_mirrored": phash_mirrored,
@@ -257,46 +244,47 @@ def _take(found: Found, path: PurePosixPath, raw: Path, settings: Download) -> _
         "quantisation": " ".join(f"{mean:g}" for mean in quantisation),
         "bytes": len(data),
     }
-    return _Image(found.source, row)
 
 
 def _place(file: Path, data: bytes, place: Path) -> None:
     try:
-        os.link(file, place)
+        os.link(file.resolve(), place)  # resolved: a link would become a second link, not a file
         return
     except OSError:
-        pass  # another file system, one without links, or a file of another owner
+        pass  # another file system, one without hard links, or a file of another owner
     try:
         place.write_bytes(data)
     except OSError as error:
-        raise UserError(f"{place} cannot be written ({error.strerror}): make room or mend the permissions.") from error
+        raise UserError(
+            f"{place} cannot be written ({error.strerror}): make room or correct the permissions."
+        ) from error
 
 
-def _contradictions(kept: list[_Image]) -> dict[str, Reject]:
-    """A reject for each image whose very bytes are also in the other class."""
+def _contradictions(taken: list[_Image]) -> dict[str, Reject]:
+    """{path: reject} of each image whose bytes are also in the other class."""
     first: dict[tuple[str, str], str] = {}
-    for image in kept:
+    for image in taken:
         first.setdefault((image.row["sha256"], image.row["label"]), image.source)
     found = {}
-    for image in kept:
+    for image in taken:
         other = "fake" if image.row["label"] == "real" else "real"
         counterpart = first.get((image.row["sha256"], other))
         if counterpart is not None:
             detail = f"the same bytes are {counterpart}, which is {other}"
-            found[image.source] = Reject(image.source, "in both classes", detail)
+            found[image.row["path"]] = Reject(image.source, "in both classes", detail)
     return found
 
 
 def _remove_empty_folders(raw: Path) -> None:
-    for place, _, _ in os.walk(raw, topdown=False):
-        if Path(place).parent != raw.parent and not any(Path(place).iterdir()):
-            Path(place).rmdir()
+    for folder, _, _ in os.walk(raw, topdown=False):
+        if Path(folder).parent != raw.parent and not any(Path(folder).iterdir()):
+            Path(folder).rmdir()
 
 
 def _summary(manifest: pd.DataFrame, rejects: pd.DataFrame) -> dict[str, Any]:
-    images_by_class = Counter(manifest["label"])
+    counts = Counter(manifest["label"])
     return {
-        "images": {label: images_by_class[label] for label in labels.NAMES},
+        "images": {label: counts[label] for label in labels.NAMES},
         "rejects": {"total": len(rejects)} | dict(sorted(Counter(rejects["reason"]).items())),
         "bytes": int(manifest["bytes"].sum()),
     }

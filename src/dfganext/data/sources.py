@@ -1,4 +1,4 @@
-"""Where images come from: the folder data/, Kaggle, the Hugging Face hub or an address; whichever it is, folders to scan."""
+"""The sources of images: the folder data/, Kaggle, the Hugging Face hub or a URL. Each gives the files to try, labelled by path."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import json
 import re
 import shutil
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from dfganext import labels
 from dfganext.data import archives
+from dfganext.data.discovery import Reject, SourceFile, files_of_source
 from dfganext.data.fetch import fetch
-from dfganext.data.trees import Found, Reject, Tree, walk
 from dfganext.errors import UserError, one_line
 from dfganext.settings import Download
 
@@ -26,29 +25,28 @@ _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,10}")
 _EXTRA = "install it with `pip install 'df-ganext[pipeline]'`"
 
 
-@dataclass(frozen=True)
-class Collection:
-    """The folders to scan, and what was refused on the way to them."""
+class Collection(NamedTuple):
+    """The files of a source, and what is refused already."""
 
-    trees: tuple[Tree, ...]
-    rejects: tuple[Reject, ...]
+    files: list[SourceFile]
+    rejects: list[Reject]
 
 
 def collect(settings: Download, data: Path, work: Path) -> Collection:
-    """Bring the images of the chosen source into place, and unpack the archives and Parquet tables among them.
+    """Make the files of the source available on disk, and unpack the archives and Parquet tables among them.
 
     Args:
         settings: the section `download`.
         data: the folder that the source `data` reads; nothing in it is changed.
-        work: a folder that outlives a failed run, so that a broken download continues; unpacked files lie in its subfolder
-            `unpacked`, emptied by each call, and may be deleted once the manifest is built. Kaggle and the hub keep their
-            downloads in their own caches (KAGGLEHUB_CACHE, HF_HOME).
+        work: a folder that outlives a failed run, so that a broken download continues. Each call empties its subfolder
+            `unpacked`, which may be deleted once the manifest is built. Kaggle and the hub keep their downloads in their own
+            caches (KAGGLEHUB_CACHE, HF_HOME).
 
     Returns:
-        Trees, in which an archive `train.zip` counts as a folder `train` in its place.
+        Files, of which those of an archive `train.zip` have paths in a folder `train` in its place.
 
     Raises:
-        UserError: the source is empty, cannot be reached or is not known, a key it needs is missing, or an archive is damaged.
+        UserError: the source is empty, cannot be reached or does not exist, a key it needs is missing, or an archive is damaged.
     """
     unpacked = work / UNPACKED
     if unpacked.exists():
@@ -56,25 +54,25 @@ def collect(settings: Download, data: Path, work: Path) -> Collection:
     if settings.source == "url":
         return _from_url(settings, work / DOWNLOADS, unpacked)
     if settings.source == "kaggle":
-        tree = Tree(_kaggle(settings.kaggle), settings.kaggle)
+        files, rejects = files_of_source(_kaggle(settings.kaggle), settings.kaggle)
     elif settings.source == "huggingface":
-        tree = _huggingface(settings.huggingface, settings.revision)
+        files, rejects = _huggingface(settings.huggingface, settings.revision)
     else:
-        tree = _data(data)
-    return _unpacked(tree, unpacked)
+        files, rejects = _data(data)
+    return _unpack(files, rejects, unpacked)
 
 
-def _data(folder: Path) -> Tree:
+def _data(folder: Path) -> tuple[list[SourceFile], list[Reject]]:
     try:
         empty = not folder.is_dir() or all(entry.name.startswith(".") for entry in folder.iterdir())
     except OSError as error:
-        raise UserError(f"{folder}/ cannot be listed ({error.strerror}): mend its permissions.") from error
+        raise UserError(f"{folder}/ cannot be listed ({error.strerror}): correct its permissions.") from error
     if empty:
         raise UserError(
             f"{folder}/ is missing or empty: run `dvc pull` or `dvc update data.dvc` for the pinned images, or put your own into "
             f"{folder}/real and {folder}/fake and run `dvc add data`."
         )
-    return Tree(folder, folder.name)
+    return files_of_source(folder, folder.name)
 
 
 def _from_url(settings: Download, downloads: Path, unpacked: Path) -> Collection:
@@ -86,8 +84,9 @@ def _from_url(settings: Download, downloads: Path, unpacked: Path) -> Collection
     assert settings.url is not None and settings.sha256 is not None
     name = PurePosixPath(urlsplit(settings.url).path).name or "archive"
     archive = fetch(settings.url, downloads / f"{settings.sha256.lower()}.archive", settings.sha256)
-    rejects = archives.extract(archive, unpacked / "0", name)
-    return Collection((Tree(unpacked / "0", name),), tuple(rejects))
+    refused = archives.extract(archive, unpacked / "0", name)
+    files, rejects = files_of_source(unpacked / "0", name)
+    return Collection(files, refused + rejects)
 
 
 def _kaggle(handle: str) -> Path:
@@ -106,18 +105,18 @@ def _kaggle_advice(handle: str, error: Exception) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403, 404):
         return (
-            f"Kaggle does not give out the data set {handle} ({status}): check download.kaggle (owner/name), and if it is right, "
+            f"Kaggle does not provide the data set {handle} ({status}): check download.kaggle (owner/name), and if it is right, "
             "set KAGGLE_USERNAME and KAGGLE_KEY, or put your API token at ~/.kaggle/kaggle.json."
         )
     if type(error) is ValueError:
         return f"download.kaggle, {handle!r}, must be owner/name or owner/name/versions/N ({one_line(error)})."
     return (
         f"Kaggle's data set {handle} could not be downloaded ({one_line(error)}): check the connection and run again, "
-        "what has come is kept."
+        "what has arrived is kept."
     )
 
 
-def _huggingface(repository: str | None, revision: str | None) -> Tree:
+def _huggingface(repository: str | None, revision: str | None) -> tuple[list[SourceFile], list[Reject]]:
     if repository is None:
         raise UserError("download.huggingface is null, but download.source huggingface needs it: set it to owner/name.")
     try:
@@ -135,40 +134,38 @@ def _huggingface(repository: str | None, revision: str | None) -> Tree:
         ) from error
     except errors.RepositoryNotFoundError as error:  # a gated one too
         raise UserError(
-            f"The Hugging Face hub gives out no data set {repository}: check download.huggingface (owner/name), and if it is "
+            f"The Hugging Face hub provides no data set {repository}: check download.huggingface (owner/name), and if it is "
             "private or gated, ask for access and run `hf auth login`."
         ) from error
     except Exception as error:
         # httpx, hf_xet and the hub's own errors have no common base
         raise UserError(
             f"The data set {repository} could not be downloaded from the Hugging Face hub ({one_line(error)}): check the "
-            "connection and run again, what has come is kept."
+            "connection and run again, what has arrived is kept."
         ) from error
     # the hub's cache keeps contents under blobs/, and a snapshot is a folder of links to them
-    return Tree(folder, repository, within=folder.parent.parent)
+    return files_of_source(folder, repository, within=folder.parent.parent)
 
 
-def _unpacked(tree: Tree, target: Path) -> Collection:
-    """The tree, less its archives and tables of images, and a tree for each of those."""
-    trees: list[Tree] = []
-    rejects: list[Reject] = []
-    opened: set[str] = set()
-    for found in walk(tree):
-        if not isinstance(found, Found):
-            continue
-        folder = target / str(len(trees))
-        stem = archives.stem(found.path.name)
+def _unpack(files: list[SourceFile], rejects: list[Reject], target: Path) -> Collection:
+    """Put the files of archives and of tables of images in the place of these. Archives inside archives stay packed."""
+    usable: list[SourceFile] = []
+    refused = list(rejects)
+    for number, file in enumerate(files):
+        folder = target / str(number)
+        stem = archives.stem(file.path.name)
         if stem is not None:
-            rejects += archives.extract(found.file, folder, found.source)
-        elif found.path.suffix.lower() == ".parquet" and _is_image_table(found.file):
-            stem = found.path.stem
-            rejects += _extract_parquet(found.file, folder, found.source)
+            refused += archives.extract(file.file, folder, file.source)
+        elif file.path.suffix.lower() == ".parquet" and _is_image_table(file.file):
+            stem = file.path.stem
+            refused += _extract_parquet(file.file, folder, file.source)
         else:
+            usable.append(file)
             continue
-        opened.add(str(found.path))
-        trees.append(Tree(folder, found.source, above=found.path.with_name(stem)))
-    rest = Tree(tree.root, tree.name, tree.above, frozenset(opened), tree.within)
-    return Collection((rest, *trees), tuple(rejects))
+        inside, refused_inside = files_of_source(folder, file.source, above=file.path.with_name(stem))
+        usable += inside
+        refused += refused_inside
+    return Collection(usable, refused)
 
 
 def _is_image_table(file: Path) -> bool:

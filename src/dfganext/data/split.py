@@ -1,4 +1,4 @@
-"""Draw a balanced, seeded sample and split it, keeping images that look alike on one side of every boundary."""
+"""Draws a balanced, seeded sample and splits it into train, validation and test; near duplicates stay in one split."""
 
 from __future__ import annotations
 
@@ -16,59 +16,53 @@ from dfganext.settings import Subsample
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
-BLOCK = 512
-"""Images whose distances to as many others are computed at a time."""
 COLUMNS = ("path", "label", "split", "sha256", "group")
+
+BLOCK = 512
+"""Number of images whose distances to as many others are computed at once."""
 
 
 def draw(manifest: pd.DataFrame, settings: Subsample, seed: int) -> pd.DataFrame:
-    """Draw `per_class` images of each class, then test, validation and training images from them.
+    """Draw `per_class` images of each class, and split them into test, validation and training images.
 
-    The result depends on the rows' content, the settings and the seed alone, not on the rows' order. Test takes one part to
-    `train_to_test` parts of training; validation is then taken out of training. Images whose perceptual hashes are at most
-    `near_duplicate_bits` apart, as they are or one of them mirrored, directly or through others, share a group and a split,
+    The result depends only on the rows' content, the settings and the seed, not on the rows' order. Training gets `train_to_test`
+    times as many images as test; validation is then taken out of training. Images whose perceptual hashes are at most
+    `near_duplicate_bits` apart, as they are or with one of them mirrored, directly or through others, share a group and a split,
     whatever their labels.
 
     Args:
-        manifest: columns path, label, sha256, phash and phash_mirrored (hexadecimal), a row an image.
+        manifest: columns path, label, sha256, phash and phash_mirrored (hexadecimal), one row per image.
 
     Returns:
         Columns path, label, split, sha256, group, sorted by path. Classes are balanced in every split unless a group is
-        too large to place.
+        too large to fit.
 
     Raises:
-        UserError: more images asked for than there are, too few for three splits, or so many that look alike that a split is
+        UserError: there are fewer images than requested, too few for three splits, or so many near duplicates that a split is
             left without a class.
     """
     manifest = manifest.sort_values("path", ignore_index=True)
-    counts = {name: int((manifest.label == name).sum()) for name in NAMES}
-    per_class = min(counts.values()) if settings.per_class is None else settings.per_class
-    if per_class > min(counts.values()):
-        raise UserError(
-            f"subsample.per_class: {per_class} images of each class were asked for, but there are "
-            f"{' and '.join(f'{counts[name]} {name}' for name in NAMES)}; ask for at most {min(counts.values())}."
-        )
+    per_class = _images_per_class(manifest, settings)
     sizes = split_sizes(per_class, settings)
-    drawn = []
-    for code, name in enumerate(NAMES):
-        rows = manifest.index[manifest.label == name].to_numpy()
-        drawn.append(np.random.default_rng([seed, code]).permutation(rows)[:per_class])
+    drawn = [
+        np.random.default_rng([seed, code]).permutation(manifest.index[manifest.label == name])[:per_class]
+        for code, name in enumerate(NAMES)
+    ]
     sample = manifest.loc[np.sort(np.concatenate(drawn))].reset_index(drop=True)
-    sample["group"] = near_duplicate_groups(
-        unpack_hashes(sample.phash), unpack_hashes(sample.phash_mirrored), settings.near_duplicate_bits
-    )
-    sample["split"] = _place(sample, sizes, np.random.default_rng([seed, len(NAMES)]))
+    hashes, mirrored = unpack_hashes(sample.phash), unpack_hashes(sample.phash_mirrored)
+    sample["group"] = near_duplicate_groups(hashes, mirrored, settings.near_duplicate_bits)
+    sample["split"] = _assign_splits(sample, sizes, np.random.default_rng([seed, len(NAMES)]))
     _require_both_classes(sample, settings.near_duplicate_bits)
     return sample[list(COLUMNS)]
 
 
 def write(path: Path, split: pd.DataFrame) -> None:
-    """Write a split table, the same bytes every time."""
+    """Write a split table; the same table gives the same bytes."""
     files.write_table(path, split)
 
 
 def read(path: Path) -> pd.DataFrame:
-    """Read back what `write` wrote. UserError if it is missing."""
+    """Read a table written by `write`. UserError if it is missing."""
     try:
         return pd.read_csv(path, dtype={"path": str, "label": str, "split": str, "sha256": str}, keep_default_na=False)
     except FileNotFoundError:
@@ -76,7 +70,7 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def split_sizes(per_class: int, settings: Subsample) -> dict[str, int]:
-    """Images of each class in each split. UserError where one would be empty."""
+    """Images of each class in each split. UserError if one would be empty."""
     test = round(per_class / (settings.train_to_test + 1))
     validation = round((per_class - test) * settings.validation)
     sizes = {TEST: test, VALIDATION: validation, TRAIN: per_class - test - validation}
@@ -90,21 +84,21 @@ def split_sizes(per_class: int, settings: Subsample) -> dict[str, int]:
 
 
 def unpack_hashes(hashes: pd.Series) -> np.ndarray:
-    """Hexadecimal strings of one length -> uint8 (n, bytes)."""
+    """Hexadecimal strings of equal length -> uint8 (n, bytes)."""
     return np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(len(hashes), -1)
 
 
 def near_duplicate_groups(hashes: np.ndarray, mirrored: np.ndarray, bits: int) -> np.ndarray:
-    """Connected groups of images that are at most `bits` apart, as they are or one of them mirrored.
+    """Connected groups of images that are at most `bits` apart, as they are or with one of them mirrored.
 
-    The distance of two images is the mean of two Hamming distances: of their hashes and of their mirrored hashes. With one of
-    them mirrored, it is that of the first's hash to the second's mirrored hash and the reverse. So mirroring any image
+    The distance of two images is the mean of two Hamming distances: between their hashes and between their mirrored hashes. With
+    one image mirrored, these are between the first's hash and the second's mirrored hash, and the reverse. So mirroring any image
     changes no group. All pairs are compared, which takes 1 s for 12,000 hashes of 256 bits; memory holds one block of distances.
 
     Args:
         hashes: uint8, (n, bytes).
         mirrored: the same of the images' mirror images.
-        bits: largest distance that joins two.
+        bits: largest distance within which two images join.
 
     Returns:
         int, (n,): group numbers, counted from 0 in order of first appearance.
@@ -112,7 +106,7 @@ def near_duplicate_groups(hashes: np.ndarray, mirrored: np.ndarray, bits: int) -
     # With bits s of a hash and m of a mirrored hash as -1 and 1, s.s' = length - 2 x distance, and
     #   (s + m).(s' + m') = (s.s' + m.m') + (s.m' + m.s')
     #   (s - m).(s' - m') = (s.s' + m.m') - (s.m' + m.s')
-    # Two products so give both distances: one product plus the absolute value of the other is twice the larger bracket.
+    # so two products give both distances: one product plus the absolute value of the other is twice the larger bracket.
     signs, others = (np.unpackbits(each, axis=1).astype(np.float32) * 2 - 1 for each in (hashes, mirrored))
     sums, differences = signs + others, signs - others  # whole numbers up to 2^24 are exact in float32
     nearest = 4 * (signs.shape[1] - 2 * bits)
@@ -132,18 +126,30 @@ def near_duplicate_groups(hashes: np.ndarray, mirrored: np.ndarray, bits: int) -
     return pd.factorize(connected_components(graph, directed=False)[1])[0]
 
 
-def _place(sample: pd.DataFrame, sizes: dict[str, int], rng: np.random.Generator) -> np.ndarray:
-    """A split for each row: groups in random order, each whole, into the first split with room for it; else into training."""
+def _images_per_class(manifest: pd.DataFrame, settings: Subsample) -> int:
+    counts = {name: int((manifest.label == name).sum()) for name in NAMES}
+    available = min(counts.values())
+    per_class = available if settings.per_class is None else settings.per_class
+    if per_class > available:
+        raise UserError(
+            f"subsample.per_class: {per_class} images of each class were asked for, but there are "
+            f"{' and '.join(f'{counts[name]} {name}' for name in NAMES)}; ask for at most {available}."
+        )
+    return per_class
+
+
+def _assign_splits(sample: pd.DataFrame, sizes: dict[str, int], rng: np.random.Generator) -> np.ndarray:
+    """The split of each row: each group, in random order, goes whole into the first split with room for it, else into training."""
     counts = np.stack(
         [np.bincount(sample.group[sample.label == name], minlength=sample.group.max() + 1) for name in NAMES]
     )
     room = {split: np.full(len(NAMES), sizes[split]) for split in (TEST, VALIDATION, TRAIN)}
-    chosen = np.empty(counts.shape[1], dtype=object)
+    assigned = np.empty(counts.shape[1], dtype=object)
     for group in rng.permutation(counts.shape[1]):
         split = next((name for name, left in room.items() if np.all(counts[:, group] <= left)), TRAIN)
         room[split] -= counts[:, group]
-        chosen[group] = split
-    return chosen[sample.group.to_numpy()]
+        assigned[group] = split
+    return assigned[sample.group.to_numpy()]
 
 
 def _require_both_classes(sample: pd.DataFrame, bits: int) -> None:
@@ -152,7 +158,7 @@ def _require_both_classes(sample: pd.DataFrame, bits: int) -> None:
         for label in NAMES:
             if (split, label) not in held:
                 raise UserError(
-                    f"subsample: no {label} image is left for {split}, because images that look alike stay in one split and "
-                    f"{sample.group.value_counts().iloc[0]} of the {len(sample)} drawn count as one: lower "
-                    f"subsample.near_duplicate_bits ({bits}), or add images that differ."
+                    f"subsample: no {label} image is left for {split}, because near duplicates stay in one split and "
+                    f"{sample.group.value_counts().iloc[0]} of the {len(sample)} images drawn form one near-duplicate group: "
+                    f"lower subsample.near_duplicate_bits ({bits}), or add images that differ."
                 )

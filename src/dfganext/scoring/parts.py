@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dfganext.data.discovery import Found
-from dfganext.data.trees import printable
+from dfganext.data.discovery import Found, printable
 from dfganext.scoring.rows import ScoredRows
 from dfganext.scoring.stores import Listing
 

@@ -6,8 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
-from dfganext.data.discovery import Found
-from dfganext.data.trees import printable
+from dfganext.data.discovery import Found, printable
 from dfganext.errors import UserError
 from dfganext.scoring.parts import Part, PartResult
 from dfganext.scoring.rows import Row

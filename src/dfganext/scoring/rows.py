@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 import dfganext
-from dfganext.data.discovery import Found
-from dfganext.data.trees import printable
+from dfganext.data.discovery import Found, printable
 from dfganext.errors import UserError, one_line
 from dfganext.scoring.model import Model
 from dfganext.scoring.stores import CONNECTIONS, Folder

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dfganext.data.discovery import BATCH_BYTES, BATCH_FILES, Found, Unread
-from dfganext.data.trees import printable
+from dfganext.data.discovery import BATCH_BYTES, BATCH_FILES, Found, Unread, printable
 from dfganext.errors import one_line
 from dfganext.runtime import batches_by_bytes, map_ordered
 from dfganext.scoring import model

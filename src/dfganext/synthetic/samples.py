@@ -1,20 +1,20 @@
-"""The embedded sample: drawn portraits, "real" ones as a camera would take them, "fake" ones as a generator would.
+"""The embedded sample: drawn portraits, the "real" ones as if taken by a camera, the "fake" ones as if made by a generator.
 
     python -m dfganext.synthetic.samples FOLDER
 
-writes FOLDER/real/*.jpg and FOLDER/fake/*.jpg; samples/ was made so. No photograph of a person is among them, so the
-workflow can be run from a fresh clone, without a network and without anybody's consent. The sample shows that the
-workflow works; a score on it says nothing about photographs.
+writes FOLDER/real/*.jpg and FOLDER/fake/*.jpg; samples/ was made in this way. It holds no photograph of a person, so the
+workflow runs from a fresh clone without a network and without anybody's consent. The sample shows that the workflow
+works; a score on it says nothing about photographs.
 
-Both classes come from one painter with one distribution of faces, poses and colours, pass one lens and one sensor's
-noise, and are written by one JPEG encoder. A fake goes through one step more: its clean picture is built up again from
-fewer pixels by stride-2 transposed convolutions with 3x3 kernels. The kernels' footprints overlap unevenly, so that some
-rows and columns get slightly more gain than their neighbours: the checkerboard of Odena, Dumoulin and Olah,
-"Deconvolution and Checkerboard Artifacts" (Distill, 2016), which in frequency is a shifted replica of the spectrum
-(Zhang, Karaman and Chang, "Detecting and Simulating Artifacts in GAN Fake Images", 2019). Every fake has kernels of its
-own, as if every one came from another generator. It is also a little softer than a real one, as upsampled pictures are.
+Both classes have the same distribution of faces, poses and colours, the same lens, sensor noise and JPEG encoder. A fake
+has one additional step: its clean picture is rebuilt from fewer pixels by stride-2 transposed convolutions with 3x3
+kernels. The kernels' footprints overlap unevenly, so some rows and columns get slightly more gain than their
+neighbours: the checkerboard of Odena, Dumoulin and Olah, "Deconvolution and Checkerboard Artifacts" (Distill, 2016),
+which in frequency is a shifted replica of the spectrum (Zhang, Karaman and Chang, "Detecting and Simulating Artifacts
+in GAN Fake Images", 2019). Each fake has its own kernels, as if each came from a different generator. It is also a
+little softer than a real one, as upsampled pictures are.
 
-Image i of a class depends on (seed, class, i) alone, never on how many are drawn.
+Image i of a class depends only on (seed, class, i), not on the number of images drawn.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ PER_CLASS = 480
 SIZE = 96
 JPEG_QUALITY = 90
 
-OVERSAMPLING = 2  # drawn pixels a side for each pixel of the image
+OVERSAMPLING = 2  # drawn pixels per pixel of the image, in each direction
 GAMMA = 2.2
-EVEN = np.outer([1, 2, 1], [1, 2, 1]) / 4  # the kernel whose overlaps add up evenly: bilinear interpolation
+EVEN = np.outer([1, 2, 1], [1, 2, 1]) / 4  # the kernel without a checkerboard: bilinear interpolation
 OVERLAP = (0.04, 0.07)  # range of the extra gain under two footprints instead of one, in the first layer
-UNEVENNESS = 0.008  # standard deviation of a tap, relative
+UNEVENNESS = 0.008  # relative standard deviation of a kernel's weights
 
 
 def draw(label: int, index: int, seed: int = SEED, size: int = SIZE) -> np.ndarray:
@@ -49,9 +49,9 @@ def draw(label: int, index: int, seed: int = SEED, size: int = SIZE) -> np.ndarr
 
     Args:
         label: labels.REAL or labels.FAKE.
-        index: which of the class; 0, 1, ...
-        seed: another seed is another set of portraits.
-        size: pixels a side, divisible by 4.
+        index: the number of the image in its class; 0, 1, ...
+        seed: each seed gives another set of portraits.
+        size: pixels per side, divisible by 4.
 
     Returns:
         uint8, (size, size, 3).
@@ -65,7 +65,7 @@ def draw(label: int, index: int, seed: int = SEED, size: int = SIZE) -> np.ndarr
 
 
 def encode(image: np.ndarray) -> bytes:
-    """JPEG without metadata, colour at full resolution: the same settings for both classes."""
+    """JPEG without metadata, colour at full resolution; the settings are the same for both classes."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True)
     return buffer.getvalue()
@@ -82,11 +82,11 @@ def write(folder: Path, per_class: int = PER_CLASS, seed: int = SEED, size: int 
 
 
 def expose(scene: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """What a camera makes of a scene: the picture through its lens, and its sensor's noise.
+    """Simulate a camera: the picture through its lens, and its sensor's noise.
 
-    Noise is Gaussian with a variance of shot (proportional to light) plus read noise, one value a photosite of a Bayer
-    mosaic. Bilinear demosaicing is linear, so the noise can pass it alone; it leaves the noise correlated between
-    neighbours. Each 2x2 cell of the mosaic then becomes one pixel, which leaves no trace of the mosaic's own period.
+    The noise is Gaussian; its variance is that of shot noise (proportional to light) plus that of read noise. It has one value
+    per photosite of a Bayer mosaic. Bilinear demosaicing is linear, so it can be applied to the noise alone, and leaves it
+    correlated between neighbours. Each 2x2 cell of the mosaic then becomes one pixel, so the mosaic's own period vanishes.
 
     Args:
         scene: linear light, 0...1, (2 size, 2 size, 3).
@@ -108,18 +108,18 @@ def expose(scene: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.
             ((rows % 2 == 1) & (columns % 2 == 1), side),
         ]
     ):
-        deviation = gain * np.sqrt(0.0014 * blurred[..., c] + 0.000002)
-        noise[..., c] = ndimage.convolve(sites * deviation * mask, kernel, mode="mirror")
+        std = gain * np.sqrt(0.0014 * blurred[..., c] + 0.000002)
+        noise[..., c] = ndimage.convolve(sites * std * mask, kernel, mode="mirror")
     return _bin(blurred), _bin(noise)
 
 
 def generate(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Build a picture up from a quarter of its resolution by two transposed convolutions, 3x3 kernels, stride 2.
+    """Rebuild a picture from a quarter of its resolution by two transposed convolutions, 3x3 kernels, stride 2.
 
-    As in a generator whose layers each add detail, the first layer's output is completed with what a quarter of the
-    resolution cannot hold; the second layer adds none. The first layer's checkerboard reaches the image with a period of
-    four pixels, the second's, fainter, with a period of two. The first is the stronger because a period of two changes
-    sign when an image is mirrored, which leaves a network that sees mirrored images too little to start from.
+    As in a generator whose layers add detail, the first layer's output gets back the detail that a quarter of the resolution
+    loses; the second layer adds none. The first layer's checkerboard has a period of four pixels in the image, the second's,
+    which is weaker, a period of two. The first is stronger because a period of two changes sign when an image is
+    mirrored, so a network trained on mirrored images too would learn it too slowly.
 
     Args:
         picture: display values, 0...1, (size, size, 3), size divisible by 4.
@@ -135,14 +135,14 @@ def generate(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _kernel(rng: np.random.Generator, overlap: float) -> np.ndarray:
-    """A (3, 3) kernel that sums to 4, so that brightness stays; pixels under two of its footprints get `overlap` more."""
+    """A (3, 3) kernel that sums to 4, which keeps the brightness; pixels under two of its footprints get `overlap` more."""
     edge = 1 + overlap
     kernel = EVEN * np.outer([edge, 1, edge], [edge, 1, edge]) * (1 + UNEVENNESS * rng.standard_normal((3, 3)))
     return kernel * 4 / kernel.sum()
 
 
 def _transposed_convolution(small: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Stride 2, (n, n, 3) -> (2 n, 2 n, 3): zeros between the samples, then a convolution."""
+    """Stride 2, (n, n, 3) -> (2 n, 2 n, 3): inserts zeros between the samples, then convolves."""
     spread = np.zeros((2 * small.shape[0], 2 * small.shape[1], 3))
     spread[::2, ::2] = small
     return ndimage.convolve(spread, kernel[..., None], mode="mirror")
