@@ -1,4 +1,4 @@
-"""Before training: can the classes be told apart by how their files were saved? A detector would learn that instead."""
+"""Before training: does file metadata predict the class? A detector would learn that instead of faces."""
 
 import sys
 from pathlib import Path
@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 
 from dfganext import files, images, paths, pipeline
-from dfganext.data import manifest
-from dfganext.data import split as sampling
+from dfganext.data import manifest, split
 from dfganext.errors import UserError
-from dfganext.evaluation import metadata_leak as audit
+from dfganext.evaluation import metadata_leak
 from dfganext.settings import load_settings
 from dfganext.tracking import runs
 
@@ -18,9 +17,10 @@ from dfganext.tracking import runs
 def main() -> None:
     settings = load_settings()
     with runs.stage_run("audit", settings, reads=[paths.SPLIT, paths.MANIFEST], makes=[paths.AUDIT_METRICS]) as run:
-        rows = manifest.read(paths.MANIFEST).merge(sampling.read(paths.SPLIT)[["path", "split", "group"]], on="path")
-        rows = rows[rows.split != sampling.TEST].reset_index(drop=True)
-        found = audit.measure(rows, settings.seed, reencoded_bytes(rows) if settings.resize.reencode else None)
+        rows = manifest.read(paths.MANIFEST).merge(split.read(paths.SPLIT)[["path", "split", "group"]], on="path")
+        rows = rows[rows.split != split.TEST].reset_index(drop=True)
+        reencoded = reencoded_bytes(rows) if settings.resize.reencode else None
+        found = metadata_leak.measure(rows, settings.seed, reencoded)
 
         files.write_json(paths.AUDIT_METRICS, found)
         run.log_metrics(
@@ -35,13 +35,13 @@ def main() -> None:
 
 
 def reencoded_bytes(rows: pd.DataFrame) -> pd.Series:
-    """Size of each image, its centred square as the models see it, once it is saved like all others."""
+    """Bytes of each image's centred square, which is what the models see, encoded in the same way for all."""
     return rows.path.map(lambda path: len(images.to_jpeg(_square(paths.RAW / path))))
 
 
 def _square(path: Path) -> np.ndarray:
     try:
-        image = images.decode(path.read_bytes(), max_megapixels=float("inf"), min_side=1)  # download has settled these
+        image = images.decode(path.read_bytes(), max_megapixels=float("inf"), min_side=1)  # checked by download
     except (OSError, images.ImageError) as error:
         raise UserError(f"{path} can no longer be read ({error}); run `dvc repro download` again.") from error
     return images.resize(image, min(image.shape[:2]))

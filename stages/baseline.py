@@ -1,10 +1,10 @@
-"""What a logistic regression on the images' spectra reaches on the same test images."""
+"""Baseline: logistic regression on the images' spectra, evaluated on the same test images."""
 
 import pandas as pd
 
 from dfganext import files, paths, pipeline
 from dfganext.data import arrays
-from dfganext.data import split as sampling
+from dfganext.data.split import SPLITS
 from dfganext.evaluation import evaluate, spectrum
 from dfganext.labels import NAMES
 from dfganext.settings import load_settings
@@ -15,7 +15,7 @@ def main() -> None:
     settings = load_settings()
     folder = paths.images_of_size(settings.convnext.size)
     with runs.stage_run("baseline", settings, reads=[paths.SPLIT, folder], makes=[paths.BASELINE]) as run:
-        train, validation, test = (arrays.read(folder, split) for split in sampling.SPLITS)
+        train, validation, test = (arrays.read(folder, split) for split in SPLITS)
         model = spectrum.fit(
             spectrum.features(train.pixels),
             train.labels,
@@ -25,7 +25,7 @@ def main() -> None:
         )
         validation_p, p_fake = (model.probabilities(spectrum.features(images.pixels)) for images in (validation, test))
         scores = {
-            **evaluate.judge_probabilities(validation.labels, validation_p, test.labels, p_fake, test.groups),
+            **evaluate.evaluate_probabilities(validation.labels, validation_p, test.labels, p_fake, test.groups),
             "C": model.C,
         }
 

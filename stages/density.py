@@ -1,17 +1,17 @@
-"""How dense the autoencoder's latent space is, around real images and around fakes."""
+"""Kernel density of the autoencoder's latent vectors of real and fake images."""
 
 from dfganext import files, labels, paths, pipeline
 from dfganext.data import arrays
-from dfganext.data import split as sampling
+from dfganext.data.split import TEST, TRAIN
 from dfganext.density import protocols
 from dfganext.models import autoencoder
-from dfganext.report import plots as figures
+from dfganext.report import figures
 from dfganext.settings import load_settings
 from dfganext.tracking import runs
 from dfganext.training import compute
 
 DIGITS = 10
-"""Of a log density in nats: Table II is a constant that is known to 1e-5 of some 11,000."""
+"""Significant digits of log densities in nats: Table II's constant of about 11,000 is known to 1e-5."""
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
         device = compute.device(settings.machine.device)
         model = autoencoder.load(paths.AUTOENCODER)
         images = paths.images_of_size(settings.autoencoder.size)
-        train, test = (arrays.read(images, split) for split in (sampling.TRAIN, sampling.TEST))
+        train, test = (arrays.read(images, split) for split in (TRAIN, TEST))
         train_real, heldout_real, heldout_fake = (
             autoencoder.encode(model, part.pixels[part.only(label)], device=device)
             for part, label in ((train, labels.REAL), (test, labels.REAL), (test, labels.FAKE))

@@ -1,11 +1,11 @@
-"""Settle temperature and thresholds on validation images, then judge both models on the test images, once."""
+"""Choose temperature and thresholds on the validation split, then evaluate both models once on the test split."""
 
 from dfganext import files, paths, pipeline
 from dfganext.data import arrays
-from dfganext.data import split as sampling
+from dfganext.data.split import TEST, VALIDATION
 from dfganext.evaluation import calibration, evaluate, metrics
 from dfganext.models import autoencoder, classifier
-from dfganext.report import plots as figures
+from dfganext.report import figures
 from dfganext.settings import load_settings
 from dfganext.tracking import lineage, runs
 from dfganext.training import compute
@@ -41,8 +41,8 @@ def main() -> None:
         predictions = evaluate.predictions(test, test_logits, p_fake, threshold, argmax, errors)
         roc = metrics.roc_curve(test.labels, p_fake)
         precision_recall = metrics.precision_recall_curve(test.labels, p_fake)
-        chosen_on = {"threshold": threshold, "temperature": temperature, "chosen_on": sampling.VALIDATION}
-        files.write_json(paths.OPERATING_POINT, chosen_on, files.EXACT)
+        operating_point = {"threshold": threshold, "temperature": temperature, "chosen_on": VALIDATION}
+        files.write_json(paths.OPERATING_POINT, operating_point, files.EXACT)
         files.write_json(paths.EVALUATE_METRICS, scores)
         files.write_table(paths.PREDICTIONS, predictions)
         files.write_table(paths.RELIABILITY, evaluate.reliability(test.labels, test_logits, temperature))
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def splits(size: int) -> list[arrays.Images]:
-    return [arrays.read(paths.images_of_size(size), split) for split in (sampling.VALIDATION, sampling.TEST)]
+    return [arrays.read(paths.images_of_size(size), split) for split in (VALIDATION, TEST)]
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Map where the classifier finds its evidence on every test image, for both classes, and measure the maps."""
+"""Compute Grad-CAM maps of all test images for both target classes, and measure them."""
 
 import numpy as np
 
 from dfganext import files, labels, paths, pipeline
 from dfganext.data import arrays
-from dfganext.data import split as sampling
+from dfganext.data.split import TEST
 from dfganext.explain import gradcam, measure, statistics
 from dfganext.inference.detector import Detector
-from dfganext.report import plots as figures
+from dfganext.report import figures
 from dfganext.settings import load_settings
 from dfganext.tracking import runs
 from dfganext.training import compute
@@ -21,13 +21,13 @@ def main() -> None:
         compute.make_repeatable()
         detector = Detector.load(paths.CONVNEXT, paths.OPERATING_POINT, compute.device(settings.machine.device))
         model, config = detector.model, detector.config
-        test = arrays.read(paths.images_of_size(settings.convnext.size), sampling.TEST)
+        test = arrays.read(paths.images_of_size(settings.convnext.size), TEST)
         p_fake = detector.probabilities(test.pixels)
-        called = (p_fake > detector.threshold).astype(int)
+        predicted = (p_fake > detector.threshold).astype(int)
         maps = gradcam.maps_of_both(model, config, test.pixels)
         rng = np.random.default_rng(settings.seed)
         order = [rng.permutation(test.only(label)) for label in labels.ALL]
-        tables = measure.tables(model, config, test, maps, called, order, settings.gradcam, settings.seed)
+        tables = measure.tables(model, config, test, maps, predicted, order, settings.gradcam, settings.seed)
 
         for name, table in tables.items():
             files.write_table(paths.GRADCAM / f"{name}.csv", table)
@@ -42,14 +42,17 @@ def main() -> None:
                 run.log_metrics(named)
 
         target = settings.gradcam.target
-        targets = called if target == "predicted" else np.full(len(called), labels.index_of(target))
+        targets = predicted if target == "predicted" else np.full(len(predicted), labels.index_of(target))
         raw = maps[targets, np.arange(len(targets))]
         drawn = [np.sort(rows[: settings.gradcam.per_class]) for rows in order]
         top = float(raw[np.concatenate(drawn)].max()) or 1.0
         for name, rows, path in zip(labels.NAMES, drawn, FIGURES, strict=True):
-            captions = [f"{labels.NAMES[called[row]]}, p_fake {p_fake[row]:.3f}" for row in rows]
+            captions = [f"{labels.NAMES[predicted[row]]}, p_fake {p_fake[row]:.3f}" for row in rows]
             title = f"Random {name} test images; evidence for class “{target}”"
-            figures.save(figures.gradcam(test.pixels[rows], raw[rows], captions, title, top), path)
+            overlays = [
+                gradcam.overlay(image, one, top) for image, one in zip(test.pixels[rows], raw[rows], strict=True)
+            ]
+            figures.save(figures.gradcam(test.pixels[rows], overlays, captions, title, top), path)
             run.log_artifact(path, "gradcam")
 
 

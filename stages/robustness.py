@@ -1,10 +1,10 @@
-"""How the detector does on test images that were compressed, blurred, shrunk, noised or cropped."""
+"""Evaluate the detector on test images that are compressed, blurred, downscaled, noised or cropped."""
 
 import numpy as np
 
 from dfganext import files, labels, paths, pipeline
 from dfganext.data import arrays
-from dfganext.data import split as sampling
+from dfganext.data.split import TEST
 from dfganext.evaluation import robustness
 from dfganext.inference.detector import Detector
 from dfganext.settings import load_settings
@@ -17,13 +17,13 @@ def main() -> None:
     with runs.stage_run("robustness", settings, reads=[paths.SPLIT, paths.CONVNEXT], makes=[paths.ROBUSTNESS]) as run:
         compute.make_repeatable()
         detector = Detector.load(paths.CONVNEXT, paths.OPERATING_POINT, compute.device(settings.machine.device))
-        test = arrays.read(paths.images_of_size(settings.convnext.size), sampling.TEST)
+        test = arrays.read(paths.images_of_size(settings.convnext.size), TEST)
         rng = np.random.default_rng(settings.seed)
         drawn = [rng.permutation(test.only(label))[: settings.robustness.per_class] for label in labels.ALL]
         rows = np.sort(np.concatenate(drawn))
 
         def predict(degraded: np.ndarray) -> np.ndarray:
-            """p_fake as the served model would give it: an image that was degraded goes through the same preparation."""
+            """p_fake as from the served model: a degraded image goes through the same preparation."""
             return detector.probabilities(np.stack([detector.config.prepare(image) for image in degraded]))
 
         some = test.pixels[rows], test.labels[rows], detector.threshold
