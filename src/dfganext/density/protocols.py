@@ -122,6 +122,6 @@ def _rows(protocol: str, label: str, rows: np.ndarray, log_densities: np.ndarray
 
 
 def _evenly_spaced(count: int, most: int) -> np.ndarray:
-    """Rising row numbers below count: all of them, or `most`."""
-    chosen = min(count, most)
-    return np.arange(chosen) * count // max(1, chosen)
+    """Row numbers below count, in order: all of them, or `most`."""
+    rows = min(count, most)
+    return np.arange(rows) * count // max(1, rows)

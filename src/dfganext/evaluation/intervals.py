@@ -166,7 +166,7 @@ def mean(values: np.ndarray, groups: Groups = None, strata: np.ndarray | None = 
         strata: (n,), for example classes with fixed numbers of images; only the spread within each stratum counts.
 
     Returns:
-        [low, high]; [-inf, inf] for a single group. No width where all values are equal: such a sample does not show how
+        [low, high]; [-inf, inf] for a single group. No width where all values are equal: this sample does not show how
         much values vary.
     """
     middle = float(values.mean())

@@ -99,7 +99,7 @@ def evaluation(roc: pd.DataFrame, precision_recall: pd.DataFrame, predictions: p
         colour = "white" if count > counts.max() / 2 else "black"
         right.text(column, row, f"{int(count)}", ha="center", va="center", color=colour, fontsize=14)
     right.set(xticks=[0, 1], yticks=[0, 1], xticklabels=NAMES, yticklabels=NAMES)
-    right.set(xlabel="predicted", ylabel="actual", title="Confusion at the decision threshold")
+    right.set(xlabel="predicted", ylabel="actual", title="Confusion at the threshold")
     accuracy = np.trace(counts) / counts.sum()
     figure.suptitle(f"{model}: accuracy {accuracy:.4f} on {counts.sum()} test images", fontsize=11)
     return figure
@@ -235,7 +235,7 @@ def map_statistics(table: pd.DataFrame) -> Figure:
         axis.errorbar(rows.cliffs_delta, places, xerr=errors, fmt="none", ecolor=colour, elinewidth=1.4)
         for those, face in ((certain, colour), (~certain, "white")):
             axis.plot(rows.cliffs_delta[those], places[those], "o", color=colour, markerfacecolor=face)
-        axis.plot([], [], "o", color=colour, label=target.replace("target", "mapped for"))
+        axis.plot([], [], "o", color=colour, label=target)
     axis.axvline(0, color=GREY, linewidth=0.8)
     axis.set(yticks=np.arange(len(names)), yticklabels=[name.replace("_", " ") for name in names], xlim=(-1.05, 1.05))
     axis.set_xlabel("Cliff's delta: left, lower for fake images; right, higher (filled: Holm's p < 0.05)")

@@ -175,9 +175,9 @@ def _some_spread(at: Places, wanted: str) -> bool:
 
 RULES = {
     "a": Rule(
-        f"Effects: the paired difference of accuracies from each other row; it matters from {percent(POINTS, 0)} on. Supported if every "
-        "interval lies above that and the accuracy is not below the paper's by more than that, with its whole interval; refuted if an "
-        "interval lies below minus that; no difference that matters if an interval lies between the two.",
+        f"Effects: the paired difference of accuracies from each other row; it matters from {percent(POINTS, 0)} on. Supported if every interval lies "
+        f"above {percent(POINTS, 0)} and that of the accuracy is not entirely more than {percent(POINTS, 0)} below the paper's accuracy; refuted if an interval "
+        f"lies below −{percent(POINTS, 0)}; no difference that matters if an interval lies within ± {percent(POINTS, 0)}.",
         {"gap": (-POINTS, POINTS), "published": (-POINTS, POINTS)},
         (
             Outcome(REFUTED, "Another row is better.", lambda at: BELOW in at["gap"]),
@@ -239,8 +239,8 @@ RULES = {
     ),
     "d": Rule(
         "Only the autoencoder was run at two sizes. Effect: accuracy at the larger size minus that at the smaller; it matters from "
-        f"{percent(POINTS, 0)} on. Supported if the interval lies above that; refuted if below minus that; no difference that matters if between the "
-        "two. The decision threshold differs as well, so the ROC AUC is also given.",
+        f"{percent(POINTS, 0)} on. Supported if the interval lies above {percent(POINTS, 0)}; refuted if below −{percent(POINTS, 0)}; no difference that matters if "
+        f"within ± {percent(POINTS, 0)}. The decision threshold differs as well, so the ROC AUC is also given.",
         {"gap": (-POINTS, POINTS)},
         (
             Outcome(SUPPORTED, "The larger size is more accurate.", lambda at: all_in(at["gap"], ABOVE)),
@@ -303,7 +303,7 @@ RULES = {
     ),
     "g": Rule(
         "Effect: Spearman's rho of held-out log density and map entropy among fakes. Supported if the interval lies above "
-        f"{EXPLAINS} or below −{EXPLAINS}; refuted if it lies between the two.",
+        f"{EXPLAINS} or below −{EXPLAINS}; refuted if it lies within ± {EXPLAINS}.",
         {"rho": (-EXPLAINS, EXPLAINS)},
         (
             Outcome(SUPPORTED, "Density and spread are correlated.", lambda at: all_in(at["rho"], ABOVE, BELOW)),
