@@ -1,8 +1,8 @@
-"""How often 95 % intervals hold the truth: simulated scores of known distributions, written to results/coverage.csv.
+"""How often 95 % intervals contain the true value: simulated scores of known distributions, written to results/coverage.csv.
 
 The true values are exact or, for t and for differences, computed from the distributions. Everything is seeded, so the file is the
 same on every machine. A row per metric, family, true value and number of images per class: coverage, its goal of 0.93, how often the
-interval lies above and below the truth, and the mean width.
+interval lies above and below the true value, and the mean width.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ DIFFERENCES: tuple[intervals.Compared, ...] = ("roc_auc", "accuracy", "log_loss"
 
 
 def difference_row(metric: intervals.Compared, area: float, size: int, samples: int = SAMPLES) -> dict[str, Any]:
-    """The second model has twice the first's distance of its area from 1; scores correlate by 0.7; p_fake are exact posteriors."""
+    """1 - ROC AUC of the second model is twice that of the first; their scores correlate by 0.7; p_fake are exact posteriors."""
     distances = stats.norm.ppf([area, 1 - 2 * (1 - area)]) * 2**0.5
     wrong = stats.norm.sf(distances / 2)
     truth = {
@@ -144,7 +144,7 @@ def _labelled(real: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _mixture(rng: np.random.Generator, size: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Real images uniform on 0...1, fakes above, but for a share that are as real images are."""
+    """Real images uniform on 0...1, fakes above, except for a share with the distribution of real images."""
     alike = rng.random(size) < share
     return rng.random(size), rng.random(size) + 2 * ~alike
 

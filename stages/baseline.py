@@ -24,7 +24,7 @@ def main() -> None:
             settings.seed,
         )
         validation_p, p_fake = (model.probabilities(spectrum.features(images.pixels)) for images in (validation, test))
-        scores = evaluate.judge_probabilities(validation.labels, validation_p, test.labels, p_fake, test.groups)
+        scores = evaluate.evaluate_probabilities(validation.labels, validation_p, test.labels, p_fake, test.groups)
         scores = {**scores, "C": model.C}
 
         labels = [NAMES[label] for label in test.labels]

@@ -5,7 +5,7 @@ from dfganext.data import arrays
 from dfganext.data.split import TEST, TRAIN
 from dfganext.density import protocols
 from dfganext.models import autoencoder
-from dfganext.report import plots as figures
+from dfganext.report import figures
 from dfganext.settings import load_settings
 from dfganext.tracking import runs
 from dfganext.training import compute

@@ -11,7 +11,7 @@ from dfganext.data.arrays import Images
 from dfganext.data.split import TEST, VALIDATION
 from dfganext.evaluation import calibration, evaluate, metrics
 from dfganext.models import autoencoder, classifier
-from dfganext.report import plots as figures
+from dfganext.report import figures
 from dfganext.settings import Autoencoder, load_settings
 from dfganext.tracking import lineage, runs
 from dfganext.training import compute

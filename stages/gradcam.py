@@ -7,7 +7,7 @@ from dfganext.data import arrays
 from dfganext.data.split import TEST
 from dfganext.explain import gradcam, measure, statistics
 from dfganext.inference.detector import Detector
-from dfganext.report import plots as figures
+from dfganext.report import figures
 from dfganext.settings import load_settings
 from dfganext.tracking import runs
 from dfganext.training import compute
@@ -49,7 +49,10 @@ def main() -> None:
         for name, rows, path in zip(labels.NAMES, drawn, FIGURES, strict=True):
             captions = [f"{labels.NAMES[predicted[row]]}, p_fake {p_fake[row]:.3f}" for row in rows]
             title = f"Random {name} test images; evidence for class “{target}”"
-            figures.save(figures.gradcam(test.pixels[rows], raw[rows], captions, title, top), path)
+            overlays = [
+                gradcam.overlay(image, one, top) for image, one in zip(test.pixels[rows], raw[rows], strict=True)
+            ]
+            figures.save(figures.gradcam(test.pixels[rows], overlays, captions, title, top), path)
             run.log_artifact(path, "gradcam")
 
 

@@ -11,9 +11,9 @@ def main() -> None:
     settings = load_settings()
     with runs.stage_run("report", settings, reads=[paths.SPLIT, paths.EVALUATE_METRICS]) as run:
         found = evidence.load(settings, lineage.evaluations(paths.SPLIT))
-        pictures = page.draw(found)
+        figure_paths = page.draw(found)
         paths.PAGE.parent.mkdir(parents=True, exist_ok=True)
-        paths.PAGE.write_text(page.render(found, pictures), encoding="utf-8")
+        paths.PAGE.write_text(page.render(found, figure_paths), encoding="utf-8")
         run.log_artifact(paths.PAGE, "report")
         run.log_key_metrics(evaluate.key_metrics(found.evaluate))
         run.log_metrics({f"table1_{row.key}": row.mean for row in found.rows if row.records})

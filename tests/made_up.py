@@ -138,7 +138,7 @@ def evidence_of(chosen: Settings, records: list[Record], maps: pd.DataFrame, den
     return Evidence(
         settings=chosen,
         rows=table1.collect(records, chosen),
-        made_otherwise=0,
+        excluded=0,
         split=pd.DataFrame(
             {
                 "path": table.path,
@@ -162,7 +162,7 @@ def evidence_of(chosen: Settings, records: list[Record], maps: pd.DataFrame, den
             "warnings": ["The bytes give the class away."],
         },
         evaluate=here.scores,
-        baseline=evaluate.judge_probabilities(labels, guess, labels, guess),
+        baseline=evaluate.evaluate_probabilities(labels, guess, labels, guess),
         density={
             "paper": {**spread, "lone_point": 1500.0},
             "heldout": {**spread, "roc_auc": 0.5, "roc_auc_interval": [0.4, 0.6], "higher": "fake"},

@@ -1,4 +1,4 @@
-"""Exact density against a sum written out without rounding error, and scikit-learn's exact setting."""
+"""Exact density against a sum without rounding error, and against scikit-learn where that is exact."""
 
 import math
 import tracemalloc
@@ -44,7 +44,7 @@ def test_any_shape_bandwidth_type_and_block(seed, monkeypatch):
 
 @pytest.mark.parametrize(("n", "q"), [(1, 1), (3, 3), (4, 4), (5, 9), (8, 7), (9, 1), (12, 13)])
 def test_block_borders(n, q, monkeypatch):
-    """Blocks of four rows; those of queries, as wide as there are points, are of one to four."""
+    """Blocks of four rows; blocks of queries, as wide as the number of points, have one to four rows."""
     rng = np.random.default_rng(n)
     monkeypatch.setattr(kde, "BLOCK", 8 * 6 * 4)
     assert_exact(rng.normal(size=(n, 6)), rng.normal(size=(q, 6)), 0.7)
@@ -54,7 +54,7 @@ def test_block_borders(n, q, monkeypatch):
 @pytest.mark.parametrize("precision", [np.float32, np.float64])
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_near_duplicates_at_a_small_bandwidth(dimension, precision, offset, monkeypatch):
-    """Vectors millions of bandwidths long, some of them within a few bandwidths of one another: a product cannot tell."""
+    """Vectors millions of bandwidths long, some within a few bandwidths of each other: a product cannot resolve them."""
     rng = np.random.default_rng(5)
     monkeypatch.setattr(kde, "BLOCK", 8 * dimension * 3)
     bandwidth = 0.02
@@ -70,7 +70,7 @@ def test_near_duplicates_at_a_small_bandwidth(dimension, precision, offset, monk
         assert_exact(points, queries, bandwidth)
 
 
-def test_far_queries_whose_every_point_matters():
+def test_far_queries_for_which_every_point_matters():
     rng = np.random.default_rng(6)
     points = 0.01 * rng.normal(size=(30, 50))
     queries = 1e4 * np.eye(50)[:4]

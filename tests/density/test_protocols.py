@@ -35,7 +35,7 @@ def of(scores: pd.DataFrame, protocol: str, label: str) -> pd.Series:
     return rows.set_index("row").log_density
 
 
-def test_exact_protocols_score_what_they_say(vectors, scores):
+def test_exact_protocols_score_the_right_vectors(vectors, scores):
     train, real, fake = vectors
     assert list(scores.columns) == ["protocol", "label", "row", "log_density"]
     expected = {("paper", "real"): train, ("paper", "fake"): fake, ("heldout", "real"): real, ("heldout", "fake"): fake}
@@ -45,7 +45,7 @@ def test_exact_protocols_score_what_they_say(vectors, scores):
         np.testing.assert_allclose(found, exact(train, queries), atol=1e-6)
 
 
-def test_the_tree_is_scikit_learns_own(vectors, scores):
+def test_the_tree_is_scikit_learns(vectors, scores):
     train, _, fake = vectors
     tree = KernelDensity(bandwidth=BANDWIDTH).fit(train)
     for label, queries in (("real", train), ("fake", fake)):

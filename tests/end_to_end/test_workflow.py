@@ -95,7 +95,7 @@ def would_run(project) -> set[str]:
             {"train_convnext", "evaluate", "robustness", "gradcam", "density", "promote"},
         ),
         ("src/dfganext/inference/batching.py", {"promote"}),
-        ("src/dfganext/report/plots.py", {"evaluate", "gradcam", "density", "report"}),
+        ("src/dfganext/report/figures.py", {"evaluate", "gradcam", "density", "report"}),
     ],
 )
 def test_a_change_of_code_runs_what_it_affects(reproduced, file, stages):

@@ -1,4 +1,4 @@
-"""What the audit stage reads for itself: the images, saved alike."""
+"""The audit stage reads the images itself: sizes after both classes were encoded in the same way."""
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from dfganext.errors import UserError
 from stages.audit import reencoded_bytes
 
 
-def test_whatever_download_lets_through_can_be_saved_alike(tmp_path, monkeypatch):
+def test_every_image_that_download_accepts_can_be_reencoded(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RAW", tmp_path)
     rng = np.random.default_rng(0)
     sides = {"small.png": (8, 8), "square.png": (40, 40), "long.png": (16, 66_000)}

@@ -1,4 +1,4 @@
-"""Temperature scaling against a search written out, and on logits whose right temperature is known."""
+"""Temperature scaling against a grid search, and on logits whose true temperature is known."""
 
 import numpy as np
 import pytest
@@ -7,14 +7,14 @@ from dfganext.evaluation import calibration, metrics
 
 
 def drawn(temperature: float, n: int = 20000, seed: int = 0):
-    """Labels drawn with probability sigmoid(z), and logits that overstate z by `temperature`."""
+    """Labels drawn with probability sigmoid(z), and the logits temperature * z."""
     rng = np.random.default_rng(seed)
     z = rng.normal(scale=2, size=n)
     return (rng.random(n) < 1 / (1 + np.exp(-z))).astype(int), temperature * z
 
 
 @pytest.mark.parametrize("temperature", [0.25, 1.0, 3.0])
-def test_finds_by_how_much_logits_overstate(temperature):
+def test_finds_the_factor_of_overconfident_logits(temperature):
     labels, logits = drawn(temperature)
     found = calibration.fit_temperature(labels, logits)
     assert found == pytest.approx(temperature, rel=0.05)
@@ -22,7 +22,7 @@ def test_finds_by_how_much_logits_overstate(temperature):
     assert after["ece"] < 0.02 and after["log_loss"] <= before["log_loss"] + 1e-6
 
 
-def test_is_the_best_of_a_fine_search():
+def test_matches_a_fine_grid_search():
     labels, logits = drawn(2.0, n=60)
     fakes = labels.sum()
     targets = np.where(labels == 1, (fakes + 1) / (fakes + 2), 1 / (60 - fakes + 2))
@@ -36,11 +36,11 @@ def test_separated_classes_get_a_finite_certainty():
     labels = np.array([0] * 20 + [1] * 20)
     logits = np.where(labels == 1, 1.0, -1.0)
     temperature = calibration.fit_temperature(labels, logits)
-    # all fakes share one logit, so the best p is the smoothed share itself
+    # all fakes have one logit, so the best p is the smoothed share
     assert calibration.apply(np.array([1.0]), temperature)[0] == pytest.approx(21 / 22, abs=1e-5)
 
 
-def test_logits_that_point_the_wrong_way_end_near_a_half_and_keep_their_order():
+def test_logits_of_the_wrong_sign_become_probabilities_near_a_half_in_the_same_order():
     labels, logits = drawn(1.0, n=500)
     temperature = calibration.fit_temperature(labels, -logits)
     p = calibration.apply(-logits, temperature)

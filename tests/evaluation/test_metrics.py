@@ -1,4 +1,4 @@
-"""Figures of merit against definitions written out, and against scikit-learn."""
+"""Metrics against definitions written out, and against scikit-learn."""
 
 import numpy as np
 import pytest
@@ -18,36 +18,67 @@ def scores(seed: int, n: int = 400, apart: float = 1.0, grain: float | None = No
 def test_at_threshold_agrees_with_scikit_learn(seed):
     labels, values = scores(seed)
     found = metrics.at_threshold(labels, values, 0.3)
-    called = values > 0.3
-    assert found["accuracy"] == pytest.approx(sk.accuracy_score(labels, called))
-    assert found["precision"] == pytest.approx(sk.precision_score(labels, called))
-    assert found["recall"] == pytest.approx(sk.recall_score(labels, called))
-    assert found["f1"] == pytest.approx(sk.f1_score(labels, called))
+    predicted = values > 0.3
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(labels, predicted))
+    assert found["precision"] == pytest.approx(sk.precision_score(labels, predicted))
+    assert found["recall"] == pytest.approx(sk.recall_score(labels, predicted))
+    assert found["f1"] == pytest.approx(sk.f1_score(labels, predicted))
 
 
-def test_nothing_called_fake():
+def test_nothing_predicted_fake():
     found = metrics.at_threshold(np.array([0, 1]), np.array([0.1, 0.2]), 0.5)
     assert (found["precision"], found["f1"], found["accuracy"]) == (0, 0, 0.5)
 
 
 @pytest.mark.parametrize("grain", [None, 0.5])
-def test_auc_is_the_share_of_pairs_in_order(grain):
+def test_roc_auc_is_the_share_of_pairs_in_order(grain):
     labels, values = scores(1, 120, grain=grain)
     pairs = np.subtract.outer(values[labels == 1], values[labels == 0])
-    assert metrics.ranking(labels, values)["roc_auc"] == pytest.approx(np.mean((pairs > 0) + 0.5 * (pairs == 0)))
+    found = metrics.ranking(labels, values)
+    assert found["roc_auc"] == pytest.approx(np.mean((pairs > 0) + 0.5 * (pairs == 0)), abs=1e-12)
+    assert found["roc_auc"] == pytest.approx(sk.roc_auc_score(labels, values), abs=1e-12)
+    assert found["average_precision"] == pytest.approx(sk.average_precision_score(labels, values), abs=1e-12)
+
+
+@pytest.mark.parametrize("grain", [None, 0.5, 2.0])
+def test_weights_count_images_as_often_as_they_were_drawn(grain):
+    labels, values = scores(3, 80, grain=grain)
+    p = 1 / (1 + np.exp(-values))
+    drawn = np.random.default_rng(2).integers(0, 4, (12, 80))
+    ranked, probable = metrics.ranking(labels, values, drawn), metrics.probability(labels, p, drawn)
+    for one, counts in enumerate(drawn):
+        rows = np.repeat(np.arange(80), counts)  # the resample written out
+        for found, alone in (
+            (ranked, metrics.ranking(labels[rows], values[rows])),
+            (probable, metrics.probability(labels[rows], p[rows])),
+        ):
+            assert {name: column[one] for name, column in found.items()} == pytest.approx(alone, abs=1e-12)
+        for name, reference in (("roc_auc", sk.roc_auc_score), ("average_precision", sk.average_precision_score)):
+            assert ranked[name][one] == pytest.approx(reference(labels, values, sample_weight=counts), abs=1e-12)
+        assert probable["log_loss"][one] == pytest.approx(sk.log_loss(labels, p, sample_weight=counts))
+        assert probable["brier"][one] == pytest.approx(sk.brier_score_loss(labels, p, sample_weight=counts))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_diverged_model_has_no_metrics(bad):
+    labels, values = scores(0, 10)
+    values[3] = bad
+    for metric in (metrics.ranking, metrics.probability, metrics.log_loss):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            metric(labels, values)
 
 
 @pytest.mark.parametrize("grain", [None, 0.5, 2.0])
 @pytest.mark.parametrize("seed", range(4))
 def test_eer_is_where_the_error_rates_meet(seed, grain):
     labels, values = scores(seed, grain=grain)
-    eer = metrics.equal_error_rate(labels, values)
+    eer = metrics.ranking(labels, values)["eer"]
     fpr, tpr, _ = sk.roc_curve(labels, values, drop_intermediate=False)
-    # on the ROC polygon, the point with x = 1 - y: found by bisection here
+    # bisection for the point of the ROC polygon with x = 1 - y
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        # the upper envelope at x; a vertical segment counts with its top
+        # the upper envelope at x: the top of a vertical segment
         top = max(np.interp(middle, fpr, tpr), tpr[fpr <= middle].max())
         low, high = (middle, high) if middle < 1 - top else (low, middle)
     assert eer == pytest.approx(high, abs=1e-2 if grain else 5e-3)
@@ -56,8 +87,8 @@ def test_eer_is_where_the_error_rates_meet(seed, grain):
 
 def test_eer_of_perfect_and_of_useless_scores():
     labels = np.array([0, 0, 1, 1])
-    assert metrics.equal_error_rate(labels, np.array([0.1, 0.2, 0.8, 0.9])) == 0
-    assert metrics.equal_error_rate(labels, np.full(4, 0.5)) == pytest.approx(0.5)
+    assert metrics.ranking(labels, np.array([0.1, 0.2, 0.8, 0.9]))["eer"] == 0
+    assert metrics.ranking(labels, np.full(4, 0.5))["eer"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -66,8 +97,8 @@ def test_best_threshold_is_the_best_of_all(seed):
     found = metrics.best_threshold(labels, values, preferred=0.0)
 
     def balanced(threshold):
-        called = values > threshold
-        return called[labels == 1].mean() + (~called)[labels == 0].mean()
+        predicted = values > threshold
+        return predicted[labels == 1].mean() + (~predicted)[labels == 0].mean()
 
     every = [balanced(threshold) for threshold in np.linspace(values.min() - 1, values.max() + 1, 4001)]
     assert balanced(found) == pytest.approx(max(every))
@@ -87,14 +118,15 @@ def test_log_loss_by_its_definition():
 
 @pytest.mark.parametrize("rate", [0.01, 0.005, 0.2])
 @pytest.mark.parametrize("grain", [None, 0.5])
-def test_tpr_at_fpr_tries_every_threshold(rate, grain):
+def test_tpr_at_fpr_is_the_best_of_all_thresholds(rate, grain, monkeypatch):
+    monkeypatch.setitem(metrics.FALSE_POSITIVE_RATES, "at rate", rate)
     labels, values = scores(3, grain=grain)
     best = 0.0
     for threshold in np.append(np.unique(values), -np.inf):
-        called = values > threshold
-        if called[labels == 0].mean() <= rate:
-            best = max(best, called[labels == 1].mean())
-    assert metrics.tpr_at_fpr(labels, values, rate) == pytest.approx(best)
+        predicted = values > threshold
+        if predicted[labels == 0].mean() <= rate:
+            best = max(best, predicted[labels == 1].mean())
+    assert metrics.ranking(labels, values)["at rate"] == pytest.approx(best)
 
 
 def test_calibration_error_bin_by_bin():
@@ -114,7 +146,7 @@ def test_brier_score_agrees_with_scikit_learn():
     assert metrics.probability(labels, p)["brier"] == pytest.approx(sk.brier_score_loss(labels, p))
 
 
-def test_what_is_chosen_does_not_look_at_test_images():
+def test_threshold_and_temperature_do_not_depend_on_test_images():
     labels, values = scores(2)
     argmax = (values > 0).astype(int)
     one = evaluate.evaluate_classifier(labels, values, labels, values, argmax)
@@ -128,27 +160,27 @@ def test_what_is_chosen_does_not_look_at_test_images():
     assert one["mean_error"]["fake"] == pytest.approx(p[labels == 1].mean())
 
 
-def test_every_figure_lies_in_its_interval():
+def test_every_metric_lies_in_its_interval():
     labels, values = scores(6)
     found = evaluate.evaluate_classifier(labels, values, labels, values, (values > 0).astype(int))
     assert set(evaluate.KEY_METRICS) | {"brier", "ece", "log_loss", "tpr_at_1_percent_fpr"} <= set(found["intervals"])
     for name, (low, high) in found["intervals"].items():
-        assert low - 1e-9 <= found[name] <= high + 1e-9 or name == "ece", name  # resampling adds to a calibration error
+        assert low - 1e-9 <= found[name] <= high + 1e-9 or name == "ece", name  # resampling increases it
 
 
-def test_argmax_over_one_logit_is_a_coin():
-    """What the paper's 50.00 % for binary cross entropy looks like: the same model, decided rightly, is perfect."""
+def test_argmax_over_one_logit_is_chance():
+    """The likely cause of the paper's 50.00 % for binary cross entropy: at logit > 0 the same model is perfect."""
     labels = np.array([0, 1] * 50)
     outputs = np.where(labels == 1, 3.0, -3.0)[:, None]
     found = evaluate.evaluate_classifier(labels, outputs[:, 0], labels, outputs[:, 0], outputs.argmax(axis=1))
     assert (found["accuracy"], found["argmax"]["accuracy"]) == (1.0, 0.5)
 
 
-def test_the_reversed_autoencoder_is_right_where_fakes_reconstruct_better():
+def test_the_reversed_rule_is_right_where_fakes_reconstruct_better():
     labels, values = scores(7, apart=-2)
     errors = np.exp(values) / 100
     found = evaluate.evaluate_autoencoder(labels, errors, labels, errors, paper_threshold=0.0035)
     assert found["roc_auc"] < 0.2 and found["reversed"]["roc_auc"] == pytest.approx(1 - found["roc_auc"])
-    called = errors < found["reversed"]["threshold"]
-    assert found["reversed"]["accuracy"] == pytest.approx(np.mean(called == (labels == 1)))
+    predicted = errors < found["reversed"]["threshold"]
+    assert found["reversed"]["accuracy"] == pytest.approx(np.mean(predicted == (labels == 1)))
     assert found["reversed"]["accuracy"] > 0.8

@@ -1,4 +1,4 @@
-"""Degraded images against slow references and closed forms, and a detector whose answers are known."""
+"""Degraded images against slow references and closed forms, and a detector whose predictions are known."""
 
 import numpy as np
 import pytest
@@ -26,12 +26,12 @@ def distance(one, two):
 
 
 def brightness(images):
-    """A detector: the brighter, the faker."""
+    """A detector: p_fake is the mean brightness."""
     return images.mean(axis=(1, 2, 3)) / 255
 
 
 def labelled(count, side=16):
-    """Images whose class and brightness go together, though not always."""
+    """Images whose brightness predicts the class, with errors."""
     rng = np.random.default_rng(1)
     labels = rng.permutation(np.arange(count) % 2)
     levels = np.clip(rng.normal(110 + 30 * labels, 25), 30, 220)
@@ -63,7 +63,7 @@ def test_conditions_come_in_rising_severity(transform, image):
     assert lost[0] > 0 and lost == sorted(lost)
 
 
-def test_none_is_the_image_itself(image):
+def test_none_returns_the_image(image):
     assert np.array_equal(robustness.apply(CONDITIONS[0], image, 0), image)
 
 
@@ -76,10 +76,10 @@ def test_blur_is_gaussian(sigma, image):
 
 def test_noise_has_its_standard_deviation():
     grey = np.full((128, 128, 3), 128, np.uint8)
-    for deviation in (5, 20):
-        found = robustness.apply(Condition("noise", deviation), grey, 0).astype(float)
+    for std in (5, 20):
+        found = robustness.apply(Condition("noise", std), grey, 0).astype(float)
         # rounding adds 1/12 to the variance
-        assert found.std() == pytest.approx(np.sqrt(deviation**2 + 1 / 12), rel=0.02)
+        assert found.std() == pytest.approx(np.sqrt(std**2 + 1 / 12), rel=0.02)
         assert found.mean() == pytest.approx(128, abs=0.5)
     assert not np.array_equal(
         robustness.apply(Condition("noise", 5), grey, 0), robustness.apply(Condition("noise", 5), grey, 1)
@@ -111,7 +111,7 @@ def test_downscaling_removes_what_the_smaller_image_cannot_hold():
 
 
 def test_an_unknown_transform_is_refused(image):
-    with pytest.raises(ValueError, match="sharpen"):
+    with pytest.raises(ValueError, match="unknown transform 'sharpen'"):
         robustness.apply(Condition("sharpen", 1), image, 0)
 
 
@@ -122,11 +122,11 @@ def test_table_agrees_with_scikit_learn():
     assert list(table.columns) == COLUMNS and list(table["transform"]) == ["none", "blur"]
     for row, condition in zip(table.itertuples(), conditions, strict=True):
         degraded = np.stack([robustness.apply(condition, one, 0) for one in images])
-        called = brightness(degraded) > 0.5
+        predicted = brightness(degraded) > 0.5
         assert row.images == 150
-        assert row.accuracy == pytest.approx(sk.accuracy_score(labels, called))
-        assert row.fake_recall == pytest.approx(sk.recall_score(labels, called))
-        assert row.real_recall == pytest.approx(sk.recall_score(labels, called, pos_label=0))
+        assert row.accuracy == pytest.approx(sk.accuracy_score(labels, predicted))
+        assert row.fake_recall == pytest.approx(sk.recall_score(labels, predicted))
+        assert row.real_recall == pytest.approx(sk.recall_score(labels, predicted, pos_label=0))
         assert row.roc_auc == pytest.approx(sk.roc_auc_score(labels, brightness(degraded)))
         assert row.accuracy_low < row.accuracy < row.accuracy_high
         assert row.roc_auc_low < row.roc_auc < row.roc_auc_high
@@ -140,7 +140,7 @@ def test_blocks_are_bounded_and_change_nothing(tmp_path, monkeypatch):
 
     def predict(block):
         sizes.append(len(block))
-        return block[:, 3, 4, 0] / 255  # one pixel: feels every grey level of noise
+        return block[:, 3, 4, 0] / 255  # one pixel: every grey level of noise counts
 
     conditions = [Condition("noise", 5), Condition("noise", 20), Condition("jpeg", 50)]
     table = robustness.measure(predict, mapped, labels, 0.5, conditions, seed=7)
@@ -169,7 +169,7 @@ def test_two_images_are_enough():
     assert len(row) == len(CONDITIONS) and (row.accuracy == 1).all() and (row.roc_auc == 1).all()
 
 
-def test_a_score_on_the_threshold_is_called_real():
+def test_a_score_on_the_threshold_is_predicted_real():
     images = np.zeros((4, 16, 16, 3), np.uint8)
     table = robustness.measure(
         lambda block: np.full(len(block), 0.5), images, np.array([0, 1, 0, 1]), 0.5, CONDITIONS[:1]

@@ -1,4 +1,4 @@
-"""The stage `robustness`: which test images it takes."""
+"""The stage `robustness`: which test images it uses."""
 
 import dataclasses
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ PIXELS = np.arange(100, dtype=np.uint8)[:, None, None, None]
 
 @pytest.fixture
 def taken(shipped, tmp_path, monkeypatch):
-    """The rows that the stage judges with a seed and a number of images of each class."""
+    """The rows that the stage uses, for a seed and a number of images per class."""
 
     @contextmanager
     def stage_run(*_, **__):
@@ -31,7 +31,7 @@ def taken(shipped, tmp_path, monkeypatch):
 
     rows = []
 
-    def measure(judge, images, labels, *_, **__):
+    def measure(predict, images, labels, *_, **__):
         rows.append(images[:, 0, 0, 0])
         assert (labels == LABELS[images[:, 0, 0, 0]]).all()
         return pd.DataFrame({"transform": ["none"], "strength": [0.0], "accuracy": [0.5]})
@@ -53,7 +53,7 @@ def taken(shipped, tmp_path, monkeypatch):
     return call
 
 
-def test_images_are_drawn_at_random_by_the_seed_and_not_the_first_by_path(taken):
+def test_the_seed_draws_images_at_random_instead_of_the_first_by_path(taken):
     rows = taken(1, 10)
     assert rows == sorted(set(rows)) and sum(row < 50 for row in rows) == 10 and len(rows) == 20
     assert max(rows[:10]) > 10 and max(rows[10:]) > 60

@@ -1,4 +1,4 @@
-"""The spectrum baseline against a transform written out, and on artefacts that are there or are not."""
+"""The spectrum baseline against a transform written out, and on images with and without artefacts."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def noise(count, side, seed):
 
 
 def planted(count, side, seed, strength):
-    """Half of them with a checkerboard, which transposed convolutions leave."""
+    """Half of the images have a checkerboard, as transposed convolutions leave."""
     labels = np.arange(count) % 2
     board = strength * (-1.0) ** np.add.outer(np.arange(side), np.arange(side))
     pixels = noise(count, side, seed) + labels[:, None, None, None] * board[:, :, None]
@@ -51,7 +51,7 @@ def test_features_by_their_definition(side, bins):
 
 
 @pytest.mark.parametrize("level", [1, 77, 255])
-def test_a_constant_image_has_its_mean_alone(level):
+def test_a_constant_image_has_only_its_mean(level):
     side = 32
     found = spectrum.features(np.full((1, side, side, 3), level, np.uint8))[0]
     assert found[0] == pytest.approx(np.log(level * side), abs=1e-5)  # an orthonormal transform keeps the norm
@@ -77,11 +77,13 @@ def test_a_checkerboard_is_found():
 def test_upsampling_is_found():
     labels = np.arange(400) % 2
     coarse = noise(400, 12, 2).repeat(2, axis=1).repeat(2, axis=2)
-    pixels = np.where(labels[:, None, None, None] == 1, coarse, noise(400, 24, 3))  # alike but for their neighbours
+    pixels = np.where(
+        labels[:, None, None, None] == 1, coarse, noise(400, 24, 3)
+    )  # only correlations of neighbours differ
     assert held_out_auc(pixels, labels) > 0.95
 
 
-def test_one_distribution_cannot_be_told_apart():
+def test_two_samples_of_one_distribution_are_not_separated():
     areas = [held_out_auc(*planted(400, 24, seed, strength=0)) for seed in range(3, 9)]
     assert abs(np.mean(areas) - 0.5) < 0.08
 

@@ -1,4 +1,4 @@
-"""Comparison of maps against pairs counted by hand, and a stand-alone Holm."""
+"""Comparison of maps against counted pairs, and Holm's adjustment step by step."""
 
 import numpy as np
 import pandas as pd
@@ -32,12 +32,12 @@ def test_deltas_count_pairs(table):
     assert (row.fake_median, row.real_median) == (np.median(fake), np.median(real))
 
 
-def test_the_own_class_is_a_mixture_of_targets():
+def test_deltas_follow_the_planted_sign_for_each_target():
     turned = comparison.compare(map_statistics(1, turn=True)).set_index(["comparison", "statistic"]).cliffs_delta
     assert turned["target fake", "entropy"] > 0.4 and turned["target real", "entropy"] < -0.4
 
 
-def test_blank_maps_are_left_out_and_too_few_give_nothing(table):
+def test_blank_maps_are_left_out_and_too_few_maps_give_nan(table):
     thin = table.copy()
     thin.loc[thin.label == "real", "gini"] = np.nan
     thin.loc[(thin.label == "real").idxmax(), "gini"] = 0.5
@@ -48,7 +48,7 @@ def test_blank_maps_are_left_out_and_too_few_give_nothing(table):
 
 def test_holm_step_by_step():
     p = np.array([0.01, np.nan, 0.04, 0.03, 0.005])
-    # sorted: 0.005*4, 0.01*3, 0.03*2, then 0.04*1 is not to fall below its predecessor
+    # sorted: 0.005*4, 0.01*3, 0.03*2, then 0.04*1, raised to its predecessor
     np.testing.assert_allclose(comparison.holm(p), [0.03, np.nan, 0.06, 0.06, 0.02])
     assert comparison.holm(np.array([0.9, 0.8])).tolist() == [1, 1]
 
@@ -66,6 +66,6 @@ def test_correlation_within_a_class():
 
 
 @pytest.mark.parametrize(("x", "y"), [([1, 2, 3], [1, 2, 3]), ([1] * 20, list(range(20)))])
-def test_too_little_to_correlate(x, y):
+def test_too_few_images_or_constant_values_have_no_correlation(x, y):
     found = comparison.within_class_correlation(pd.Series(x), pd.Series(y))
     assert found["spearman"] is found["low"] is None and found["images"] == len(x)

@@ -1,4 +1,4 @@
-"""Deletion and insertion on a network whose evidence is known to lie in one place."""
+"""Deletion and insertion on a network that uses one known part of the image."""
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ CONFIG = ClassifierConfig("by hand", "bce", SIZE, (0.0, 0.0, 0.0), (1.0, 1.0, 1.
 
 
 class CornerNetwork(nn.Module):
-    """Logit of "fake": how bright the upper left quarter is, above a half."""
+    """Logit of "fake": mean brightness of the upper left quarter minus a half, scaled."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class CornerNetwork(nn.Module):
 
 @pytest.fixture
 def pictures():
-    """Black, the upper left quarter just bright enough, so that a blur makes it too dark."""
+    """Black images whose upper left quarter is just bright enough for "fake"; a blur makes it too dark."""
     images = np.zeros((6, SIZE, SIZE, 3), np.uint8)
     images[:, : SIZE // 2, : SIZE // 2] = 150
     maps = np.zeros((6, 4, 4), np.float32)
@@ -34,7 +34,7 @@ def pictures():
     return images, maps
 
 
-def test_a_true_map_beats_maps_that_know_nothing(pictures):
+def test_a_true_map_is_better_than_uninformed_maps(pictures):
     images, maps = pictures
     areas, _ = faithfulness.curves(CornerNetwork(), CONFIG, images, maps, np.ones(6, int), seed=1)
     by_ranking = areas.groupby(["curve", "ranking"]).auc.mean()
@@ -46,7 +46,7 @@ def test_a_true_map_beats_maps_that_know_nothing(pictures):
     assert found.loc[("deletion", "centred"), "p"] == 2 / 2**6, "six differences of one sign"
 
 
-def test_curves_begin_and_end_where_they_must(pictures):
+def test_curves_start_and_end_at_the_original_and_the_baseline(pictures):
     images, maps = pictures
     network = CornerNetwork()
     _, means = faithfulness.curves(network, CONFIG, images, maps, np.ones(6, int), steps=8)
@@ -82,7 +82,7 @@ def test_the_other_class_has_the_other_probability(pictures):
     np.testing.assert_allclose(fake + real, 1, atol=1e-6)
 
 
-def test_a_blank_map_is_a_random_one(pictures):
+def test_a_blank_map_equals_a_random_map(pictures):
     images, _ = pictures
     areas, _ = faithfulness.curves(CornerNetwork(), CONFIG, images, np.zeros((6, 4, 4)), np.ones(6, int))
     by_ranking = areas.pivot(index=["image", "curve"], columns="ranking", values="auc")

@@ -39,7 +39,7 @@ def test_raw_maps_by_the_formula(loss, label):
 @pytest.mark.parametrize(
     ("loss", "target"), [("ce", ClassifierOutputTarget(1)), ("bce", BinaryClassifierOutputTarget(1))]
 )
-def test_rescaled_they_are_the_librarys(loss, target):
+def test_raw_maps_correlate_with_the_librarys_rescaled_maps(loss, target):
     model, config = a_model(loss)
     batch = classifier.preprocess(torch.from_numpy(IMAGES), config)
     library = GradCAM(model=model, target_layers=[classifier.map_layer(model)])(batch, [target] * len(IMAGES))
@@ -49,7 +49,7 @@ def test_rescaled_they_are_the_librarys(loss, target):
 
 
 @pytest.mark.parametrize("architecture", ["test_convnext", "convnext_tiny", "test_efficientnet"])
-def test_autograd_stops_at_the_block_and_leaves_no_trace(architecture, monkeypatch):
+def test_gradients_stop_at_the_layer_and_requires_grad_is_restored(architecture, monkeypatch):
     model, config = a_model("ce", architecture)
     model.get_classifier().bias.requires_grad_(False)
     before = [weight.requires_grad for weight in model.parameters()]
@@ -78,7 +78,7 @@ def test_other_architectures_by_the_formula(architecture, side, layer):
         score = model(classifier.preprocess(torch.from_numpy(IMAGES), config))[:, 1].sum()
     (gradient,) = torch.autograd.grad(score, kept["a"])
     features, gradient = (part.detach().numpy() for part in (kept["a"], gradient))
-    if features.ndim == 3:  # tokens; those without a place come first
+    if features.ndim == 3:  # tokens; class tokens come first
         rows = slice(features.shape[1] - side**2, None)
         features, gradient = (part[:, rows].reshape(5, side, side, -1) for part in (features, gradient))
     if features.shape[3] != side:

@@ -1,4 +1,4 @@
-"""The tables fit together: all images described, some deleted and inserted, under the class they were judged to be."""
+"""The tables are consistent: statistics of all images; faithfulness and sanity of some, for their predicted class."""
 
 from dataclasses import replace
 
@@ -15,10 +15,10 @@ def test_tables(shipped):
     model, config = classifier.build("test_convnext", "ce", 64, seed=1)
     maps = gradcam.maps_of_both(model, config, pixels)
     images = Images(pixels, labels, [f"{number}.png" for number in range(10)], np.arange(10))
-    called = rng.integers(0, 2, 10)
+    predicted = rng.integers(0, 2, 10)
     order = [images.only(label)[::-1] for label in (0, 1)]
     chosen = replace(shipped.gradcam, faithfulness=2)
-    tables = measure.tables(model, config, images, maps, called, order, chosen, seed=1)
+    tables = measure.tables(model, config, images, maps, predicted, order, chosen, seed=1)
     table = tables["statistics"]
     assert len(table) == 20 and set(statistics.NAMES) < set(table.columns)
     for row in table.to_dict(orient="records"):

@@ -1,4 +1,4 @@
-"""Randomised weights keep their scale and lose what they knew; similarity is a rank correlation."""
+"""Shuffled weights keep their values but not their order; similarity is a rank correlation."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def model():
     return classifier.build("test_convnext", "ce", 64, seed=1)[0]
 
 
-def test_all_weights_are_shuffled_and_the_model_is_left_alone(model):
+def test_all_weights_are_shuffled_and_the_model_is_unchanged(model):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     other = sanity.randomise(model, seed=0, depth="all")
     for name, value in other.named_parameters():
@@ -23,7 +23,7 @@ def test_all_weights_are_shuffled_and_the_model_is_left_alone(model):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_the_head_alone(model):
+def test_only_the_head(model):
     other = sanity.randomise(model, seed=0, depth="head")
     head = {id(weight) for weight in other.get_classifier().parameters()}
     changed = [
@@ -36,7 +36,7 @@ def test_the_head_alone(model):
 
 @pytest.mark.parametrize("architecture", ["levit_128s", "deit_tiny_distilled_patch16_224"])
 def test_other_architectures(architecture):
-    """One keeps what it has computed from its weights, one has two heads."""
+    """LeViT caches values computed from its weights; DeiT has two heads."""
     pixels = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     model, config = classifier.build(architecture, "ce", 64)
     before = classifier.predict_logits(model, config, pixels)

@@ -1,4 +1,4 @@
-"""Statistics of maps against definitions written out and shapes whose values are known."""
+"""Statistics of maps against definitions written out, and maps whose statistics are known."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_the_area_of_an_ellipse_within_the_image(face):
 @pytest.mark.parametrize(
     ("face", "area"), [(Ellipse(0, 0.5, 1, 1), np.pi / 8), (Ellipse(1, 1, 0.6, 0.4), np.pi / 16 * 0.24)]
 )
-def test_what_lies_beyond_the_edges_does_not_count(face, area):
+def test_parts_of_the_ellipse_outside_the_image_do_not_count(face, area):
     assert face.area == pytest.approx(area, abs=1e-5)
     even = statistics.describe(np.ones((1, 12, 12)), face).face_mass[0]
     assert face.area == pytest.approx(even, abs=1e-4), "chance is what an even map has"
@@ -57,7 +57,7 @@ def test_gini_is_half_the_relative_mean_difference():
     assert one(cells)["gini"] == pytest.approx(expected)
 
 
-def test_scale_changes_intensity_alone():
+def test_scale_changes_only_intensity():
     cells = np.random.default_rng(1).random((3, 5))
     small, large = one(cells), one(1000 * cells)
     assert large["maximum"] == pytest.approx(1000 * small["maximum"])
@@ -71,7 +71,7 @@ def test_a_blank_map_has_no_shape():
     assert all(np.isnan(found[name]) for name in ("entropy", "effective_area", "above_half", "gini", "face_mass"))
 
 
-def test_without_a_face_there_is_no_mass_in_it():
+def test_without_a_face_there_is_no_face_mass():
     assert "face_mass" not in statistics.describe(np.ones((2, 3, 3)))
 
 
@@ -80,7 +80,7 @@ def test_without_a_face_there_is_no_mass_in_it():
     "face", [FACE, Ellipse(0.3, 0.4, 0.2, 0.5), Ellipse(0.5, 0.5, 1, 1), Ellipse(0.9, 0.5, 0.6, 0.3)]
 )
 def test_the_share_of_each_cell_in_the_ellipse(rows, columns, face):
-    # points thrown on a fine grid, the slow way
+    # slow reference: the share of points of a fine grid
     y, x = (np.arange(2520) + 0.5)[:, None] / 2520, (np.arange(2520) + 0.5)[None] / 2520
     inside = ((x - face.x) / (face.width / 2)) ** 2 + ((y - face.y) / (face.height / 2)) ** 2 <= 1
     expected = inside.reshape(rows, 2520 // rows, columns, 2520 // columns).mean(axis=(1, 3))

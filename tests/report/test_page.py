@@ -1,4 +1,4 @@
-"""The page: whole, self-contained, escaped, and without the paper where that is asked for."""
+"""The page: complete, self-contained, escaped, and without the paper if report.paper is false."""
 
 import re
 from dataclasses import replace
@@ -9,13 +9,14 @@ from made_up import all_rows, evidence_of, map_statistics
 from PIL import Image
 
 from dfganext import paths
-from dfganext.density import kde
-from dfganext.report import evidence as evidence_module
+from dfganext.density import kde, protocols
+from dfganext.errors import UserError
 from dfganext.report import page, table1
+from dfganext.report.evidence import load, paper
 
 
 class Outline(HTMLParser):
-    """Ids, links and sources of a page, and whether its tags close."""
+    """Ids, links and sources of a page, and its tags that are not closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -48,7 +49,7 @@ def made(fine_tuned, tmp_path_factory):
     patch.undo()
 
 
-def test_the_page_needs_nothing_beside_it(made):
+def test_the_page_is_self_contained(made):
     evidence, render = made
     text = render(evidence)
     outline = Outline(text)
@@ -65,7 +66,7 @@ def test_pictures_are_of_print_quality(made):
         assert picture.width >= 1500 and picture.info["dpi"] == pytest.approx((200, 200), abs=1)
 
 
-def test_what_was_measured_stands_beside_what_was_published(made):
+def test_measured_and_published_results_are_side_by_side(made):
     evidence, render = made
     text = render(evidence)
     for published in ("99.50 %", "50.00 %", "55.20 %", "51.60 %", "11303.9314", "10160.6407"):
@@ -81,7 +82,7 @@ def test_text_from_data_is_escaped(made):
     assert "All &lt;fakes&gt; are large." in render(evidence)
 
 
-def test_leaks_are_loud(made):
+def test_leaks_have_a_warning(made):
     evidence, render = made
     assert '<p class="warning"><b>Warning.</b> The bytes give the class away.' in render(evidence)
 
@@ -90,38 +91,38 @@ def test_without_the_paper(made):
     evidence, render = made
     alone = replace(evidence.settings, report=replace(evidence.settings.report, paper=False, data="holiday pictures"))
     text = render(replace(evidence, settings=alone))
-    for word in ("Pribadi", "Prediction", "99.50", "11303", "Table I", "Figure 1", "the paper's 50"):
+    for word in ("Pribadi", "Verdict", "99.50", "11303", "Table I", "Figure 1", "the paper's 50"):
         assert word not in text, word
     assert "holiday pictures" in text and not Outline(text).open
 
 
-def test_rows_that_are_missing_say_how_to_run_them(made, fine_tuned):
+def test_missing_rows_show_how_to_run_them(made, fine_tuned):
     evidence, render = made
     fewer = evidence_of(fine_tuned, all_rows(fine_tuned)[:1], map_statistics(0))
     assert render(fewer).count("make table1") >= 3
     assert evidence.row("convnext_bce").records
 
 
-def test_the_sample_is_named_as_drawn(made):
+def test_the_sample_is_described_as_drawn(made):
     evidence, render = made
     text = render(replace(evidence, sample=True))
     assert "drawn, not photographed" in text and 'verdict not-tested">' in text and 'verdict refuted">' not in text
 
 
-def test_the_papers_figures_are_those_of_the_closed_form():
-    table = evidence_module.paper()["table2"]
-    value = page.lone_point(table["dimension"], table["bandwidth"], table["points"])
+def test_the_papers_density_is_the_closed_form():
+    table = paper()["table2"]
+    value = protocols.lone_point(table["dimension"], table["bandwidth"], table["points"])
     assert value == pytest.approx(table["real"]["mean"], abs=1e-4)
-    assert kde.log_density([[0.0] * 8], [[0.0] * 8], 0.2)[0] == pytest.approx(page.lone_point(8, 0.2, 1))
+    assert kde.log_density([[0.0] * 8], [[0.0] * 8], 0.2)[0] == pytest.approx(protocols.lone_point(8, 0.2, 1))
 
 
-def test_what_is_missing_is_named(fine_tuned, tmp_path, monkeypatch):
+def test_a_missing_result_is_named(fine_tuned, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(evidence_module.UserError, match=r"split\.csv is missing"):
-        evidence_module.load(fine_tuned, [])
+    with pytest.raises(UserError, match=r"split\.csv is missing"):
+        load(fine_tuned, [])
 
 
-def test_the_spread_over_seeds_stands_beside_the_interval_over_images(made, fine_tuned):
+def test_the_range_over_seeds_is_beside_the_interval_over_images(made, fine_tuned):
     _, render = made
     records = [*all_rows(fine_tuned, 0.97), *all_rows(fine_tuned, 0.9, seed=21)]
     text = render(evidence_of(fine_tuned, records, map_statistics(1)))

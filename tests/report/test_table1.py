@@ -1,4 +1,4 @@
-"""Table I: the right records in the right rows, and nothing measured on other terms."""
+"""Table I: each row contains exactly the records with its settings, code, libraries and weights."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ def rows(records, chosen):
     return {row.key: row for row in table1.collect(records, chosen)}
 
 
-def test_each_row_is_decided_by_its_own_rule(shipped):
+def test_each_row_has_its_own_decision_rule(shipped):
     records = all_rows(shipped, accuracy=0.9, bce=0.8)
     found = rows(records, shipped)
     assert list(found) == [
@@ -42,7 +42,7 @@ def test_other_settings_are_other_rows(shipped, changes):
     assert not found["convnext_ce"].records
 
 
-def test_what_does_not_bear_on_a_row_may_differ(shipped):
+def test_settings_that_do_not_affect_a_row_may_differ(shipped):
     first = shipped.table1.first
     one = record(
         shipped,
@@ -57,7 +57,7 @@ def test_what_does_not_bear_on_a_row_may_differ(shipped):
     assert rows([record(shipped, convnext__processes=2)], shipped)["convnext_ce"].records
 
 
-def test_of_one_seed_the_newest_counts_and_seeds_are_averaged(shipped):
+def test_the_newest_record_of_each_seed_counts_and_seeds_are_averaged(shipped):
     newest, older, other = (
         record(shipped, accuracy, run=run, seed=seed)
         for accuracy, run, seed in ((0.9, "new", 20), (0.7, "old", 20), (0.8, "other", 21))
@@ -65,18 +65,18 @@ def test_of_one_seed_the_newest_counts_and_seeds_are_averaged(shipped):
     row = rows([newest, older, other], shipped)["convnext_ce"]
     assert [one.run_id for one in row.records] == ["new", "other"] and row.seeds == [20, 21]
     each = [np.mean((one.predictions.logit > 0) == (one.predictions.label == "fake")) for one in (newest, other)]
-    assert row.mean == pytest.approx(np.mean(each)) and row.deviation == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
+    assert row.mean == pytest.approx(np.mean(each)) and row.std == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
     assert row.extremes == (min(each), max(each))
     exact = stats.binomtest(round(row.mean * 200), 200).proportion_ci(method="wilson")
     assert row.interval == pytest.approx([exact.low, exact.high], abs=3e-3)
 
 
-def test_one_seed_has_no_deviation(shipped):
-    assert rows([record(shipped)], shipped)["convnext_ce"].deviation is None
+def test_one_seed_has_no_std(shipped):
+    assert rows([record(shipped)], shipped)["convnext_ce"].std is None
     assert rows([record(shipped)], shipped)["convnext_ce"].extremes is None
 
 
-def test_experiments_are_those_that_lack(shipped):
+def test_experiments_are_those_that_are_missing(shipped):
     everything = table1.experiments([], shipped, seeds=2)
     assert [(one["seed"], one["loss"]) for one in everything] == [(20, "ce"), (20, "bce"), (21, "ce"), (21, "bce")]
     assert all("subsample.seed" not in one for one in everything), "all seeds are trained on one split"
@@ -87,7 +87,7 @@ def test_experiments_are_those_that_lack(shipped):
     assert table1.experiments([*all_rows(shipped), *all_rows(shipped, seed=21)], shipped, seeds=2) == []
 
 
-def test_rows_that_other_code_libraries_or_weights_made_are_not_joined(shipped):
+def test_records_of_other_code_libraries_or_weights_are_excluded(shipped):
     records = [replace(one, parts=frozenset({table1.AUTOENCODER})) for one in all_rows(shipped)]
     found = rows(records, shipped)
     assert not found["convnext_ce"].records and not found["convnext_bce_argmax"].records
@@ -98,7 +98,7 @@ def test_rows_that_other_code_libraries_or_weights_made_are_not_joined(shipped):
 def test_networks_are_compared_image_by_image(shipped):
     found = rows(all_rows(shipped, accuracy=0.95, bce=0.7), shipped)
     compared = table1.compare(found["convnext_ce"], found["convnext_bce"])
-    ours, theirs = (found[f"convnext_{loss}"].right[0] for loss in ("ce", "bce"))
+    ours, theirs = (found[f"convnext_{loss}"].correct[0] for loss in ("ce", "bce"))
     assert compared["seed"] == 20 and compared["difference"] == pytest.approx(ours.mean() - theirs.mean())
     assert compared["only_first"] - compared["only_second"] == ours.sum() - theirs.sum()
     low, high = compared["interval"]
@@ -111,16 +111,17 @@ def test_rows_without_a_common_seed_are_not_compared(shipped):
     assert table1.compare(found["convnext_ce"], found["convnext_bce"]) is None
 
 
-def test_difference_of_the_autoencoders_aucs(shipped):
+def test_difference_of_the_autoencoders_roc_aucs(shipped):
     found = rows(all_rows(shipped, apart=2.0), shipped)
-    gap, (low, high) = table1.auc_difference(found["autoencoder_first"], found["autoencoder_second"])
-    assert gap == 0 and -0.1 < low < 0 < high < 0.1, "both were given the same errors, on 200 images"
+    gap = table1.roc_auc_difference(found["autoencoder_first"], found["autoencoder_second"])
+    low, high = gap["interval"]
+    assert gap["difference"] == 0 and -0.1 < low < 0 < high < 0.1, "both have the same errors, on 200 images"
 
 
 def test_the_order_of_rows_does_not_matter(shipped):
     one = record(shipped)
     shuffled = replace(one, predictions=one.predictions.sample(frac=1, random_state=1))
-    right = [rows([each], shipped)["convnext_ce"].right[0] for each in (one, shuffled)]
+    right = [rows([each], shipped)["convnext_ce"].correct[0] for each in (one, shuffled)]
     np.testing.assert_array_equal(*right)
     assert len(predictions(0.5, 1)) == len(right[0])
 

@@ -1,4 +1,4 @@
-"""Numbers as a reader expects them."""
+"""Numbers as text on the page."""
 
 import math
 

@@ -1,7 +1,7 @@
 """Exact Gaussian kernel density, by log-sum-exp over all squared distances.
 
-scikit-learn's tree-based estimator is wrong by thousands of nats in high dimension at small bandwidth (its issues 7492,
-25799, 27186), which is where latent vectors live. Here every point counts, in float64.
+scikit-learn's tree-based estimator is wrong by thousands of nats for vectors of high dimension at a small bandwidth (its
+issues 7492, 25799, 27186), which is the case of latent vectors. Here every point counts, in float64.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import numpy as np
 from scipy.special import logsumexp
 
 TOLERANCE = 2e-7
-"""Nats. Where a product's distances could be off by more, those that matter are formed by subtraction."""
+"""Nats. Where distances from a matrix product could be off by more, those that matter are computed by subtraction."""
 
 MARGIN = 45.0
-"""Nats below the largest term at which a term matters no more: even 10^9 of them add up to 10^9 e^-45 = 3e-11 nats."""
+"""Terms this many nats below the largest do not matter: even 10^9 of them add up to 10^9 e^-45 = 3e-11 nats."""
 
 BLOCK = 128 * 2**20
-"""Bytes of a block: of float64 vectors, or of distances. A handful of them are held at a time."""
+"""Bytes of a block of float64 vectors or distances. A few blocks are in memory at a time."""
 
 CACHED = 128
-"""Part of a block that a thread works on at a time, 1 MiB, so that a processor's cache holds it."""
+"""A thread works on 1/128 of a block at a time, 1 MiB, which fits a processor's cache."""
 
 FEW = 0.03
-"""Share of the pairs that may matter after a product in float32: to subtract one takes thirty times its part of a product in
-float64, so that with more of them the latter is the faster way."""
+"""Largest share of pairs to recompute after a product in float32. To subtract a pair takes about 30 times its part of a product in
+float64, so with more pairs a float64 product is faster."""
 
 
 def log_density(points: np.ndarray, queries: np.ndarray, bandwidth: float) -> np.ndarray:
@@ -35,14 +35,14 @@ def log_density(points: np.ndarray, queries: np.ndarray, bandwidth: float) -> np
 
     log p(q) = logsumexp_i(-|q - x_i|^2 / 2h^2) - log n - (d/2) log(2 pi h^2)
 
-    Squared distances come from a matrix product, |q|^2 - 2 q.x + |x|^2, of centred vectors. Its rounding error is bounded for
-    each query; where the bound exceeds TOLERANCE, the distances that the result depends on are formed by subtraction instead,
-    in float64. Where these are few, as with latents and a small bandwidth, the product is one in float32, at twice the speed.
-    Equal vectors are at a distance of exactly 0 either way. Vectors are centred block by block: beside its arguments, a call
-    holds a few times BLOCK bytes.
+    Squared distances come from a matrix product of centred vectors, |q|^2 - 2 q.x + |x|^2. Its rounding error is bounded for
+    each query; where the bound exceeds TOLERANCE, the distances that the result depends on are computed by subtraction, in
+    float64. Where these are few, as with latents and a small bandwidth, the product is in float32, which is twice as fast.
+    The distance of equal vectors is exactly 0 in both cases. Vectors are centred block by block: besides its arguments, a
+    call holds a few times BLOCK bytes.
 
     Args:
-        points: (n, d), what the estimate is fitted to, of any real type.
+        points: (n, d), the points that the estimate is fitted to, of any real type.
         queries: (q, d).
         bandwidth: standard deviation h of the kernel, in the units of the vectors.
 
@@ -50,8 +50,8 @@ def log_density(points: np.ndarray, queries: np.ndarray, bandwidth: float) -> np
         float64, (q,), in nats.
 
     Raises:
-        ValueError: no points, shapes that do not agree, values that are not finite, or a bandwidth that is not above 0 or
-            whose square is beyond float64.
+        ValueError: no points, mismatched shapes, values that are not finite, or a bandwidth that is not above 0 or whose
+            square is beyond float64.
     """
     points, queries = np.asarray(points), np.asarray(queries)
     if points.ndim != 2 or queries.ndim != 2 or points.shape[1] != queries.shape[1]:
@@ -85,9 +85,9 @@ def log_density(points: np.ndarray, queries: np.ndarray, bandwidth: float) -> np
 
 
 class _Distances:
-    """Squared distances to points, from matrix products of vectors less a centre, which keeps the products small.
+    """Squared distances to points, from matrix products of centred vectors.
 
-    Which centre it is matters to their error alone: here the mean of some hundred points.
+    Subtracting a centre keeps the products, and so their rounding error, small. The centre is the mean of about 256 points.
     """
 
     def __init__(self, points: np.ndarray, threads: ThreadPoolExecutor) -> None:
@@ -96,19 +96,19 @@ class _Distances:
         self.norms = self.norms_of(points)
 
     def norms_of(self, vectors: np.ndarray) -> np.ndarray:
-        """Squared norms of (n, d) less the centre, float64 (n,)."""
+        """Squared norms of vectors (n, d) minus the centre: float64 (n,)."""
         slices = list(_blocks(len(vectors), CACHED * vectors.shape[1]))
         found = self.threads.map(lambda rows: _norms(np.subtract(vectors[rows], self.centre, dtype=np.float64)), slices)
         return np.concatenate([np.empty(0), *found])
 
     def reach(self, norms: np.ndarray) -> np.ndarray:
-        """The most that norms of a query and of a point can add up to, (q,)."""
+        """The largest possible sum of the norms of a query and of a point, (q,)."""
         return np.sqrt(norms) + np.sqrt(self.norms.max())
 
     def exponents(
         self, queries: np.ndarray, norms: np.ndarray, scale: float, precision: type[np.floating]
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """scale x squared distance, float64 (q, n), and the pairs (two arrays of indices) of which that is not exact enough."""
+        """scale x squared distance, float64 (q, n), and the pairs (two arrays of indices) for which it is not exact enough."""
         dimension = queries.shape[1]
         centred = self._centred(queries, np.empty(queries.shape, precision))
         squared = np.empty((len(queries), len(self.points)))
@@ -120,7 +120,7 @@ class _Distances:
         squared += norms[:, None]
         squared += self.norms
         error = _rounding_error(self.reach(norms), dimension, precision)
-        squared[squared <= error[:, None]] = 0  # it may be, and then no distance is off by more than twice the error
+        squared[squared <= error[:, None]] = 0  # no distance is then off by more than twice the error
         exponents = np.multiply(squared, scale, out=squared)
         return exponents, np.nonzero(_matters(exponents, -scale * 2 * error))
 
@@ -130,14 +130,14 @@ class _Distances:
 
         def subtract(some: slice) -> None:
             difference = np.subtract(queries[left[some]], self.points[right[some]], dtype=np.float64)
-            # a sum along rows is pairwise: its error is that of log d roundings, not of d
+            # numpy sums rows pairwise: the error is that of log d roundings, not of d
             squared[some] = np.square(difference, out=difference).sum(axis=1)
 
         list(self.threads.map(subtract, _blocks(len(left), CACHED * queries.shape[1])))
         return squared
 
     def _centred(self, vectors: np.ndarray, target: np.ndarray) -> np.ndarray:
-        """Vectors less the centre, rounded to the target's type, in the target."""
+        """Write vectors minus the centre into target, in its type."""
 
         def subtract(rows: slice) -> None:
             np.subtract(vectors[rows], self.centre, out=target[rows], dtype=np.float64, casting="same_kind")
@@ -147,37 +147,37 @@ class _Distances:
 
 
 def _rounding_error(reach: np.ndarray, dimension: int, precision: type[np.floating]) -> np.ndarray:
-    """How far off a squared distance from the matrix product can be, for vectors whose norms add up to `reach`.
+    """Bound of the rounding error of a squared distance from the matrix product, for vectors whose norms sum to `reach`.
 
-    With the unit roundoff u, three sums of d products are off by at most d u reach^2 together, in whatever order they are
-    added up (Higham 2002, section 3.1); rounding the centred vectors and adding the three are off by 2 u reach^2 each. 8 leaves
-    room.
+    With the unit roundoff u, the three sums of d products are together off by at most d u reach^2, in any order of summation
+    (Higham 2002, section 3.1); rounding the centred vectors and adding the three sums contribute 2 u reach^2 each. The 8 is
+    larger than needed.
     """
     return (dimension + 8) * np.finfo(precision).eps / 2 * reach**2
 
 
 def _matters(exponents: np.ndarray, bound: np.ndarray) -> np.ndarray:
-    """Which exponents (q, n), each known to within its query's bound (q,), must be exact for the sum to be.
+    """Which exponents (q, n), known to within the bound of their query (q,), must be recomputed exactly.
 
-    One more than 2 bound + MARGIN below the largest known is truly more than MARGIN below the true largest, and the inexact
-    value that it keeps is too. So such terms change neither the true sum nor ours, and all others are formed anew. A bound
-    within TOLERANCE needs nothing: a logarithm of a sum is off by no more than the worst of its exponents.
+    An exponent more than 2 bound + MARGIN below the largest known one is truly more than MARGIN below the true largest, and
+    so is its inexact value: it changes neither the true sum nor the computed one. All others must be exact. A bound within
+    TOLERANCE needs no recomputation: log-sum-exp is off by no more than the worst of its exponents.
     """
     least = np.where(bound > TOLERANCE, exponents.max(axis=1) - 2 * bound - MARGIN, np.inf)
     return exponents >= least[:, None]
 
 
 def _norms(vectors: np.ndarray) -> np.ndarray:
-    """Squared."""
+    """Squared norms, (n,)."""
     return np.einsum("ij,ij->i", vectors, vectors)
 
 
 def _rows(width: int) -> int:
-    """Rows of float64 of this width that fill a block."""
+    """Number of float64 rows of this width that fill a block."""
     return max(1, BLOCK // (8 * max(1, width)))
 
 
 def _blocks(rows: int, width: int) -> Iterator[slice]:
-    """Slices of rows, each of no more than BLOCK bytes of float64 at this width."""
+    """Slices of rows, each of at most BLOCK bytes of float64 at this width."""
     step = _rows(width)
     return (slice(start, start + step) for start in range(0, rows, step))

@@ -1,4 +1,4 @@
-"""Density of latent vectors under three protocols: the paper's, that as a tree computes it, and one that says something."""
+"""Density of latent vectors under three protocols: the paper's, the same by scikit-learn's tree, and held-out images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dfganext.evaluation import intervals
 from dfganext.labels import NAMES, REAL
 
 TREE_QUERIES = 50
-"""Vectors of each class that scikit-learn's tree scores: among the paper's 10,000 points each can take 0.2 s."""
+"""Vectors of each class that scikit-learn's tree scores: with the paper's 10,000 points each can take 0.2 s."""
 
 
 def score(train_real: np.ndarray, heldout_real: np.ndarray, heldout_fake: np.ndarray, bandwidth: float) -> pd.DataFrame:
@@ -27,13 +27,14 @@ def score(train_real: np.ndarray, heldout_real: np.ndarray, heldout_fake: np.nda
         bandwidth: of the Gaussian kernel, in the units of the vectors.
 
     Returns:
-        Columns protocol, label, row (in the array it belongs to), log_density (nats).
+        Columns protocol, label, row (in the array of that label), log_density (nats).
 
-        "paper" scores real images on the points the estimate was fitted to, which gives a constant of (d, h, n) and not a
-        property of the images. "tree" has what scikit-learn's KernelDensity returns by default, as the paper evidently used
-        it, for at most TREE_QUERIES evenly spaced rows of the same. It is wrong in high dimension, where even random vectors
-        of one distribution fall into two groups; the exact value is that of the same label and row under "paper".
-        "heldout" scores only images that the estimate has not seen.
+        - "paper" scores real images that the estimate was fitted to. This gives a constant of (d, h, n), not a property of the
+          images.
+        - "tree" holds the values of scikit-learn's KernelDensity with its defaults, which the paper evidently used, for at most
+          TREE_QUERIES evenly spaced rows of "paper". They are wrong in high dimension, where even random vectors of one
+          distribution fall into two groups; "paper" has the exact value for the same label and row.
+        - "heldout" scores only images that the estimate was not fitted to.
     """
     real = log_density(train_real, heldout_real, bandwidth)
     fake = log_density(train_real, heldout_fake, bandwidth)
@@ -46,16 +47,16 @@ def score(train_real: np.ndarray, heldout_real: np.ndarray, heldout_fake: np.nda
     ]
     tree = KernelDensity(bandwidth=bandwidth).fit(train_real)
     for label, vectors in (("real", train_real), ("fake", heldout_fake)):
-        chosen = _evenly_spaced(len(vectors), TREE_QUERIES)
-        parts.append(_rows("tree", label, chosen, tree.score_samples(vectors[chosen])))
+        rows = _evenly_spaced(len(vectors), TREE_QUERIES)
+        parts.append(_rows("tree", label, rows, tree.score_samples(vectors[rows])))
     return pd.concat(parts, ignore_index=True)
 
 
 def identify(scores: pd.DataFrame, train: Images, test: Images) -> pd.DataFrame:
-    """What `score` gave, with the columns path and group (of near duplicates) of each image.
+    """Scores from `score` with each image's path and near-duplicate group as additional columns.
 
     Args:
-        train, test: the images whose latents were scored; the estimate was fitted to the real ones of train.
+        train, test: the images whose latents were scored; the estimate was fitted to the real images of train.
     """
     tables: dict[tuple[str, str], pd.DataFrame] = {}
     for part, images in ((TRAIN, train), (TEST, test)):
@@ -71,24 +72,24 @@ def identify(scores: pd.DataFrame, train: Images, test: Images) -> pd.DataFrame:
 
 
 def lone_point(dimension: int, bandwidth: float, points: int) -> float:
-    """Log density at a fitted point that is far from all others: -(d/2) log(2 pi h^2) - log n, in nats."""
+    """Log density at a fitted point far from all others: -(d/2) log(2 pi h^2) - log n, in nats."""
     return float(-0.5 * dimension * np.log(2 * np.pi * bandwidth**2) - np.log(points))
 
 
 def summarise(scores: pd.DataFrame, points: int, dimension: int, bandwidth: float) -> dict[str, Any]:
-    """What `score` found, in nats.
+    """Summary of the scores from `score`, in nats.
 
     Args:
-        scores: of `score`, perhaps with a column group, the near-duplicate group of each image.
-        points, dimension: of the vectors that the estimate was fitted to.
+        scores: optionally with a column group, the near-duplicate group of each image.
+        points, dimension: number and dimension of the vectors that the estimate was fitted to.
 
     Returns:
-        points, dimension, bandwidth, and for each protocol {"real": {"mean", "std"}, "fake": {"mean", "std"}} with
+        points, dimension, bandwidth, and for each protocol {"real": {"mean", "std"}, "fake": {"mean", "std"}} and:
 
-        paper: lone_point, as the function of that name.
-        heldout: roc_auc of "the lower the density, the more likely fake"; roc_auc_interval, its 95 % interval;
-            higher, the class of the higher mean ("real" where they are equal).
-        tree: largest_error, the largest absolute difference from the exact values of the same images; images, their number.
+        - paper: lone_point, see `lone_point`.
+        - heldout: roc_auc of "the lower the density, the more likely fake"; roc_auc_interval, its 95 % interval; higher, the
+          class with the higher mean ("real" where they are equal).
+        - tree: largest_error, the largest absolute difference from the exact values of the same images; images, their number.
     """
     summary: dict[str, Any] = {
         str(protocol): {
@@ -121,6 +122,6 @@ def _rows(protocol: str, label: str, rows: np.ndarray, log_densities: np.ndarray
 
 
 def _evenly_spaced(count: int, most: int) -> np.ndarray:
-    """Rising row numbers below count: all of them, or `most`."""
-    chosen = min(count, most)
-    return np.arange(chosen) * count // max(1, chosen)
+    """Row numbers below count, in order: all of them, or `most`."""
+    rows = min(count, most)
+    return np.arange(rows) * count // max(1, rows)

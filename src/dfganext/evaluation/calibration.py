@@ -1,4 +1,4 @@
-"""Temperature scaling (Guo et al. 2017): one number that makes a classifier's probabilities mean what they say."""
+"""Temperature scaling (Guo et al. 2017): one parameter that calibrates a classifier's probabilities."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 RANGE = (0.01, 100.0)
-"""Temperatures considered."""
+"""Lowest and highest temperature that `fit_temperature` can return."""
 
 
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
-    """The temperature T with which sigmoid(logit / T) explains the labels of validation images best.
+    """The temperature T that maximises the likelihood of validation labels under sigmoid(logit / T).
 
-    The log likelihood is taken against Platt's (1999) targets, (fakes + 1) / (fakes + 2) for a fake and 1 / (reals + 2) for
-    a real image, in place of 1 and 0: where the two classes are separated without error, the best T would else be 0, and
-    every probability 0 or 1 on the strength of a few images.
+    The labels are Platt's (1999) targets, (fakes + 1) / (fakes + 2) for a fake and 1 / (reals + 2) for a real image, instead
+    of 1 and 0. With 1 and 0, a few perfectly separated images would give T = 0 and probabilities of exactly 0 or 1.
 
     Args:
         labels: (n,), 0 real and 1 fake.
-        logits: (n,), of "fake".
+        logits: (n,), logits of "fake".
     """
     fakes = int(np.sum(labels == 1))
     targets = np.where(labels == 1, (fakes + 1) / (fakes + 2), 1 / (len(labels) - fakes + 2))
@@ -28,7 +27,7 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
         return float(np.mean(np.logaddexp(0, scaled) - targets * scaled))
 
     low, high = np.log(RANGE)
-    # convex in 1 / T, so there is one minimum
+    # the loss is convex in 1 / T, so there is one minimum
     best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-9})
     return round(float(np.exp(best.x)), 6)
 

@@ -1,4 +1,4 @@
-"""Judge both models on the test split: what is chosen is chosen on validation images, test images are read once."""
+"""Evaluate both models on the test split. Thresholds and temperature are chosen on the validation split."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ KEY_METRICS = ("accuracy", "precision", "recall", "f1", "roc_auc", "average_prec
 
 
 def key_metrics(scores: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The few figures by which experiments are compared, from what metrics/evaluate.json holds."""
-    figures = {name: scores["convnext"][name] for name in KEY_METRICS}
-    return figures | {f"autoencoder_{name}": scores["autoencoder"][name] for name in ("accuracy", "roc_auc")}
+    """The few metrics by which experiments are compared, from the content of metrics/evaluate.json."""
+    found = {name: scores["convnext"][name] for name in KEY_METRICS}
+    return found | {f"autoencoder_{name}": scores["autoencoder"][name] for name in ("accuracy", "roc_auc")}
 
 
-def judge_scores(labels: np.ndarray, scores: np.ndarray, threshold: float, groups: Groups = None) -> dict[str, Any]:
-    """Figures of any detector whose higher scores mean "fake", with 95 % intervals.
+def evaluate_scores(labels: np.ndarray, scores: np.ndarray, threshold: float, groups: Groups = None) -> dict[str, Any]:
+    """Metrics of any detector whose higher scores mean "fake", with 95 % intervals.
 
     Args:
-        groups: (n,), near-duplicate groups of the images, which count as independent of each other.
+        groups: (n,), the near-duplicate group of each image; groups are independent of each other.
 
     Returns:
-        images and threshold; accuracy, precision, recall and f1 at the threshold; what `metrics.ranking` gives; and under
-        intervals [low, high] of each, by the methods of `intervals`.
+        images and threshold; accuracy, precision, recall and f1 at the threshold; the metrics of `metrics.ranking`; and under
+        "intervals" [low, high] of each.
     """
     rates = metrics.FALSE_POSITIVE_RATES
     return {
@@ -47,25 +47,25 @@ def judge_scores(labels: np.ndarray, scores: np.ndarray, threshold: float, group
     }
 
 
-def judge_probabilities(
+def evaluate_probabilities(
     validation_labels: np.ndarray,
     validation_p: np.ndarray,
     test_labels: np.ndarray,
     test_p: np.ndarray,
     test_groups: Groups = None,
 ) -> dict[str, Any]:
-    """Figures of a detector that gives p_fake, 0...1.
+    """Metrics of a detector that gives p_fake, 0...1.
 
     The threshold is the one nearest to 0.5 among those with the highest balanced accuracy on validation images.
 
     Returns:
-        Those of `judge_scores` and `metrics.probability`; accuracy_at_half, at p_fake > 0.5.
+        The metrics of `evaluate_scores` and of `metrics.probability`; accuracy_at_half, the accuracy at p_fake > 0.5.
     """
     threshold = metrics.best_threshold(validation_labels, validation_p, preferred=0.5)
-    figures = judge_scores(test_labels, test_p, threshold, test_groups)
-    figures["intervals"] |= intervals.probability(test_labels, test_p, test_groups)
+    found = evaluate_scores(test_labels, test_p, threshold, test_groups)
+    found["intervals"] |= intervals.probability(test_labels, test_p, test_groups)
     return {
-        **figures,
+        **found,
         **metrics.probability(test_labels, test_p),
         "accuracy_at_half": metrics.at_threshold(test_labels, test_p, 0.5)["accuracy"],
     }
@@ -79,21 +79,21 @@ def evaluate_classifier(
     test_argmax: np.ndarray,
     test_groups: Groups = None,
 ) -> dict[str, Any]:
-    """Figures of the classifier, its probabilities calibrated on validation images.
+    """Metrics of the classifier, with probabilities calibrated on validation images.
 
     Args:
-        validation_logits, test_logits: (n,), of "fake".
-        test_argmax: (n,), index of the largest output of the head. With one output that is always 0.
+        validation_logits, test_logits: (n,), logits of "fake".
+        test_argmax: (n,), index of the largest output of the head; always 0 for a head with one output.
 
     Returns:
-        Those of `judge_probabilities`; temperature; under uncalibrated those of `metrics.probability` at temperature 1;
-        under argmax the accuracy of taking test_argmax for the class, with its interval.
+        The metrics of `evaluate_probabilities`; temperature; under "uncalibrated" those of `metrics.probability` at
+        temperature 1; under "argmax" the accuracy of predicting the class test_argmax, with its interval.
     """
     temperature = calibration.fit_temperature(validation_labels, validation_logits)
     validation_p, test_p = (calibration.apply(logits, temperature) for logits in (validation_logits, test_logits))
     right = test_argmax == test_labels
     return {
-        **judge_probabilities(validation_labels, validation_p, test_labels, test_p, test_groups),
+        **evaluate_probabilities(validation_labels, validation_p, test_labels, test_p, test_groups),
         "temperature": temperature,
         "uncalibrated": metrics.probability(test_labels, calibration.apply(test_logits, 1.0)),
         "argmax": {
@@ -111,23 +111,23 @@ def evaluate_autoencoder(
     paper_threshold: float,
     test_groups: Groups = None,
 ) -> dict[str, Any]:
-    """Figures of the autoencoder as a detector: an image is fake where its reconstruction error is above a threshold.
+    """Metrics of the autoencoder as a detector: an image is predicted fake where its reconstruction error is above a threshold.
 
     Args:
-        validation_errors, test_errors: mean squared error of each image.
-        paper_threshold: fixed beforehand, as the paper does.
+        validation_errors, test_errors: (n,), mean squared error of each image.
+        paper_threshold: the paper's fixed threshold.
 
     Returns:
-        The figures of `judge_scores` at a threshold settled on validation images; under "paper" accuracy, its interval, and
+        The metrics of `evaluate_scores` at a threshold chosen on validation images; under "paper" accuracy, its interval, and
         recall at `paper_threshold`; under "reversed" ROC AUC, threshold and accuracy of the opposite rule, fake where the
-        error is *below*, because smooth fakes may reconstruct better; and the mean error of each class.
+        error is *below* the threshold, because smooth fakes may reconstruct better; and the mean error of each class.
     """
     threshold = metrics.best_threshold(validation_labels, validation_errors, preferred=paper_threshold)
     at_paper = metrics.at_threshold(test_labels, test_errors, paper_threshold)
     below = metrics.best_threshold(validation_labels, -validation_errors, preferred=-paper_threshold)
-    opposite = judge_scores(test_labels, -test_errors, below, test_groups)
+    opposite = evaluate_scores(test_labels, -test_errors, below, test_groups)
     return {
-        **judge_scores(test_labels, test_errors, threshold, test_groups),
+        **evaluate_scores(test_labels, test_errors, threshold, test_groups),
         "paper": {
             "threshold": paper_threshold,
             "accuracy": at_paper["accuracy"],
@@ -147,8 +147,8 @@ def evaluate_autoencoder(
 def predictions(
     test: Images, logits: np.ndarray, p_fake: np.ndarray, threshold: float, argmax: np.ndarray, errors: np.ndarray
 ) -> pd.DataFrame:
-    """A row a test image: path, label, group (of near duplicates), predicted (fake where p_fake > threshold), p_fake, logit,
-    argmax, reconstruction_error."""
+    """One row per test image: path, label, group (of near duplicates), predicted (fake where p_fake > threshold), p_fake,
+    logit, argmax, reconstruction_error."""
     names = np.array(NAMES)
     return pd.DataFrame(
         {
@@ -165,7 +165,7 @@ def predictions(
 
 
 def reliability(labels: np.ndarray, logits: np.ndarray, temperature: float) -> pd.DataFrame:
-    """`metrics.reliability` before (temperature 1) and after scaling, told apart by the column temperature."""
+    """`metrics.reliability` before scaling (column temperature 1) and after it (column temperature as given)."""
     parts = [
         metrics.reliability(labels, calibration.apply(logits, one)).assign(temperature=one)
         for one in (1.0, temperature)
@@ -175,9 +175,10 @@ def reliability(labels: np.ndarray, logits: np.ndarray, temperature: float) -> p
 
 def _proportions(labels: np.ndarray, scores: np.ndarray, threshold: float, groups: Groups) -> dict[str, Interval]:
     """Wilson intervals of accuracy, precision and recall."""
-    called, right = scores > threshold, (scores > threshold) == (labels == FAKE)
-    chosen = {"accuracy": np.ones(len(labels), bool), "precision": called, "recall": labels == FAKE}
+    predicted, fake = scores > threshold, labels == FAKE
+    correct = predicted == fake
+    subsets = {"accuracy": np.ones(len(labels), bool), "precision": predicted, "recall": fake}
     return {
-        name: intervals.proportion(right[rows], None if groups is None else groups[rows])
-        for name, rows in chosen.items()
+        name: intervals.proportion(correct[rows], None if groups is None else groups[rows])
+        for name, rows in subsets.items()
     }

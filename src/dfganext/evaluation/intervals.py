@@ -1,29 +1,26 @@
-"""95 % confidence intervals that cover also where a sample is perfect, for images that come in near-duplicate groups.
+"""95 % confidence intervals for images that come in near-duplicate groups; they also cover where a sample has no errors.
 
-Images of one near-duplicate group say much the same, so groups, not images, count as independent. Every function takes
-`groups` (n,), the group of each image; without it each image is a group of its own. A group may hold both classes.
+Images of one near-duplicate group resemble each other, so groups, not images, are independent. Every function takes `groups`
+(n,), the group of each image; without it each image is a group of its own. A group may hold both classes.
 
-Proportions have Wilson's interval. ROC AUC, average precision and the equal error rate have Clopper and Pearson's, which also
-holds where no error was seen. Both are given an effective number of trials: as many independent trials as would have the
-same variance. How each covers is measured by benchmarks/coverage.py.
+Proportions have Wilson's interval; ROC AUC, average precision and the equal error rate have Clopper and Pearson's. Both are
+given an effective number of trials: as many independent trials as would have the same variance. benchmarks/coverage.py
+measures how often the intervals contain the true value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
 
-from dfganext.evaluation import metrics
+from dfganext.evaluation import bootstrap, metrics
 
 CONFIDENCE = 0.95
 Z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
-RESAMPLES = 2000
-BLOCK = 2**20
-"""Weights held at a time: some 64 MB with all that is computed from them."""
 
 Interval = list[float]
 """[low, high]"""
@@ -32,14 +29,13 @@ Groups = np.ndarray | None
 Compared = Literal["roc_auc", "accuracy", "log_loss"]
 
 
-def wilson(successes: float, trials: float, confidence: float = CONFIDENCE) -> Interval:
+def wilson(successes: float, trials: float) -> Interval:
     """Interval of a proportion (Wilson 1927), in 0...1. Counts may be fractional. ValueError for less than one trial."""
     if trials < 1 - 1e-9:
         raise ValueError("a proportion needs at least one trial")
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
     share = successes / trials
-    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z / (1 + z**2 / trials) * np.sqrt(max(0.0, share * (1 - share)) / trials + z**2 / (4 * trials**2))
+    centre = (share + Z**2 / (2 * trials)) / (1 + Z**2 / trials)
+    half = Z / (1 + Z**2 / trials) * np.sqrt(max(0.0, share * (1 - share)) / trials + Z**2 / (4 * trials**2))
     return [max(0.0, float(centre - half)), min(1.0, float(centre + half))]
 
 
@@ -52,10 +48,7 @@ def clopper_pearson(share: float, trials: float, confidence: float = CONFIDENCE)
 
 
 def proportion(hits: np.ndarray, groups: Groups = None) -> Interval:
-    """Wilson's interval of the share of images that are hits; [0, 1] without images.
-
-    The number of trials is that of the images divided by the design effect of the groups, see `effective_images`. Where each image is a
-    group of its own, this is Wilson's interval of n trials.
+    """Wilson's interval of the share of True, with `effective_images` as the number of trials; [0, 1] without images.
 
     Args:
         hits: bool, (n,).
@@ -66,62 +59,58 @@ def proportion(hits: np.ndarray, groups: Groups = None) -> Interval:
     return wilson(float(hits.mean()) * trials, trials)
 
 
-def f1(labels: np.ndarray, called: np.ndarray, groups: Groups = None) -> Interval:
-    """Interval of the F1 of "fake": a monotone function, 2 j / (1 + j), of the share j = TP / (TP + FP + FN).
+def f1(labels: np.ndarray, predicted: np.ndarray, groups: Groups = None) -> Interval:
+    """Interval of the F1 of "fake", which is 2 j / (1 + j) with the share j = TP / (TP + FP + FN).
 
     Args:
-        called: bool, (n,): which images are called fake.
+        predicted: bool, (n,): which images are predicted fake.
     """
     fake = labels == 1
-    either = called | fake
-    low, high = proportion((called & fake)[either], None if groups is None else groups[either])
+    either = predicted | fake
+    low, high = proportion((predicted & fake)[either], None if groups is None else groups[either])
     return [2 * low / (1 + low), 2 * high / (1 + high)]
 
 
 def roc_auc(labels: np.ndarray, scores: np.ndarray, groups: Groups = None, folds: np.ndarray | None = None) -> Interval:
-    """Interval of the ROC AUC: Clopper and Pearson's with an effective number of trials.
+    """Interval of the ROC AUC: Clopper and Pearson's with an effective number of trials, see `_area`.
 
-    The ROC AUC is the mean placement of a class: of each fake, the share of real images that score lower. The variance is
-    DeLong's (1988), for groups as Obuchowski (1997) sums them. What each class adds to it is drawn towards its greatest
-    possible value where few images err (see `_towards`), and the whole is at most van Dantzig's (1951) bound, that of as many
-    trials as the smaller class has images. So a perfect separation of 80 and 80 images gives [0.955, 1].
+    A perfect separation of 80 and 80 images gives [0.955, 1].
 
     Args:
-        folds: (n,), of cross-validation: only images of one fold are compared, and the area is that of all such pairs. Every
-            fold holds both classes.
+        folds: (n,), the cross-validation fold of each image: only images of one fold are compared, and the area is over all
+            those pairs. Every fold holds both classes.
     """
-    area = _Area(labels, scores, groups, folds)
+    area = _area(labels, scores, groups, folds)
     return clopper_pearson(area.value, area.trials)
 
 
 def average_precision_and_eer(
-    labels: np.ndarray, scores: np.ndarray, groups: Groups = None, count: int = RESAMPLES, seed: int = 0
+    labels: np.ndarray, scores: np.ndarray, groups: Groups = None, count: int = bootstrap.RESAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
     """Intervals of average precision and equal error rate: Clopper and Pearson's with an effective number of trials.
 
-    The variance is that of the bootstrap, drawn towards that of a proportion in the smaller class where few images err.
+    The variance is the bootstrap's. It is shrunk (see `_shrunk`) towards the variance of a proportion of the smaller class.
     """
-    area = _Area(labels, scores, groups)
-    drawn = resampled(labels, lambda weights: metrics.ranking_weighted(labels, scores, weights), groups, count, seed)
+    area = _area(labels, scores, groups)
+    drawn = bootstrap.distribution(labels, partial(metrics.ranking, labels, scores), groups, count, seed)
     found = metrics.ranking(labels, scores)
     errors = {"average_precision": area.events, "eer": min(found["eer"], 1 - found["eer"]) * area.images}
     intervals = {}
     for name, events in errors.items():
-        value, worst = found[name], 1 / area.images
+        value, worst = float(found[name]), 1 / area.images
         inside = 0 < value < 1
         estimated = min(worst, float(np.var(drawn[name])) / (value * (1 - value))) if inside else worst
-        intervals[name] = clopper_pearson(value, 1 / _towards(worst, estimated, events))
+        intervals[name] = clopper_pearson(value, 1 / _shrunk(estimated, worst, events))
     return intervals
 
 
 def tpr_at_fpr(labels: np.ndarray, scores: np.ndarray, rate: float, groups: Groups = None) -> Interval:
-    """Interval of the true positive rate at the threshold whose false positive rate on *all* real images would be `rate`.
+    """Interval of the true positive rate at the threshold that has the false positive rate `rate` on *all* real images.
 
-    That threshold is itself unknown: the real images bound it (Woodruff 1952, with Clopper and Pearson's bounds of the
-    false positive rate), and at either bound the fake images bound the true positive rate. Each part errs in 1.25 % of
-    samples a side at most, so the interval covers in at least 95 %, whatever the distributions. Where there are too few real
-    images to show that any threshold keeps to the rate (fewer than 875 at 0.5 %, 437 at 1 %), the low end is 0: these images cannot
-    exclude a rate this low.
+    This threshold is unknown. The real images bound it (Woodruff 1952, with Clopper and Pearson's bounds of the false
+    positive rate); at each bound the fake images bound the true positive rate. Each of these bounds fails in at most 1.25 %
+    of samples, so the interval covers in at least 95 %, whatever the distributions. With fewer than 437 real images at a
+    rate of 1 %, or 875 at 0.5 %, no threshold surely keeps to the rate, and the low end is 0.
     """
     real, fake = scores[labels == 0], scores[labels == 1]
     real_groups, fake_groups = (None if groups is None else groups[labels == label] for label in (0, 1))
@@ -133,26 +122,30 @@ def tpr_at_fpr(labels: np.ndarray, scores: np.ndarray, rate: float, groups: Grou
     not_below = np.searchsorted(-ordered, -ordered, side="right") * trials / len(real)
     surely_within = ordered[stats.beta.ppf(1 - tail, above + 1, np.maximum(trials - above, 1e-9)) <= rate]
     surely_beyond = ordered[stats.beta.ppf(tail, not_below, trials - not_below + 1) >= rate]
-    low, high = 0.0, 1.0
-    if len(surely_within):
-        low = _clopper_pearson_of(fake > surely_within[-1], fake_groups, 1 - 2 * tail)[0]
-    if len(surely_beyond):
-        high = _clopper_pearson_of(fake >= surely_beyond[0], fake_groups, 1 - 2 * tail)[1]
+
+    def bounds(hits: np.ndarray) -> Interval:
+        return clopper_pearson(float(hits.mean()), effective_images(hits, fake_groups), 1 - 2 * tail)
+
+    low = bounds(fake > surely_within[-1])[0] if len(surely_within) else 0.0
+    high = bounds(fake >= surely_beyond[0])[1] if len(surely_beyond) else 1.0
     return [low, high]
 
 
 def probability(
-    labels: np.ndarray, p_fake: np.ndarray, groups: Groups = None, count: int = RESAMPLES, seed: int = 0
+    labels: np.ndarray,
+    p_fake: np.ndarray,
+    groups: Groups = None,
+    count: int = bootstrap.RESAMPLES,
+    seed: int = 0,
 ) -> dict[str, Interval]:
-    """Intervals of what `metrics.probability` gives: bootstrap percentiles, united with what unseen errors may cost.
+    """Intervals of `metrics.probability`: bootstrap percentiles, widened by the cost of errors that this sample may lack.
 
-    The latter is what a figure becomes where the share of images on the wrong side of 0.5 is at either end of its Wilson interval,
-    and those cost what wrong images cost on average: those measured, or where there are none, all images with their labels
-    exchanged. So a sample without error does not make the figure certain. The calibration error changes by 1 for each at
-    most. Resampling adds to a calibration error, so its interval lies high.
+    The share of images on the wrong side of 0.5 has a Wilson interval. Log loss and Brier score are computed for both ends of
+    it, where a wrong image costs the mean of the wrong images, or without any, the mean cost of all images with exchanged
+    labels. So a sample without errors does not make a metric certain. The calibration error changes by at most the change of
+    that share. Resampling increases a calibration error, so its interval lies high.
     """
-    figures = partial(metrics.probability_weighted, labels, p_fake)
-    found = bootstrap(labels, figures, groups, count, seed)
+    found = bootstrap.percentiles(labels, partial(metrics.probability, labels, p_fake), groups, count, seed)
     wrong = (p_fake > 0.5) != (labels == 1)
     shares = proportion(wrong, groups)
     costs = {"log_loss": metrics.losses, "brier": lambda labels, p_fake: (p_fake - labels) ** 2}
@@ -161,20 +154,20 @@ def probability(
         of_right = cost(labels, p_fake)[~wrong].mean() if not wrong.all() else cost(1 - labels, p_fake).mean()
         ends = [float(of_right + share * (of_wrong - of_right)) for share in shares]
         found[name] = [min(found[name][0], *ends), max(found[name][1], *ends)]
-    error = metrics.expected_calibration_error(labels, p_fake)
+    error = float(metrics.expected_calibration_error(labels, p_fake))
     found["ece"][1] = max(found["ece"][1], min(1.0, error + shares[1] - float(wrong.mean())))
     return found
 
 
 def mean(values: np.ndarray, groups: Groups = None, strata: np.ndarray | None = None) -> Interval:
-    """Student's t interval of a mean, with the variance of groups' totals (cluster-robust), groups - 1 degrees of freedom.
+    """Student's t interval of a mean, with the cluster-robust variance of group totals and groups - 1 degrees of freedom.
 
     Args:
-        strata: (n,), such as classes whose numbers of images are fixed; only the spread within each counts.
+        strata: (n,), for example classes with fixed numbers of images; only the spread within each stratum counts.
 
     Returns:
-        [low, high]; [-inf, inf] for a single group. Where all values are equal it has no width: nothing is known of how far
-        other values may lie.
+        [low, high]; [-inf, inf] for a single group. No width where all values are equal: this sample does not show how
+        much values vary.
     """
     middle = float(values.mean())
     centred = values - middle
@@ -197,13 +190,11 @@ def paired_difference(
     groups: Groups = None,
     thresholds: tuple[float, float] = (0.5, 0.5),
 ) -> dict[str, Any]:
-    """A metric of one model less that of another, on the same images, with its 95 % interval.
+    """A metric of one model minus that of another, on the same images, with its 95 % interval.
 
-    - "accuracy", fake where the score is above the model's own threshold: see `accuracy_difference`.
-    - "roc_auc": the two intervals of `roc_auc` and the correlation of the two areas (DeLong 1988) combined by square and add
-      (Zou and Donner 2008). The correlation is taken as at most 1 - 2 / n, n the images of the smaller class, as Newcombe
-      (1998) does for proportions, so that two models which agree on all images are not certain to be equal.
-    - "log_loss", nats; scores are p_fake: Student's t of the images' differences. It has no width only where both models give
+    - "accuracy": `accuracy_difference`, fake where the score is above the model's own threshold.
+    - "roc_auc": `roc_auc_difference`.
+    - "log_loss", nats; scores are p_fake: Student's t of the differences per image. No width only where both models give
       every image the same probability.
 
     Args:
@@ -215,42 +206,61 @@ def paired_difference(
         difference (first - second) and interval [low, high].
 
     Raises:
-        ValueError: no such metric.
+        ValueError: the metric is unknown.
     """
-    fake = labels == 1
     if metric == "accuracy":
+        fake = labels == 1
         ours, theirs = ((scores > at) == fake for scores, at in zip((first, second), thresholds, strict=True))
         return accuracy_difference(ours, theirs, groups)
     if metric == "roc_auc":
-        one, other = _Area(labels, first, groups), _Area(labels, second, groups)
-        gap = one.value - other.value
-        spread = np.sqrt(np.sum(one.totals**2) * np.sum(other.totals**2))
-        correlation = float(one.totals @ other.totals / spread) if spread > 0 else 0.0
-        correlation = min(correlation, 1 - 2 / max(2.0, one.images))
-        spans = [clopper_pearson(area.value, area.trials) for area in (one, other)]
-        (below_one, above_one), (below_other, above_other) = (
-            (area.value - low, high - area.value) for area, (low, high) in zip((one, other), spans, strict=True)
-        )
-        low = gap - _square_and_add(below_one, above_other, correlation)
-        high = gap + _square_and_add(above_one, below_other, correlation)
-        return {"difference": gap, "interval": [max(-1.0, low), min(1.0, high)]}
+        return roc_auc_difference(labels, first, second, groups)
     if metric == "log_loss":
-        ours, theirs = (metrics.losses(labels, scores) for scores in (first, second))
-        return {"difference": float(np.mean(ours - theirs)), "interval": mean(ours - theirs, groups, labels)}
-    raise ValueError(f"no metric {metric!r}: there are roc_auc, accuracy and log_loss")
+        gaps = metrics.losses(labels, first) - metrics.losses(labels, second)
+        return {"difference": float(np.mean(gaps)), "interval": mean(gaps, groups, labels)}
+    raise ValueError(f"unknown metric {metric!r}: choose roc_auc, accuracy or log_loss")
+
+
+def roc_auc_difference(
+    labels: np.ndarray, first: np.ndarray, second: np.ndarray, groups: Groups = None
+) -> dict[str, Any]:
+    """ROC AUC of one model minus another's on the same images, and its interval.
+
+    The two intervals of `roc_auc` and the correlation of the two areas (DeLong 1988) are combined by square and add (Zou and
+    Donner 2008). The correlation is at most 1 - 2 / n, n the images of the smaller class, as Newcombe (1998) does for
+    proportions, so that two models which agree on all images are not certain to be equal.
+
+    Returns:
+        difference (first - second) and interval [low, high].
+    """
+    one, other = _area(labels, first, groups), _area(labels, second, groups)
+    gap = one.value - other.value
+    spread = np.sqrt(np.sum(one.totals**2) * np.sum(other.totals**2))
+    correlation = float(one.totals @ other.totals / spread) if spread > 0 else 0.0
+    correlation = min(correlation, 1 - 2 / max(2.0, one.images))
+
+    def square_and_add(one: float, other: float) -> float:
+        return float(np.sqrt(max(0.0, one**2 + other**2 - 2 * correlation * one * other)))
+
+    spans = [clopper_pearson(area.value, area.trials) for area in (one, other)]
+    (below_one, above_one), (below_other, above_other) = (
+        (area.value - low, high - area.value) for area, (low, high) in zip((one, other), spans, strict=True)
+    )
+    low = gap - square_and_add(below_one, above_other)
+    high = gap + square_and_add(above_one, below_other)
+    return {"difference": gap, "interval": [max(-1.0, low), min(1.0, high)]}
 
 
 def accuracy_difference(first_right: np.ndarray, second_right: np.ndarray, groups: Groups = None) -> dict[str, Any]:
-    """Accuracy of one model less another's on the same images, and its interval (Bonett and Price 2012, adjusted Wald).
+    """Accuracy of one model minus another's on the same images, and its interval (Bonett and Price 2012, adjusted Wald).
 
-    One image that only the first judges rightly and one that only the second does are added, so that models which agree on all
-    images are not certain to be equally accurate. Counts are divided by the design effect of the groups.
+    The method adds one image that only the first model predicts correctly and one that only the second does, so that models
+    which agree on all images are not certain to be equally accurate. Counts are divided by the design effect of the groups.
 
     Args:
-        first_right, second_right: bool, (n,): whether each model judged each image rightly.
+        first_right, second_right: bool, (n,): whether each model's prediction of each image is correct.
 
     Returns:
-        difference and interval.
+        difference (first - second) and interval [low, high].
     """
     images = len(first_right)
     gain = first_right.astype(float) - second_right
@@ -266,10 +276,10 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict[str, floa
     """Exact McNemar test of two models on the same images.
 
     Args:
-        first_right, second_right: bool, (n,): whether each model judged each image rightly.
+        first_right, second_right: bool, (n,): whether each model's prediction of each image is correct.
 
     Returns:
-        only_first and only_second, the images that one alone judged rightly; p, two-sided, 1 where there are none.
+        only_first and only_second, the images that only one model predicts correctly; p, two-sided, 1 without any.
     """
     only_first = int(np.sum(first_right & ~second_right))
     only_second = int(np.sum(second_right & ~first_right))
@@ -278,110 +288,72 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict[str, floa
     return {"only_first": only_first, "only_second": only_second, "p": float(p)}
 
 
-def resamples(labels: np.ndarray, groups: Groups = None, count: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Stratified bootstrap of whole groups: (count, n) weights, how often each image was drawn.
+def effective_images(values: np.ndarray, groups: Groups) -> float:
+    """As many independent images would give the mean of these values the same variance: images / design effect, 1...n.
 
-    Groups are drawn within strata: those of one class alone, and, for each mixture of classes, those that hold it. Each row has
-    as many draws of a stratum as it has groups, so every class keeps weight; where groups differ in size, the number of
-    images drawn varies.
+    The design effect is estimated from the totals of groups, and shrunk (see `_shrunk`) towards that of groups within which
+    all values are equal.
     """
-    _, number = np.unique(np.arange(len(labels)) if groups is None else groups, return_inverse=True)
-    classes, label = np.unique(labels, return_inverse=True)
-    held = np.zeros((number.max() + 1, len(classes)), bool)
-    held[number, label] = True
-    _, stratum = np.unique(held, axis=0, return_inverse=True)
-    rng = np.random.default_rng([seed, len(labels)])
-    drawn = np.zeros((count, len(held)))
-    for one in range(stratum.max() + 1):
-        members = np.flatnonzero(stratum == one)
-        drawn[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=count)
-    return drawn[:, number]
+    images, values = len(values), values.astype(float)
+    if groups is None:
+        return float(images)
+    sizes, centred = _totals(np.ones(images), groups), values - values.mean()
+    worst, spread = float(sizes @ sizes) / images, float(centred @ centred)
+    estimated = min(worst, float(np.sum(_totals(centred, groups) ** 2)) / spread) if spread > 0 else worst
+    events = _effective_number(_totals(np.abs(values - np.median(values)), groups))
+    return images / max(1.0, _shrunk(estimated, worst, events))
 
 
-def percentile(values: np.ndarray) -> Interval:
-    """The middle 95 % of bootstrap values, those that are not finite left out."""
-    tail = 50 * (1 - CONFIDENCE)
-    return [float(edge) for edge in np.percentile(values[np.isfinite(values)], [tail, 100 - tail])]
-
-
-def resampled(
-    labels: np.ndarray,
-    figures: Callable[[np.ndarray], Mapping[str, np.ndarray]],
-    groups: Groups = None,
-    count: int = RESAMPLES,
-    seed: int = 0,
-) -> dict[str, np.ndarray]:
-    """Figures of merit of all bootstrap resamples, a block of them in memory at a time.
-
-    Args:
-        labels: (n,) classes, by which the draws are stratified.
-        figures: from weights (b, n) to {name: (b,)}, such as a partial of `metrics.ranking_weighted`.
-        count: resamples.
-
-    Returns:
-        {name: (count,)}.
-    """
-    rows = max(1, BLOCK // max(1, len(labels)))
-    parts = [
-        figures(resamples(labels, groups, min(rows, count - start), seed + 7919 * start))
-        for start in range(0, count, rows)
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def bootstrap(
-    labels: np.ndarray,
-    figures: Callable[[np.ndarray], Mapping[str, np.ndarray]],
-    groups: Groups = None,
-    count: int = RESAMPLES,
-    seed: int = 0,
-) -> dict[str, Interval]:
-    """Percentile intervals of figures of merit, arguments as for `resampled`: {name: [low, high]}.
-
-    For figures that no sample brings to the edge of their range; there, all resamples are equal and the interval has no width.
-    """
-    return {name: percentile(values) for name, values in resampled(labels, figures, groups, count, seed).items()}
-
-
+@dataclass(frozen=True)
 class _Area:
-    """ROC AUC, the effective number of trials behind it, and what each group adds to its error.
+    """A ROC AUC and what its interval needs.
 
-    value: the area. totals: (groups,), deviations of the placements summed, so that their squares sum to the variance. trials:
-    independent trials whose share would vary as much. images: the effective number of images of the smaller class (Kish 1965).
-    events: the effective number of images that err, of the class with fewer.
+    value: the area.
+    totals: (groups,), deviation from the area summed over each group; their squares sum to the variance.
+    trials: the number of independent trials whose share of successes would have the same variance.
+    images: effective number of images of the smaller class (Kish 1965).
+    events: effective number of images with errors, of the class that has fewer.
     """
 
-    def __init__(
-        self, labels: np.ndarray, scores: np.ndarray, groups: Groups = None, folds: np.ndarray | None = None
-    ) -> None:
-        placements, shares = _placements(labels, scores, np.zeros(len(labels), int) if folds is None else folds)
-        fake = labels == 1
-        self.value = min(1.0, float(shares[fake] @ placements[fake]))
-        inside, room = 0 < self.value < 1, self.value * (1 - self.value)
-        self.totals = _totals(shares * (placements - self.value), groups)
-        lacking = shares * (1 - placements if self.value >= 0.5 else placements)
-        inverse, worst, events = 0.0, [], []
-        for member in (~fake, fake):
-            worst.append(1 / _effective_number(_totals(shares * member, groups)))
-            events.append(_effective_number(_totals(lacking * member, groups)))
-            variance = float(np.sum(_totals(shares * member * (placements - self.value), groups) ** 2))
-            estimated = min(worst[-1], variance / room) if inside else worst[-1]
-            inverse += _towards(worst[-1], estimated, events[-1])
-        self.trials = 1 / min(inverse, max(worst))
-        self.images, self.events = 1 / max(worst), min(events)
+    value: float
+    totals: np.ndarray
+    trials: float
+    images: float
+    events: float
+
+
+def _area(labels: np.ndarray, scores: np.ndarray, groups: Groups = None, folds: np.ndarray | None = None) -> _Area:
+    """The ROC AUC as the mean placement of a class: for each fake image, the share of real images that score lower.
+
+    Its variance is DeLong's (1988), summed over groups as by Obuchowski (1997). The part of each class is shrunk towards its
+    greatest possible value (see `_shrunk`), and the whole is at most van Dantzig's (1951) bound: the variance of as many
+    trials as the smaller class has images.
+    """
+    placements, shares = _placements(labels, scores, np.zeros(len(labels), int) if folds is None else folds)
+    fake = labels == 1
+    value = min(1.0, float(shares[fake] @ placements[fake]))
+    inside, room = 0 < value < 1, value * (1 - value)
+    lacking = shares * (1 - placements if value >= 0.5 else placements)
+    inverse, worst, events = 0.0, [], []
+    for member in (~fake, fake):
+        worst.append(1 / _effective_number(_totals(shares * member, groups)))
+        events.append(_effective_number(_totals(lacking * member, groups)))
+        variance = float(np.sum(_totals(shares * member * (placements - value), groups) ** 2))
+        estimated = min(worst[-1], variance / room) if inside else worst[-1]
+        inverse += _shrunk(estimated, worst[-1], events[-1])
+    totals = _totals(shares * (placements - value), groups)
+    return _Area(value, totals, 1 / min(inverse, max(worst)), 1 / max(worst), min(events))
 
 
 def _placements(labels: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each image the share of the other class in its fold that it is ranked rightly against, ties as one half; and its share
-    of all pairs, which sums to 1 in each class."""
+    """For each image, within its fold: the share of the other class that it is ranked correctly against, ties as one half;
+    and its share of all pairs, which sums to 1 in each class."""
     placements, shares = np.empty(len(labels)), np.empty(len(labels))
     for fold in np.unique(folds):
         for label in (0, 1):
             rows, others = (np.flatnonzero((folds == fold) & (labels == one)) for one in (label, 1 - label))
             ordered = np.sort(scores[others])
-            below = (
-                np.searchsorted(ordered, scores[rows], "left") + np.searchsorted(ordered, scores[rows], "right")
-            ) / (2 * len(others))
+            below = sum(np.searchsorted(ordered, scores[rows], side) for side in ("left", "right")) / (2 * len(others))
             placements[rows] = below if label == 1 else 1 - below
             shares[rows] = len(others)
     return placements, shares / shares[labels == 1].sum()
@@ -400,33 +372,9 @@ def _effective_number(totals: np.ndarray) -> float:
     return float(totals.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
-def _towards(worst: float, estimated: float, events: float) -> float:
-    """An estimated variance drawn towards its greatest possible value, as if one image had been seen that shows that value.
+def _shrunk(estimated: float, worst: float, events: float) -> float:
+    """An estimated variance, shrunk towards its greatest possible value as if one more image with an error had shown that value.
 
-    The estimate rests on the images that err: with none it would be 0, and with many the one added does not count.
+    The estimate rests on the images with errors (events): without any it would be 0; with many the added one hardly counts.
     """
     return (events * estimated + worst) / (events + 1)
-
-
-def effective_images(values: np.ndarray, groups: Groups) -> float:
-    """Independent images that would say as much of the mean of these: their number over the design effect, at least 1.
-
-    The design effect is estimated from the totals of groups and drawn (see `_towards`) towards that of groups within which all
-    values are equal.
-    """
-    images, values = len(values), values.astype(float)
-    if groups is None:
-        return float(images)
-    sizes, centred = _totals(np.ones(images), groups), values - values.mean()
-    worst, spread = float(sizes @ sizes) / images, float(centred @ centred)
-    estimated = min(worst, float(np.sum(_totals(centred, groups) ** 2)) / spread) if spread > 0 else worst
-    events = _effective_number(_totals(np.abs(values - np.median(values)), groups))
-    return images / max(1.0, _towards(worst, estimated, events))
-
-
-def _clopper_pearson_of(hits: np.ndarray, groups: Groups, confidence: float) -> Interval:
-    return clopper_pearson(float(hits.mean()), effective_images(hits, groups), confidence)
-
-
-def _square_and_add(first: float, second: float, correlation: float) -> float:
-    return float(np.sqrt(max(0.0, first**2 + second**2 - 2 * correlation * first * second)))

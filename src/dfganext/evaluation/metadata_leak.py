@@ -1,7 +1,7 @@
-"""Can the classes be told apart without looking at a face? A classifier on files' metadata alone.
+"""Does the files' metadata predict the class? A classifier that reads metadata only, no pixels.
 
-A detector learns whatever separates its classes. Where real and fake files differ in format, size or JPEG quality, that is the
-easiest thing to learn, and its figures are then about files (Grommelt et al. 2024, "Fake or JPEG?").
+A detector learns whatever separates its classes. Where real and fake files differ in format, size or JPEG quality, it learns
+that difference, and its metrics then describe files instead of faces (Grommelt et al. 2024, "Fake or JPEG?").
 """
 
 from __future__ import annotations
@@ -19,32 +19,34 @@ from dfganext.evaluation import intervals
 from dfganext.labels import FAKE, NAMES, REAL
 
 LEAK = 0.6
-"""A group of features leaks where the lower end of its interval of ROC AUC is above this."""
+"""A group of features leaks if the lower end of the interval of its ROC AUC is above this."""
 
 GAP = 0.2
-"""The least difference between shares of reals and of fakes that is named as an offender."""
+"""Smallest difference between the shares of real and fake images that is reported as an offender."""
 
 OFFENDERS = 5
+"""Offenders reported at most."""
+
 FOLDS = 5
 FOLD_SIZE = 10
-"""Near-duplicate groups of each class wanted in a fold: with fewer there are fewer folds, and with too few for one, none."""
+"""Near-duplicate groups of each class per fold: smaller data sets get fewer folds, and none below this number."""
 
-_REENCODED = "`resize.reencode` is on, which weakens it; better still, save both classes alike"
-_SAVED = "Save both classes alike, or set `resize.reencode: true`"
+_REENCODED = "`resize.reencode` is on, which weakens it; it is better to save both classes in the same way"
+_SAVED = "Save both classes in the same way, or set `resize.reencode: true`"
 
-# What a detector could learn instead of faces, and what to do about it
+# By group of features: what a detector could learn instead of faces, and what to do about it
 _ADVICE = {
     "container": f"which format and colour mode each class was saved in. {_SAVED}.",
     "size": (
-        "how far each class was scaled, which resampling leaves in the pixels. Take both classes at one size; "
-        "`resize.reencode: true` saves them alike but cannot undo the scaling."
+        "how much each class was scaled, because resampling leaves traces in the pixels. Use one size for both classes; "
+        "`resize.reencode: true` encodes them in the same way but cannot undo the scaling."
     ),
     "quantisation": f"the JPEG quality that each class was saved at. {_SAVED}.",
-    "bytes": f"how strongly each class was compressed. {_SAVED}, and see whether the sizes of reencoded files still differ.",
+    "bytes": f"how strongly each class was compressed. {_SAVED}, and check whether the sizes of reencoded files still differ.",
     "all": f"how the files were made. {_SAVED}.",
     "bytes_reencoded": (
-        "how much detail or noise the pictures hold, which saving them alike does not remove. Take both classes from like "
-        "originals, scaled alike."
+        "how much detail or noise the pictures contain, which reencoding does not remove. Take both classes from similar "
+        "originals, scaled in the same way."
     ),
 }
 _SUBJECT = {
@@ -52,11 +54,11 @@ _SUBJECT = {
     "size": "Width and height",
     "quantisation": "JPEG quantisation tables",
     "bytes": "Sizes of the files",
-    "all": "The files' metadata taken together",
-    "bytes_reencoded": "Sizes of files that were saved alike",
+    "all": "All the files' metadata together",
+    "bytes_reencoded": "Sizes of the reencoded files",
 }
 
-# What an image does that has this value (the first), or lies above this cut point (the second)
+# By feature: predicate of images with this value, and of images above this cut point
 _PREDICATE = {
     "format": ("are {} files", ""),
     "mode": ("have colour mode {}", ""),
@@ -66,37 +68,36 @@ _PREDICATE = {
     "aspect": ("have an aspect ratio of {:.4g}", "have an aspect ratio above {:.4g}"),
     "bytes": ("have {:.0f} bytes", "have more than {:.0f} bytes"),
     "bytes_per_pixel": ("have {:.4g} bytes a pixel", "have more than {:.4g} bytes a pixel"),
-    "bytes_reencoded": ("have {:.0f} bytes once saved alike", "have more than {:.0f} bytes once saved alike"),
+    "bytes_reencoded": ("have {:.0f} bytes after reencoding", "have more than {:.0f} bytes after reencoding"),
 }
 
 
 def measure(rows: pd.DataFrame, seed: int = 0, reencoded_bytes: pd.Series | None = None) -> dict[str, Any]:
-    """Tell real from fake by metadata alone, on images held out.
+    """Predict the class of held-out images from metadata.
 
-    Gradient-boosted trees, cross-validated in up to five folds stratified by class, near-duplicate groups kept whole. The ROC AUC
-    is the mean of the folds', weighted by their pairs of images: scores of different folds come from different models, and
-    pooling them would push chance below 0.5. A little of that remains in any cross-validation (what one part has too much of, the rest
-    lacks), so figures slightly below 0.5 mean chance. Results do not depend on the rows' order.
+    Gradient-boosted trees, cross-validated in up to five folds stratified by class; no near-duplicate group is split. The ROC
+    AUC is the mean over folds, weighted by their pairs of images: each fold has its own model, and pooling scores of several
+    models would push chance below 0.5. A slight bias of this kind remains in any cross-validation, so an area slightly below
+    0.5 means chance. Results do not depend on the order of rows.
 
     Args:
-        rows: a row an image: path, label ("real" or "fake"), width, height, format, mode, quantisation, bytes as in the
-            manifest, and group, that of its near-duplicates.
-        reencoded_bytes: bytes of each image after both classes were encoded alike, under the index of `rows`; adds the group
-            "bytes_reencoded", which is not part of "all".
+        rows: one row per image: path, label ("real" or "fake"), width, height, format, mode, quantisation, bytes as in the
+            manifest, and its near-duplicate group.
+        reencoded_bytes: bytes of each image after both classes were encoded in the same way, with the index of `rows`; adds
+            the group "bytes_reencoded", which is not part of "all".
 
     Returns:
         images: the number of rows.
-        groups: {container, size, quantisation, bytes, all, perhaps bytes_reencoded: {features, roc_auc, interval, leak}}, where
-            interval is [low, high] (95 %, `intervals.roc_auc` of held-out scores), and leak is low > 0.6. A group of which
-            nothing varies has 0.5 and [0.5, 0.5]. Where there are too few images, roc_auc and interval are
-            None and "note" says why.
-        offenders: at most five, of each column the value or cut point that differs most between the classes, where the
-            shares differ by more than 0.2 and by more than chance would have it (Kolmogorov-Smirnov, 1 % over all columns), the
-            largest first: {feature, value or above, real, fake, sentence}.
-        warnings: a sentence a leaking group, and one if nothing could be measured.
+        groups: {container, size, quantisation, bytes, all, bytes_reencoded if given: {features, roc_auc, interval, leak}}.
+            interval is [low, high] (95 %, `intervals.roc_auc` of held-out scores); leak is low > 0.6. A group of constant
+            features has 0.5 and [0.5, 0.5]. With too few images, roc_auc and interval are None and "note" says why.
+        offenders: at most five, the largest difference first: {feature, value or above, real, fake, sentence}. For each column
+            the value or cut point whose shares differ most between the classes, if they differ by more than 0.2 and by more
+            than chance allows (Kolmogorov-Smirnov, 1 % over all columns).
+        warnings: one sentence per leaking group, and one if a group could not be measured.
 
     Raises:
-        ValueError: reencoded_bytes is not of the same images.
+        ValueError: reencoded_bytes and rows describe different images.
     """
     if reencoded_bytes is not None:
         if not reencoded_bytes.index.sort_values().equals(rows.index.sort_values()):
@@ -123,21 +124,22 @@ def measure(rows: pd.DataFrame, seed: int = 0, reencoded_bytes: pd.Series | None
     reencoded = reencoded_bytes is not None
     warnings = [_warning(name, group, reencoded) for name, group in groups.items() if group["leak"]]
     if any("note" in group for group in groups.values()):
-        warnings.append(f"Whether metadata tell the classes apart could not be measured: {_too_few(labels)}")
+        warnings.append(f"Could not measure whether metadata predicts the class: {_too_few(labels)}")
     return {"images": len(rows), "groups": groups, "offenders": _offenders(rows, labels), "warnings": warnings}
 
 
 _Split = tuple[np.ndarray, np.ndarray]
-"""Row numbers to learn from, and those held out."""
+"""Row numbers to train on, and those held out."""
 
 _HeldOut = list[np.ndarray]
 """Scores of the held-out rows of each split."""
 
 
 def _tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The features of each group as numbers; -1 where an image has no such quantisation table, whose number "tables" holds.
+    """The features of each group as numbers.
 
-    Not NaN: a column that is NaN in all rows of a training fold cannot be binned.
+    Column "tables" counts an image's quantisation tables; the mean of a missing table is -1, because a column that is NaN in all
+    rows of a training fold cannot be binned.
     """
     container = pd.DataFrame({name: _codes(rows[name]) for name in ("format", "mode")})
     size = pd.DataFrame({"width": rows.width, "height": rows.height, "aspect": rows.width / rows.height})
@@ -162,7 +164,7 @@ def _bytes_per_pixel(rows: pd.DataFrame) -> pd.Series:
 
 
 def _splits(labels: np.ndarray, groups: np.ndarray, seed: int) -> list[_Split]:
-    """Folds with both classes on either side; none where a class is too small."""
+    """Folds whose training and held-out rows contain both classes; [] where a class is too small."""
     smallest = min(len(np.unique(groups[labels == label])) for label in (REAL, FAKE))
     if smallest < FOLD_SIZE:
         return []
@@ -172,17 +174,17 @@ def _splits(labels: np.ndarray, groups: np.ndarray, seed: int) -> list[_Split]:
 
 
 def _held_out(values: np.ndarray, labels: np.ndarray, splits: list[_Split], seed: int) -> _HeldOut:
-    """Scores (higher: more likely fake) of each split's held-out rows, by a model that has not seen them."""
+    """Scores (higher: more likely fake) of each split's held-out rows, by a model trained on the other rows."""
     scores = []
-    for learn, judge in splits:
+    for train, test in splits:
         model = HistGradientBoostingClassifier(
             max_iter=50,
             max_depth=3,
-            min_samples_leaf=min(20, max(2, len(learn) // 10)),
+            min_samples_leaf=min(20, max(2, len(train) // 10)),
             early_stopping=False,
             random_state=seed,
         )
-        scores.append(model.fit(values[learn], labels[learn]).predict_proba(values[judge])[:, FAKE])
+        scores.append(model.fit(values[train], labels[train]).predict_proba(values[test])[:, FAKE])
     return scores
 
 
@@ -190,12 +192,12 @@ def _areas(
     labels: np.ndarray, groups: np.ndarray, splits: list[_Split], scored: dict[str, _HeldOut]
 ) -> dict[str, tuple[float, intervals.Interval]]:
     """ROC AUC of each group of features and its 95 % interval."""
-    held = [judge for _, judge in splits]
-    pairs = [float(np.sum(labels[judge] == REAL) * np.sum(labels[judge] == FAKE)) for judge in held]
+    held_out = [test for _, test in splits]
+    pairs = [float(np.sum(labels[test] == REAL) * np.sum(labels[test] == FAKE)) for test in held_out]
     found = {}
     for name, scores in scored.items():
-        areas = [roc_auc_score(labels[judge], part) for judge, part in zip(held, scores, strict=True)]
-        rows, fold = np.concatenate(held), np.repeat(np.arange(len(held)), [len(judge) for judge in held])
+        areas = [roc_auc_score(labels[test], part) for test, part in zip(held_out, scores, strict=True)]
+        rows, fold = np.concatenate(held_out), np.repeat(np.arange(len(held_out)), [len(test) for test in held_out])
         interval = intervals.roc_auc(labels[rows], np.concatenate(scores), groups[rows], fold)
         found[name] = float(np.average(areas, weights=pairs)), interval
     return found
@@ -203,7 +205,7 @@ def _areas(
 
 @dataclass(frozen=True)
 class _Difference:
-    """Shares of each class that have `value` of `feature`, or, where `cut`, lie above it."""
+    """Shares of each class whose `feature` equals `value`, or with `cut` is above it."""
 
     feature: str
     value: Any
@@ -235,7 +237,7 @@ def _offenders(rows: pd.DataFrame, labels: np.ndarray) -> list[dict[str, Any]]:
     reals, fakes = np.sum(labels == REAL), np.sum(labels == FAKE)
     if not reals or not fakes:
         return []
-    # Critical distance of two empirical distributions, 1 % for all columns together
+    # Critical Kolmogorov-Smirnov distance at 1 % over all columns
     chance = np.sqrt(-np.log(0.01 / (2 * len(columns))) / 2 * (1 / reals + 1 / fakes))
     worst = [_worst(name, column.to_numpy(), labels) for name, column in columns.items()]
     named = sorted((one for one in worst if one.gap > max(GAP, chance)), key=lambda one: -one.gap)
@@ -252,7 +254,7 @@ def _offenders(rows: pd.DataFrame, labels: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _worst(feature: str, column: np.ndarray, labels: np.ndarray) -> _Difference:
-    """The value, or for numbers the cut point, with the largest gap; of equals a value, and of those one that fakes have."""
+    """The value, or for numbers the cut point, with the largest gap; among equal gaps a value, and one that fakes have."""
     values, number = np.unique(column, return_inverse=True)
     counts = np.stack([np.bincount(number[labels == label], minlength=len(values)) for label in (REAL, FAKE)])
     real, fake = counts / counts.sum(axis=1, keepdims=True)
@@ -271,11 +273,11 @@ def _warning(name: str, group: dict[str, Any], reencoded: bool) -> str:
     low, high = group["interval"]
     advice = _ADVICE[name].replace(_SAVED, _REENCODED) if reencoded else _ADVICE[name]
     return (
-        f"{_SUBJECT[name]} tell real from fake by themselves (ROC AUC {group['roc_auc']:.2f}, 95 % interval {low:.2f} to {high:.2f}; "
+        f"{_SUBJECT[name]} separate real from fake images without any pixel (ROC AUC {group['roc_auc']:.2f}, 95 % interval {low:.2f} to {high:.2f}; "
         f"chance is 0.5): a detector could learn {advice}"
     )
 
 
 def _too_few(labels: np.ndarray) -> str:
     counts = np.bincount(labels, minlength=len(NAMES))
-    return f"{counts[REAL]} real and {counts[FAKE]} fake images are too few, or too much alike, to hold some out."
+    return f"{counts[REAL]} real and {counts[FAKE]} fake images, or their near-duplicate groups, are too few for held-out images."

@@ -1,22 +1,31 @@
-"""Figures of merit of a binary detector. Labels are 0 real and 1 fake; a higher score means "more likely fake"."""
+"""Metrics of a binary detector. Labels are 0 real and 1 fake; a higher score means "more likely fake".
+
+With `weights` (b, n), how often each of b bootstrap resamples holds each image, a function returns arrays (b,) in place of
+floats. Own code, because scikit-learn takes one weighting per call and a bootstrap needs thousands.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn import metrics as sk
 
-Metrics = dict[str, float]
+Metrics = dict[str, Any]
+"""Name to float; to float64 (b,) where weights (b, n) are given."""
 
 ECE_BINS = 15
 FALSE_POSITIVE_RATES = {"tpr_at_1_percent_fpr": 0.01, "tpr_at_half_percent_fpr": 0.005}
 
 
 def at_threshold(labels: np.ndarray, scores: np.ndarray, threshold: float) -> Metrics:
-    """Accuracy, precision, recall and F1 of "fake" where score > threshold; 0 for the latter where nothing is called fake."""
-    called = scores > threshold
-    counts = sk.confusion_matrix(labels, called, labels=[0, 1])
-    (true_real, false_fake), (false_real, true_fake) = counts.tolist()
+    """Accuracy, and precision, recall and F1 of "fake", which is predicted where score > threshold.
+
+    Precision, recall and F1 are 0 where their denominator is 0.
+    """
+    predicted = scores > threshold
+    (true_real, false_fake), (false_real, true_fake) = sk.confusion_matrix(labels, predicted, labels=[0, 1]).tolist()
     return {
         "accuracy": (true_fake + true_real) / len(labels),
         "precision": _ratio(true_fake, true_fake + false_fake),
@@ -25,43 +34,54 @@ def at_threshold(labels: np.ndarray, scores: np.ndarray, threshold: float) -> Me
     }
 
 
-def ranking(labels: np.ndarray, scores: np.ndarray) -> Metrics:
-    """What depends on the order of the scores alone.
+def ranking(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> Metrics:
+    """Metrics that depend on the order of the scores only.
 
-    ROC AUC, average precision, equal error rate, and the highest true positive rate at no more than 1 % and 0.5 % false
-    positives.
+    ROC AUC, average precision, equal error rate (interpolated along the ROC curve), and the highest true positive rate at a
+    false positive rate of at most 1 % and 0.5 %.
+
+    Args:
+        weights: (b, n), zero or above; each row must leave weight on both classes.
+
+    Raises:
+        ValueError: a score is NaN or infinite.
+    """
+    false, true = _positives(labels, scores, weights)
+    reals, fakes = false[..., -1], true[..., -1]
+    fpr, tpr = false / reals[..., None], true / fakes[..., None]
+    precision = true / np.where(true + false > 0, true + false, 1)
+    pairs_in_order = np.sum(np.diff(false) * (true[..., 1:] + true[..., :-1]) / 2, axis=-1)
+    return {
+        "roc_auc": pairs_in_order / (reals * fakes),
+        "average_precision": np.sum(np.diff(true) * precision[..., 1:], axis=-1) / fakes,
+        "eer": _equal_error_rate(fpr, tpr),
+        **{name: np.max(np.where(fpr <= rate + 1e-12, tpr, 0), axis=-1) for name, rate in FALSE_POSITIVE_RATES.items()},
+    }
+
+
+def probability(labels: np.ndarray, p_fake: np.ndarray, weights: np.ndarray | None = None) -> Metrics:
+    """How good the probabilities are: log loss in nats, Brier score, expected calibration error.
+
+    Raises:
+        ValueError: a probability is NaN or infinite.
     """
     return {
-        "roc_auc": float(sk.roc_auc_score(labels, scores)),
-        "average_precision": float(sk.average_precision_score(labels, scores)),
-        "eer": equal_error_rate(labels, scores),
-        **{name: tpr_at_fpr(labels, scores, rate) for name, rate in FALSE_POSITIVE_RATES.items()},
+        "log_loss": _mean(losses(labels, p_fake), weights),
+        "brier": _mean((p_fake - labels) ** 2, weights),
+        "ece": expected_calibration_error(labels, p_fake, weights),
     }
 
 
-def tpr_at_fpr(labels: np.ndarray, scores: np.ndarray, rate: float) -> float:
-    """The highest true positive rate of any threshold whose false positive rate is at most `rate`."""
-    fpr, tpr, _ = sk.roc_curve(labels, scores, drop_intermediate=False)
-    return float(tpr[fpr <= rate + 1e-12].max())
-
-
-def probability(labels: np.ndarray, p_fake: np.ndarray) -> Metrics:
-    """How good the probabilities are: log loss in nats, Brier score, expected calibration error."""
-    return {
-        "log_loss": log_loss(labels, p_fake),
-        "brier": float(np.mean((p_fake - labels) ** 2)),
-        "ece": expected_calibration_error(labels, p_fake),
-    }
-
-
-def expected_calibration_error(labels: np.ndarray, p_fake: np.ndarray, bins: int = ECE_BINS) -> float:
-    """Mean distance, weighted by images, of p_fake from the share of fakes, over equal bins of p_fake (Naeini et al. 2015)."""
-    table = reliability(labels, p_fake, bins)
-    return float(np.sum(table.images * np.abs(table.p_fake - table.share_fake)) / len(labels))
+def expected_calibration_error(labels: np.ndarray, p_fake: np.ndarray, weights: np.ndarray | None = None) -> Any:
+    """Mean over images of |mean p_fake - share of fakes| in their bin of p_fake, of 15 equal bins (Naeini et al. 2015)."""
+    weights = np.ones(len(labels)) if weights is None else weights
+    number = bin_of(p_fake, ECE_BINS)
+    gaps = [np.abs(weights[..., number == one] @ (p_fake - labels)[number == one]) for one in np.unique(number)]
+    return np.sum(gaps, axis=0) / weights.sum(axis=-1)
 
 
 def reliability(labels: np.ndarray, p_fake: np.ndarray, bins: int = ECE_BINS) -> pd.DataFrame:
-    """A row a bin of p_fake that holds images: low, high, images, p_fake (mean), share_fake."""
+    """One row per bin of p_fake that holds images: low, high, images, p_fake (mean), share_fake."""
     number = bin_of(p_fake, bins)
     rows = []
     for one in np.unique(number):
@@ -71,25 +91,14 @@ def reliability(labels: np.ndarray, p_fake: np.ndarray, bins: int = ECE_BINS) ->
 
 
 def bin_of(p_fake: np.ndarray, bins: int) -> np.ndarray:
-    """Number of the equal bin of 0...1 that each probability falls into; 1 belongs to the last."""
+    """Index of each probability's bin, of equal bins of 0...1; 1 belongs to the last."""
     return np.minimum((p_fake * bins).astype(int), bins - 1)
 
 
-def equal_error_rate(labels: np.ndarray, scores: np.ndarray) -> float:
-    """The error rate, 0...1, where false positive and false negative rates meet, interpolated along the ROC curve."""
-    fpr, tpr, _ = sk.roc_curve(labels, scores, drop_intermediate=False)
-    gap = fpr + tpr - 1  # rises from -1 to 1; zero where fpr = 1 - tpr
-    after = int(np.searchsorted(gap, 0))  # the first point at or past the meeting
-    if gap[after] == 0 or after == 0:
-        return float(fpr[after])
-    share = -gap[after - 1] / (gap[after] - gap[after - 1])
-    return float(fpr[after - 1] + share * (fpr[after] - fpr[after - 1]))
-
-
 def best_threshold(labels: np.ndarray, scores: np.ndarray, preferred: float) -> float:
-    """The threshold with the highest balanced accuracy on these images; of several, the one nearest to `preferred`.
+    """The threshold with the highest balanced accuracy on these images; among equals, the one nearest to `preferred`.
 
-    Candidates are `preferred` itself, the midpoints between neighbouring scores, and one beyond either end.
+    Candidates are `preferred`, the midpoints between neighbouring scores, and one threshold beyond either end.
     """
     ordered = np.unique(scores)
     ends = [ordered[0] - 1e-9 * max(1, abs(ordered[0])), ordered[-1]]
@@ -103,12 +112,13 @@ def best_threshold(labels: np.ndarray, scores: np.ndarray, preferred: float) -> 
 
 
 def log_loss(labels: np.ndarray, p_fake: np.ndarray) -> float:
-    """Mean negative log likelihood, in nats."""
-    return float(sk.log_loss(labels, p_fake, labels=[0, 1]))
+    """Mean negative log likelihood, in nats. ValueError where a probability is NaN or infinite."""
+    return float(losses(labels, p_fake).mean())
 
 
 def losses(labels: np.ndarray, p_fake: np.ndarray) -> np.ndarray:
-    """Negative log likelihood of each image, in nats: (n,). Its mean is `log_loss`."""
+    """Negative log likelihood of each image, in nats: (n,)."""
+    _refuse_infinite(p_fake)
     clipped = np.clip(p_fake, np.finfo(float).eps, 1 - np.finfo(float).eps)  # as scikit-learn does
     return -np.log(np.where(labels == 1, clipped, 1 - clipped))
 
@@ -120,73 +130,46 @@ def roc_curve(labels: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
 
 
 def precision_recall_curve(labels: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
-    """Columns recall, precision, by rising recall."""
+    """Columns recall, precision, sorted by recall."""
     precision, recall, _ = sk.precision_recall_curve(labels, scores)
     return pd.DataFrame({"recall": recall[::-1], "precision": precision[::-1]})
 
 
-def ranking_weighted(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """What `ranking` gives, for many weightings of the same images at once.
+def _positives(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Weight of the false and of the true positives at each threshold, the highest first: (thresholds,) or (b, thresholds).
 
-    Args:
-        weights: (b, n), zero or above; each row must leave weight on both classes.
-
-    Returns:
-        {name: (b,)}.
+    The first threshold is above all scores; each further one lets in the images of the next lower score.
     """
+    _refuse_infinite(scores)
     order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # images of one score stand or fall together
-    fake = (labels[order] == 1).astype(float)
-    ordered = weights[:, order]
-    positives = np.cumsum(ordered * fake, axis=1)[:, ends]
-    called = np.cumsum(ordered, axis=1)[:, ends]
-    false = called - positives
-    start = np.zeros((len(weights), 1))
-    tpr = np.hstack([start, positives / positives[:, -1:]])
-    fpr = np.hstack([start, false / false[:, -1:]])
-    precision = np.divide(positives, called, out=np.zeros_like(called), where=called > 0)
-    return {
-        "roc_auc": np.sum(np.diff(fpr) * (tpr[:, 1:] + tpr[:, :-1]) / 2, axis=1),
-        "average_precision": np.sum(np.diff(tpr) * precision, axis=1),
-        "eer": _equal_error_rates(fpr, tpr),
-        **{name: np.max(np.where(fpr <= rate + 1e-12, tpr, 0), axis=1) for name, rate in FALSE_POSITIVE_RATES.items()},
-    }
+    last_of_score = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    ordered = np.ones(len(scores)) if weights is None else weights[:, order]
+
+    def counted(members: np.ndarray) -> np.ndarray:
+        totals = np.cumsum(ordered * members[order], axis=-1)[..., last_of_score]
+        return np.concatenate([np.zeros_like(totals[..., :1]), totals], axis=-1)
+
+    return counted(labels == 0), counted(labels == 1)
 
 
-def at_threshold_weighted(
-    labels: np.ndarray, scores: np.ndarray, threshold: float, weights: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Accuracy and F1 of `at_threshold`, for many weightings (b, n) at once: {name: (b,)}."""
-    called, fake = scores > threshold, labels == 1
-    true_fake = weights @ (called & fake)
-    wrong = weights @ (called != fake)
-    whole = 2 * true_fake + wrong
-    return {
-        "accuracy": 1 - wrong / weights.sum(axis=1),
-        "f1": np.divide(2 * true_fake, whole, out=np.zeros_like(whole), where=whole > 0),
-    }
+def _equal_error_rate(fpr: np.ndarray, tpr: np.ndarray) -> Any:
+    """The error rate, 0...1, where false positive and false negative rates meet: of curves (..., thresholds)."""
+    gap = fpr + tpr - 1  # rises from -1 to 1; zero where fpr = 1 - tpr
+    after = np.argmax(gap >= 0, axis=-1)[..., None]
+    (fpr_before, fpr_after), (gap_before, gap_after) = (
+        [np.take_along_axis(values, place, axis=-1)[..., 0] for place in (after - 1, after)] for values in (fpr, gap)
+    )
+    return fpr_before + -gap_before / (gap_after - gap_before) * (fpr_after - fpr_before)
 
 
-def probability_weighted(labels: np.ndarray, p_fake: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """What `probability` gives, for many weightings (b, n) at once: {name: (b,)}."""
-    total = weights.sum(axis=1)
-    number = bin_of(p_fake, ECE_BINS)
-    gaps = [np.abs(weights[:, number == one] @ (p_fake - labels)[number == one]) for one in np.unique(number)]
-    return {
-        "log_loss": weights @ losses(labels, p_fake) / total,
-        "brier": weights @ (p_fake - labels) ** 2 / total,
-        "ece": np.sum(gaps, axis=0) / total,
-    }
-
-
-def _equal_error_rates(fpr: np.ndarray, tpr: np.ndarray) -> np.ndarray:
-    """`equal_error_rate` of many curves (b, points)."""
-    gap = fpr + tpr - 1
-    after = np.argmax(gap >= 0, axis=1)  # the first point at or past the meeting; never the first of all
-    row = np.arange(len(fpr))
-    share = -gap[row, after - 1] / (gap[row, after] - gap[row, after - 1])
-    return fpr[row, after - 1] + share * (fpr[row, after] - fpr[row, after - 1])
+def _mean(values: np.ndarray, weights: np.ndarray | None) -> Any:
+    return values.mean() if weights is None else weights @ values / weights.sum(axis=-1)
 
 
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
+
+
+def _refuse_infinite(values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise ValueError("scores hold NaN or infinity: has training diverged?")

@@ -1,6 +1,6 @@
-"""How a detector holds when images are degraded as they are on their way through the web (Wang et al. 2020, CNNDetection).
+"""A detector's metrics on images degraded as on the web: compressed, resized, blurred (Wang et al. 2020, CNNDetection).
 
-Both classes are degraded alike, and the threshold stays where validation images put it.
+Both classes are degraded in the same way. The decision threshold stays the one chosen on the validation split.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from dfganext.images import resize
 from dfganext.labels import FAKE, REAL
 
 BLOCK = 64
-"""Images degraded and judged at a time."""
+"""Images degraded and predicted at a time."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One transform at one strength, in the transform's own unit; see `apply`."""
+    """One transform at one strength, in the transform's unit; see `apply`."""
 
     transform: str
     strength: float
@@ -37,17 +37,20 @@ CONDITIONS = (
     *(Condition("webp", quality) for quality in (90, 75, 50, 30)),
     *(Condition("blur", sigma) for sigma in (0.5, 1, 2, 3)),
     *(Condition("downscale", factor) for factor in (0.75, 0.5, 0.25)),
-    *(Condition("noise", deviation) for deviation in (2, 5, 10, 20)),
+    *(Condition("noise", std) for std in (2, 5, 10, 20)),
     *(Condition("crop", share) for share in (0.9, 0.8, 0.7)),
 )
 
 
 def apply(condition: Condition, image: np.ndarray, seed: int) -> np.ndarray:
-    """Degrade one image.
+    """Degrade one image. The condition's strength is:
 
-    "none" does nothing; "jpeg" and "webp" encode at a quality (JPEG with 4:2:0 chroma); "blur" is Gaussian, its sigma in pixels;
-    "downscale" brings the image to a share of its side and back, antialiased; "noise" adds Gaussian noise to each channel, its
-    standard deviation in grey levels; "crop" keeps the centred square of a share of the side, scaled back.
+    - "none": ignored; the image stays as it is.
+    - "jpeg", "webp": the encoder's quality (JPEG with 4:2:0 chroma).
+    - "blur": sigma of a Gaussian, in pixels.
+    - "downscale": scale factor; the image is then resized back, both times antialiased.
+    - "noise": standard deviation of Gaussian noise added to each channel, in grey levels.
+    - "crop": share of the side; the centred square is kept and resized back.
 
     Args:
         image: uint8, (S, S, 3).
@@ -57,7 +60,7 @@ def apply(condition: Condition, image: np.ndarray, seed: int) -> np.ndarray:
         uint8, (S, S, 3).
 
     Raises:
-        ValueError: no such transform.
+        ValueError: the transform is unknown.
     """
     side, strength = len(image), condition.strength
     match condition.transform:
@@ -77,7 +80,7 @@ def apply(condition: Condition, image: np.ndarray, seed: int) -> np.ndarray:
         case "crop":
             margin = min(round(side * (1 - strength) / 2), (side - 1) // 2)
             return resize(image[margin : side - margin, margin : side - margin], side)
-    raise ValueError(f"no transform is called {condition.transform!r}")
+    raise ValueError(f"unknown transform {condition.transform!r}")
 
 
 def measure(
@@ -89,41 +92,41 @@ def measure(
     seed: int = 0,
     groups: intervals.Groups = None,
 ) -> pd.DataFrame:
-    """Judge the same images under every condition.
+    """Evaluate a detector on the same images under every condition.
 
-    Noise depends on the seed and the image's row alone, so rows of the table can be compared.
+    Noise depends only on the seed and the image's row, so all conditions of a transform see the same noise pattern.
 
     Args:
         predict: from uint8 (n, S, S, 3), n at most 64, to p_fake (n,).
-        images: uint8, (N, S, S, 3), perhaps memory-mapped; one block of it is in memory at a time.
+        images: uint8, (N, S, S, 3); may be memory-mapped: one block is in memory at a time.
         labels: (N,), both classes.
-        threshold: an image is called fake where p_fake > threshold.
-        groups: (N,), near-duplicate groups of the images.
+        threshold: an image is predicted fake where p_fake > threshold.
+        groups: (N,), the near-duplicate group of each image.
 
     Returns:
-        A row a condition: transform, strength, images, accuracy with accuracy_low and accuracy_high (95 %, Wilson), roc_auc
-        with roc_auc_low and roc_auc_high (95 %, `intervals.roc_auc`), fake_recall and real_recall, the shares of the fakes called
-        fake and of the reals called real.
+        One row per condition: transform, strength, images, accuracy with accuracy_low and accuracy_high (95 %, Wilson), roc_auc
+        with roc_auc_low and roc_auc_high (95 %, `intervals.roc_auc`), fake_recall and real_recall, the share of fake images
+        predicted fake and of real images predicted real.
     """
     rows = []
     for condition in conditions:
         score = _scores(predict, images, condition, seed)
-        right = (score > threshold) == (labels == FAKE)
-        accuracy_low, accuracy_high = intervals.proportion(right, groups)
+        correct = (score > threshold) == (labels == FAKE)
+        accuracy_low, accuracy_high = intervals.proportion(correct, groups)
         roc_auc_low, roc_auc_high = intervals.roc_auc(labels, score, groups)
         rows.append(
             {
                 "transform": condition.transform,
                 "strength": float(condition.strength),
                 "images": len(labels),
-                "accuracy": right.mean(),
+                "accuracy": correct.mean(),
                 "accuracy_low": accuracy_low,
                 "accuracy_high": accuracy_high,
                 "roc_auc": roc_auc_score(labels, score),
                 "roc_auc_low": roc_auc_low,
                 "roc_auc_high": roc_auc_high,
-                "fake_recall": right[labels == FAKE].mean(),
-                "real_recall": right[labels == REAL].mean(),
+                "fake_recall": correct[labels == FAKE].mean(),
+                "real_recall": correct[labels == REAL].mean(),
             }
         )
     return pd.DataFrame(rows)

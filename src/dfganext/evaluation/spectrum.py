@@ -1,4 +1,4 @@
-"""The baseline any detector has to beat: logistic regression on the DCT spectrum (Frank et al. 2020, arXiv 2003.08685)."""
+"""Baseline detector: logistic regression on the DCT spectrum (Frank et al. 2020, arXiv 2003.08685)."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ LUMA = (0.299, 0.587, 0.114)
 """Luminance from R, G, B (ITU-R BT.601)."""
 
 TINY = 1e-6
-"""Grey levels added before the logarithm: far below what rounding pixels leaves, far above what float64 rounding does."""
+"""Grey levels added before the logarithm: far below the effect of pixel rounding, far above that of float64 rounding."""
 
 TOLERANCE = 1e-8
-"""Of the solver: then six digits of p_fake are the same on any processor."""
+"""Of the solver: small enough that six digits of p_fake are the same on any processor."""
+
 GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-"""Values of C, the inverse strength of the L2 penalty, to choose from."""
+"""Values of C, the inverse strength of the L2 penalty, to select from."""
 
 
 @dataclass(frozen=True)
 class SpectrumBaseline:
-    """A fitted baseline: C as chosen, and the validation log loss, in nats, of every C that was tried."""
+    """A fitted baseline: the selected C, and the validation log loss, in nats, of every C in `GRID`."""
 
     pipeline: Pipeline
     C: float
@@ -44,11 +45,11 @@ class SpectrumBaseline:
 def features(images: np.ndarray, bins: int = 64) -> np.ndarray:
     """Log-spectrum of each image's luminance: log |orthonormal 2-D DCT-II|, averaged over a grid of bins x bins.
 
-    Where bins does not divide S, neighbouring cells differ by one coefficient a side; where S <= bins, nothing is averaged.
+    Where bins does not divide S, neighbouring cells differ by one coefficient per side; where S <= bins, nothing is averaged.
 
     Args:
-        images: uint8, (N, S, S, 3), perhaps memory-mapped; one block of it is in memory at a time.
-        bins: cells a side.
+        images: uint8, (N, S, S, 3); may be memory-mapped: one block is in memory at a time.
+        bins: cells per side.
 
     Returns:
         float32, (N, min(S, bins) ** 2), row by row from the lowest vertical frequency.
@@ -69,17 +70,15 @@ def features(images: np.ndarray, bins: int = 64) -> np.ndarray:
 def fit(
     train: np.ndarray, train_labels: np.ndarray, validation: np.ndarray, validation_labels: np.ndarray, seed: int
 ) -> SpectrumBaseline:
-    """Fit on training images; of `GRID`, keep the C with the lowest log loss on validation images.
+    """Fit on training images with every C of `GRID`; keep the one with the lowest log loss on validation images.
 
     Args:
-        train, validation: what `features` gives, (n, k).
+        train, validation: (n, k), from `features`.
         train_labels, validation_labels: (n,), both classes.
-        seed: of the solver; L-BFGS draws nothing, so the same input gives the same baseline whatever it is.
+        seed: of the solver; L-BFGS draws no random numbers, so the seed does not change the result.
     """
-    train, validation = (
-        train.astype(np.float64),
-        validation.astype(np.float64),
-    )  # in float32 the solver ends in its noise
+    # In float32 the solver cannot reach TOLERANCE
+    train, validation = train.astype(np.float64), validation.astype(np.float64)
     fitted = {}
     for strength in GRID:
         regression = LogisticRegression(C=strength, solver="lbfgs", tol=TOLERANCE, max_iter=10_000, random_state=seed)

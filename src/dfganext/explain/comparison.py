@@ -1,4 +1,4 @@
-"""Do the maps of fake images differ from those of real ones? Asked for each class that a map can be made for."""
+"""Do the maps of fake images differ from those of real images? Compared separately for each target class."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from dfganext.evaluation import intervals
+from dfganext.evaluation import bootstrap, intervals
 from dfganext.explain.statistics import NAMES
 from dfganext.labels import FAKE, REAL
 from dfganext.labels import NAMES as CLASSES
 
-LEAST = 2
+MIN_MAPS = 2
 """Maps of each class that a comparison needs."""
-LEAST_PAIRS = 8
+MIN_PAIRS = 8
 """Images that a correlation needs."""
 
 
 def compare(table: pd.DataFrame) -> pd.DataFrame:
-    """Set fake images' maps against real images', statistic by statistic.
+    """Compare each statistic between the maps of fake and of real images.
 
-    With two nearly opposite logits, an image's maps for the two classes are nearly complementary. So images are compared
-    under the same target class, each of the two, and, as a reader of printed maps does, each under its own.
+    The two logits are nearly opposite, so an image's maps for the two classes are nearly complementary. Images are therefore
+    compared for the same target class, for each of the two; and each for its own class, as printed maps usually show.
 
     Args:
-        table: a row a map, with columns path, label and target ("real" or "fake": the image's class and the class mapped)
-            and those of `statistics.describe`; perhaps group, the near-duplicate group of each image.
+        table: one row per map, with the columns path, label and target ("real" or "fake": the image's class and the class that
+            the map explains) and those of `statistics.describe`; optionally group, the near-duplicate group of each image.
 
     Returns:
-        A row a comparison ("target fake", "target real", "target own class") and statistic: fake and real (numbers of maps
-        that have it), fake_median, real_median, cliffs_delta (P(fake > real) - P(fake < real)), low and high (95 %,
+        One row per comparison ("target fake", "target real", "target own class") and statistic: fake and real (numbers of maps
+        with the statistic), fake_median, real_median, cliffs_delta (P(fake > real) - P(fake < real)), low and high (95 %,
         `intervals.roc_auc`), p (Mann-Whitney, two-sided) and p_holm (Holm 1979, over the statistics of one comparison).
     """
     parts = {
@@ -49,7 +49,7 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's (1979) adjustment of p values; NaN stay NaN and do not count."""
+    """Holm's (1979) adjustment of p values; NaN stays NaN and does not count as a test."""
     adjusted = np.full(len(p), np.nan)
     known = np.flatnonzero(~np.isnan(p))
     order = known[np.argsort(p[known], kind="stable")]
@@ -63,25 +63,25 @@ def within_class_correlation(
     second: pd.Series,
     groups: pd.Series | None = None,
     seed: int = 0,
-    count: int = intervals.RESAMPLES,
+    count: int = bootstrap.RESAMPLES,
 ) -> dict[str, Any]:
     """Spearman's rho of two measurements of the same images, with a 95 % interval.
 
-    The interval is that of a bootstrap of near-duplicate groups, united with Bonett and Wright's (2000), which also has a width
-    where the two rank all images alike. Pairs with a NaN are left out.
+    The interval is the union of a bootstrap of near-duplicate groups and of Bonett and Wright's (2000), which has a width even
+    where both measurements rank all images equally. Pairs with a NaN are left out.
 
     Returns:
-        spearman, low, high, all None where fewer than LEAST_PAIRS images are left or a measurement is constant; images.
+        spearman, low, high: None where fewer than MIN_PAIRS images are left or a measurement is constant. images: their number.
     """
     pairs = np.stack([first.to_numpy(float), second.to_numpy(float)])
     known = ~np.isnan(pairs).any(axis=0)
     x, y = pairs[:, known]
     group = np.arange(len(x)) if groups is None else groups.to_numpy()[known]
     unknown = {"spearman": None, "low": None, "high": None, "images": len(x)}
-    if len(x) < LEAST_PAIRS or np.ptp(x) == 0 or np.ptp(y) == 0:
+    if len(x) < MIN_PAIRS or np.ptp(x) == 0 or np.ptp(y) == 0:
         return unknown
     rho = float(stats.spearmanr(x, y).statistic)
-    drawn = intervals.bootstrap(
+    drawn = bootstrap.percentiles(
         np.zeros(len(x), int), lambda weights: {"rho": _weighted_spearman(x, y, weights)}, group, count, seed
     )["rho"]
     independent = len(x) ** 2 / np.sum(np.unique(group, return_counts=True)[1] ** 2)  # Kish's effective number
@@ -92,14 +92,14 @@ def within_class_correlation(
 
 
 def _weighted_spearman(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Spearman's rho (b,) of images drawn as often as the weights (b, n) say; NaN where a draw holds one value only."""
+    """Spearman's rho (b,) of images weighted by (b, n); NaN where only one value has weight."""
     centred = []
     for values in (x, y):
         distinct, number = np.unique(values, return_inverse=True)
         counts = np.zeros((len(weights), len(distinct)))
         for at, column in zip(number, weights.T, strict=True):
             counts[:, at] += column
-        ranks = (np.cumsum(counts, axis=1) - counts / 2)[:, number]  # midranks, less one half
+        ranks = (np.cumsum(counts, axis=1) - counts / 2)[:, number]  # midranks minus one half
         centred.append(ranks - np.average(ranks, axis=1, weights=weights)[:, None])
     products = [np.sum(weights * centred[a] * centred[b], axis=1) for a, b in ((0, 1), (0, 0), (1, 1))]
     with np.errstate(invalid="ignore"):
@@ -110,7 +110,7 @@ def _difference(maps: pd.DataFrame, statistic: str) -> dict[str, float]:
     labels, values = (maps.label == CLASSES[FAKE]).to_numpy(int), maps[statistic].to_numpy(float)
     fake, real = values[labels == FAKE], values[labels == REAL]
     found = {"fake": len(fake), "real": len(real)}
-    if min(found.values()) < LEAST:
+    if min(found.values()) < MIN_MAPS:
         return found | dict.fromkeys(("fake_median", "real_median", "cliffs_delta", "low", "high", "p"), np.nan)
     low, high = intervals.roc_auc(labels, values, maps.group.to_numpy() if "group" in maps else None)
     test = stats.mannwhitneyu(fake, real)

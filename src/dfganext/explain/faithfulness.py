@@ -1,4 +1,4 @@
-"""Does a map show what the network uses? Deletion and insertion (RISE, Petsiuk et al. 2018), against maps that know nothing."""
+"""Does a map show what the network uses? Deletion and insertion (RISE, Petsiuk et al. 2018), against uninformed maps."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def curves(
     steps: int = 16,
     seed: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Probability of the target class as pixels are taken away (deletion) or given back (insertion), best-ranked first.
+    """Probability of the target class as pixels are removed (deletion) or shown (insertion), the highest-ranked first.
 
-    Deletion puts the image's mean colour in a pixel's place; insertion starts from the image blurred by a tenth of its
-    size. Pixels are ranked by the map, enlarged bilinearly; by a random map of the same resolution; and by nearness to the
-    centre. Ties fall as the random map has them, so that a blank map is exactly as good as a random one.
+    Deletion replaces a pixel by the image's mean colour; insertion starts from the image blurred with a sigma of a tenth of
+    its size. Pixels are ranked by the map, enlarged bilinearly; by a random map of the same resolution; and by nearness to the
+    centre. The random map also orders ties, so that a blank map is exactly as good as a random one.
 
     Args:
         images: uint8, (N, size, size, 3).
-        maps: (N, h, w), of the targets.
+        maps: (N, h, w), each for its target.
         targets: (N,), 0 real or 1 fake.
-        steps: the pixels are moved in this many equal parts.
+        steps: number of equal parts in which pixels are removed or shown.
         seed: of the random maps.
 
     Returns:
-        A row an image, curve and ranking: auc, the area under the curve over the share of pixels, 0...1.
-        A row a curve, ranking and fraction of pixels: probability, the mean over images.
+        One row per image, curve and ranking: auc, the area under the curve over the share of pixels, 0...1.
+        One row per curve, ranking and fraction of pixels: probability, the mean over images.
     """
     device = next(model.parameters()).device
     areas, means = [], []
@@ -64,14 +64,14 @@ def curves(
 
 
 def against(areas: pd.DataFrame, groups: intervals.Groups = None) -> pd.DataFrame:
-    """Areas under Grad-CAM's curves less those of each baseline, on the same images.
+    """Areas under Grad-CAM's curves minus those of each baseline ranking, on the same images.
 
     Args:
-        areas: as `curves` gives them.
-        groups: (N,), near-duplicate groups of the images.
+        areas: from `curves`.
+        groups: (N,), the near-duplicate group of each image.
 
     Returns:
-        A row a curve and baseline ranking: difference (mean over images; below 0 is good for deletion, above 0 for
+        One row per curve and baseline ranking: difference (mean over images; below 0 is good for deletion, above 0 for
         insertion), low and high (95 %, `intervals.mean`), p (Wilcoxon's signed ranks; 1 if nothing differs), images.
     """
     rows = []
@@ -96,7 +96,7 @@ def against(areas: pd.DataFrame, groups: intervals.Groups = None) -> pd.DataFram
 
 
 def _orders(raw: np.ndarray, size: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """By each ranking the place of every pixel, (size, size), 0 the first."""
+    """For each ranking, the position of every pixel in it: (size, size), 0 is the first."""
     axis = np.arange(size) - (size - 1) / 2
     ranked_by = {
         "gradcam": enlarge(raw, size),
@@ -113,7 +113,7 @@ def _orders(raw: np.ndarray, size: int, rng: np.random.Generator) -> dict[str, n
 
 
 def _stages(image: np.ndarray, order: np.ndarray, fractions: np.ndarray, curve: str) -> np.ndarray:
-    """The image with the first share of its pixels taken away, or given back: uint8 (fractions, size, size, 3)."""
+    """The image with these fractions of its pixels removed or shown, in this order: uint8 (fractions, size, size, 3)."""
     moved = order < (fractions * order.size)[:, None, None]
     if curve == "deletion":
         mean = np.round(image.mean(axis=(0, 1))).astype(np.uint8)

@@ -1,7 +1,7 @@
 """Grad-CAM (Selvaraju et al. 2017) on the last block of the last stage, by pytorch-grad-cam, without its rescaling.
 
-pytorch-grad-cam stretches each map to 0...1, which hides how intense it was. Here a map stays as computed: the
-gradient-weighted sum of the block's channels, negative values cut off, at the block's own resolution.
+pytorch-grad-cam rescales each map to 0...1, which hides its intensity. Here a map stays as computed: the gradient-weighted
+sum of the block's channels, negative values set to 0, at the block's own resolution.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class RawGradCAM(GradCAM):
 
 
 def target_logit(label: int) -> Callable[[Tensor], Tensor]:
-    """What a map explains, given the model's output for one image: a class's logit; with one logit, its sign is the class."""
+    """The scalar that a map explains, from the model's output for one image: the class's logit; with one logit, plus or minus it."""
 
     def logit(output: Tensor) -> Tensor:
         if len(output) == 1:
@@ -49,10 +49,10 @@ def target_logit(label: int) -> Callable[[Tensor], Tensor]:
 def raw_maps(
     model: nn.Module, config: ClassifierConfig, images: np.ndarray, labels: list[int] | np.ndarray, batch_size: int = 16
 ) -> np.ndarray:
-    """Grad-CAM of each image for the class named beside it.
+    """Grad-CAM of each image for its target class.
 
     Args:
-        model: a classifier as `models.classifier.load` returns it, on any device.
+        model: a classifier from `models.classifier.load`, on any device.
         images: uint8, (N, size, size, 3).
         labels: N target classes, 0 real or 1 fake.
 
@@ -60,7 +60,7 @@ def raw_maps(
         float32, (N, h, w), zero or above, in units of logit gradient times activation.
 
     Raises:
-        UserError: the model's last block has no places that a map could show.
+        UserError: the output of the model's last block has no spatial positions.
     """
     device = next(model.parameters()).device
     layer, maps = map_layer(model), []
@@ -79,7 +79,7 @@ def maps_of_both(model: nn.Module, config: ClassifierConfig, images: np.ndarray)
 
 @contextmanager
 def _gradients_from(model: nn.Module, layer: nn.Module) -> Iterator[None]:
-    """Have autograd stop at a layer, whose output is all that a map needs the gradient of; one without weights stops nothing."""
+    """Compute gradients only down to this layer: a map needs no others. A layer without weights changes nothing."""
     before = {weight: weight.requires_grad for weight in model.parameters()}
     kept = set(layer.parameters())
     try:
@@ -92,7 +92,7 @@ def _gradients_from(model: nn.Module, layer: nn.Module) -> Iterator[None]:
 
 
 def enlarge(raw: np.ndarray, size: int) -> np.ndarray:
-    """One map, (h, w), bilinearly to (size, size)."""
+    """Resize one map bilinearly: (h, w) -> (size, size)."""
     return np.asarray(Image.fromarray(raw.astype(np.float32), mode="F").resize((size, size), Image.Resampling.BILINEAR))
 
 
@@ -101,8 +101,8 @@ def overlay(image: np.ndarray, raw: np.ndarray, top: float | None = None) -> np.
 
     Args:
         image: uint8, (size, size, 3).
-        raw: (h, w), as `raw_maps` gives it.
-        top: the value shown as full red; the map's own maximum if not given.
+        raw: (h, w), from `raw_maps`.
+        top: the value shown as full red; by default the map's maximum.
 
     Returns:
         uint8, (size, size, 3).

@@ -1,9 +1,8 @@
-"""All that is measured of Grad-CAM maps, as tables."""
+"""All measurements of Grad-CAM maps, as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -21,32 +20,31 @@ def tables(
     config: ClassifierConfig,
     images: Images,
     maps: np.ndarray,
-    called: np.ndarray,
+    predicted: np.ndarray,
     order: Sequence[np.ndarray],
     settings: Gradcam,
     seed: int,
 ) -> dict[str, pd.DataFrame]:
-    """Measure the maps of all images; what takes many passes, of the first few of each class.
+    """Measure the maps of all images. Faithfulness and sanity need many passes: they use the first images of each class.
 
     Args:
-        maps: (2, N, h, w), as `gradcam.maps_of_both` gives them.
-        called: (N,), the class each image was judged to be.
-        order: of each class the rows of its images; the first `settings.faithfulness` are taken.
+        maps: (2, N, h, w), from `gradcam.maps_of_both`.
+        predicted: (N,), the predicted class of each image, 0 or 1.
+        order: for each class, the rows of its images; the first `settings.faithfulness` of each are used.
 
     Returns:
-        statistics (a row an image and target class), comparison, faithfulness, faithfulness_curves, sanity.
+        statistics (one row per image and target class), comparison, faithfulness, faithfulness_curves, sanity.
     """
-    face = statistics.Ellipse(**asdict(settings.face))
+    face = statistics.Ellipse(settings.face.x, settings.face.y, settings.face.width, settings.face.height)
     names = np.array(labels.NAMES)
     described = []
     for target, raw in zip(labels.NAMES, maps, strict=True):
         columns = {"path": images.paths, "label": names[images.labels], "group": images.groups, "target": target}
-        of_what = pd.DataFrame(columns)
-        described.append(pd.concat([of_what, statistics.describe(raw, face)], axis=1))
+        described.append(pd.concat([pd.DataFrame(columns), statistics.describe(raw, face)], axis=1))
     table = pd.concat(described, ignore_index=True)
 
     rows = np.sort(np.concatenate([of_class[: settings.faithfulness] for of_class in order]))
-    targets = called[rows]
+    targets = predicted[rows]
     some = model, config, images.pixels[rows], maps[targets, rows], targets
     areas, curves = faithfulness.curves(*some, seed=seed)
     return {

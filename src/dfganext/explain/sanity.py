@@ -1,4 +1,4 @@
-"""Do maps depend on what was learnt? Weight randomisation (Adebayo et al. 2018)."""
+"""Do maps depend on the trained weights? Weight randomisation (Adebayo et al. 2018)."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ DEPTHS: tuple[Depth, ...] = ("head", "all")
 def after_randomising(
     model: nn.Module, config: ClassifierConfig, images: np.ndarray, maps: np.ndarray, targets: np.ndarray, seed: int
 ) -> pd.DataFrame:
-    """How like their former selves maps stay when weights are shuffled.
+    """Similarity of maps before and after the weights are shuffled.
 
     Args:
         images: uint8, (N, size, size, 3).
-        maps: (N, h, w), of the model as it is.
-        targets: (N,), the classes mapped.
+        maps: (N, h, w), of the trained model.
+        targets: (N,), the class that each map explains.
 
     Returns:
-        A row a depth and image: depth, image, similarity.
+        One row per depth and image: depth, image, similarity.
     """
     parts = []
     for depth in DEPTHS:
@@ -40,15 +40,15 @@ def after_randomising(
 
 
 def randomise(model: nn.Module, seed: int, depth: Depth) -> nn.Module:
-    """A copy of a timm classifier whose weights know nothing.
+    """A copy of a timm classifier with shuffled weights.
 
-    Entries of each weight are shuffled within their tensor: what was learnt is lost, while scale and spread stay, whatever
-    the architecture.
+    The entries of each tensor are shuffled among themselves: what was learnt is lost, mean and spread stay. This works for any
+    architecture.
 
     Args:
         depth: "head" shuffles the last layer alone, "all" every weight.
     """
-    other = copy.deepcopy(model.train()).eval()  # in training mode LeViT forgets what it had computed from its weights
+    other = copy.deepcopy(model.train()).eval()  # train() clears what LeViT caches from its weights
     model.eval()
     generator = torch.Generator().manual_seed(seed)
     part = other.get_classifier() if depth == "head" else other  # type: ignore[operator]
@@ -61,7 +61,7 @@ def randomise(model: nn.Module, seed: int, depth: Depth) -> nn.Module:
 
 
 def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Spearman's rho of the cells of each pair of maps: (N, h, w) twice -> (N,); NaN where a map is constant."""
+    """Spearman's rho between the cells of each pair of maps: two (N, h, w) -> (N,); NaN where a map is constant."""
     result = np.full(len(first), np.nan)
     for row, (one, other) in enumerate(zip(first, second, strict=True)):
         if np.ptp(one) > 0 and np.ptp(other) > 0:

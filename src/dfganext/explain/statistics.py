@@ -1,4 +1,4 @@
-"""What a Grad-CAM map looks like, in numbers. All are computed on raw maps, before any rescaling."""
+"""Statistics of Grad-CAM maps, computed on raw maps, before any rescaling."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pandas as pd
 NAMES = ("maximum", "mean", "entropy", "effective_area", "above_half", "gini", "face_mass")
 
 LINES = 256
-"""Lines across each row of cells on which the ellipse is measured; its share of a cell is then exact to about 1e-4."""
+"""Sampling lines per row of cells for the ellipse's share of each cell: exact to about 1e-4."""
 AREA_ROWS = 64
-"""Rows of cells by which the ellipse's share of the whole image is measured: exact to about 1e-6."""
+"""Rows of cells for the ellipse's share of the whole image: exact to about 1e-6."""
 
 
 @dataclass(frozen=True)
 class Ellipse:
-    """Where the face is: centre and full axes as shares of the image, so that 0.5, 0.5, 1, 1 touches all four edges."""
+    """Position of the face: centre and full axes as shares of the image; 0.5, 0.5, 1, 1 touches all four edges."""
 
     x: float
     y: float
@@ -26,26 +26,26 @@ class Ellipse:
 
     @property
     def area(self) -> float:
-        """Share of the image that lies inside: what an even map has of its sum there."""
+        """Share of the image inside the ellipse, which is also the face_mass of an even map."""
         return float(face_weights(AREA_ROWS, 1, self).mean())
 
 
 def describe(maps: np.ndarray, face: Ellipse | None = None) -> pd.DataFrame:
-    """One row a map.
+    """Statistics of each map, one row per map.
 
     Args:
         maps: (N, h, w), zero or above.
-        face: ellipse in which face_mass is counted; without it that column is missing.
+        face: ellipse for face_mass; without it that column is missing.
 
     Returns:
-        maximum and mean: intensity, in the map's own units.
-        entropy: of the map as a distribution over its cells, divided by log(h w): 1 is even, 0 a single cell.
-        effective_area: exp of that entropy in nats over the number of cells, 0...1.
+        maximum and mean: intensity, in the map's units.
+        entropy: of the map as a distribution over its cells, divided by log(h w): 1 for an even map, 0 for a single cell.
+        effective_area: exp(entropy in nats) / number of cells, 0...1.
         above_half: share of cells above half the maximum.
-        gini: of the cells; 0 is even, near 1 a single cell.
-        face_mass: share of the map's sum that lies inside the face.
+        gini: Gini coefficient of the cells: 0 for an even map, near 1 for a single cell.
+        face_mass: share of the map's sum inside the face ellipse.
 
-        All but the first two are NaN for a map that is zero everywhere; entropy is, too, for one of a single cell.
+        All but maximum and mean are NaN for a map that is zero everywhere; entropy also for a map of one cell.
     """
     cells = maps.reshape(len(maps), -1).astype(np.float64)
     count = cells.shape[1]
@@ -72,7 +72,7 @@ def describe(maps: np.ndarray, face: Ellipse | None = None) -> pd.DataFrame:
 
 
 def face_weights(rows: int, columns: int, face: Ellipse) -> np.ndarray:
-    """Share of each cell's area, 0...1, that lies inside the ellipse: (rows, columns)."""
+    """Share of each cell's area inside the ellipse, 0...1: (rows, columns)."""
     y = (np.arange(rows * LINES) + 0.5) / (rows * LINES)
     half = face.width / 2 * np.sqrt(np.clip(1 - ((y - face.y) / (face.height / 2)) ** 2, 0, None))
     edges = np.arange(columns + 1) / columns
@@ -82,7 +82,7 @@ def face_weights(rows: int, columns: int, face: Ellipse) -> np.ndarray:
 
 
 def means(table: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Mean of each statistic by the columns `target` and `label`, over the maps that have it; None where none has.
+    """Mean of each statistic by the columns `target` and `label`, without NaN; None where all are NaN.
 
     Returns:
         {target: {label: {statistic: mean}}}.

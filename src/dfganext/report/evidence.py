@@ -1,4 +1,4 @@
-"""Everything the page is made from, read once: results of the stages, rows of other experiments, the paper's figures."""
+"""The data of the page: results of the stages, rows of other experiments, the paper's results."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import pandas as pd
 import yaml
 
 from dfganext import paths
-from dfganext.data import arrays
-from dfganext.data import split as sampling
+from dfganext.data import arrays, split
 from dfganext.data.arrays import Images
 from dfganext.errors import UserError
 from dfganext.explain import comparison
@@ -27,15 +26,15 @@ from dfganext.settings import Settings
 
 @dataclass(frozen=True)
 class Evidence:
-    """Results as the stages left them, under the stages' names.
+    """Results of the stages, under the stages' names.
 
-    made_otherwise counts evaluations on record that other code, library versions or weights made: no row holds them.
-    sample tells whether all images are of the embedded sample: drawn portraits, from which nothing follows about faces.
+    excluded: number of recorded evaluations of other code, library versions or weights, which no row of Table I contains.
+    sample: whether all images are from the embedded sample of drawn portraits, which show nothing about faces.
     """
 
     settings: Settings
     rows: list[Row]
-    made_otherwise: int
+    excluded: int
     split: pd.DataFrame
     sample: bool
     train: Images
@@ -57,7 +56,7 @@ class Evidence:
 
     @property
     def name(self) -> str:
-        """What the page calls the images."""
+        """Name of the data on the page."""
         if self.settings.report.data is not None:
             return self.settings.report.data
         if self.sample:
@@ -66,12 +65,11 @@ class Evidence:
 
     @property
     def model(self) -> str:
-        """Architecture and where its weights came from."""
-        chosen = self.settings.convnext
-        start = {"random": "random weights", "imagenet": "ImageNet weights"}.get(
-            chosen.weights, Path(chosen.weights).name
-        )
-        return f"{chosen.architecture}, {start}, {chosen.size} px, loss {self.settings.loss}"
+        """Architecture, initial weights, image size and loss."""
+        network = self.settings.convnext
+        names = {"random": "random weights", "imagenet": "ImageNet weights"}
+        weights = names.get(network.weights, Path(network.weights).name)
+        return f"{network.architecture}, {weights}, {network.size} px, loss {self.settings.loss}"
 
     @cached_property
     def paper(self) -> dict[str, Any]:
@@ -79,9 +77,9 @@ class Evidence:
 
     @cached_property
     def density_and_spread(self) -> dict[str, dict[str, Any]]:
-        """By class, fake first: how held-out log density goes with the entropy of the map for that class.
+        """`comparison.within_class_correlation` of held-out log density and the entropy of the map for an image's own class.
 
-        Each as `comparison.within_class_correlation` gives it.
+        {class: correlation}, fake first.
         """
         heldout = self.densities[self.densities.protocol == "heldout"][["path", "log_density"]]
         found = {}
@@ -96,24 +94,24 @@ class Evidence:
 
 
 def paper() -> dict[str, Any]:
-    """The paper's figures and claims, with their source."""
+    """The paper's results and claims, with their source."""
     return yaml.safe_load(resources.files("dfganext.report").joinpath("paper.yaml").read_text(encoding="utf-8"))
 
 
-def load(chosen: Settings, records: list[Record]) -> Evidence:
-    """Read the results in the workspace. UserError names the first that is missing.
+def load(settings: Settings, records: list[Record]) -> Evidence:
+    """Read the results in the workspace. UserError names the first missing file.
 
     Args:
         records: evaluations on the same split, from `lineage.evaluations`.
     """
-    split = sampling.read(paths.SPLIT)
+    table = split.read(paths.SPLIT)
     return Evidence(
-        settings=chosen,
-        rows=table1.collect(records, chosen),
-        made_otherwise=sum(not record.parts for record in records),
-        split=split,
-        sample=set(split.sha256) <= _hashes(paths.SAMPLES),
-        train=arrays.read(paths.images_of_size(chosen.convnext.size), sampling.TRAIN),
+        settings=settings,
+        rows=table1.collect(records, settings),
+        excluded=sum(not record.parts for record in records),
+        split=table,
+        sample=set(table.sha256) <= _hashes(paths.SAMPLES),
+        train=arrays.read(paths.images_of_size(settings.convnext.size), split.TRAIN),
         audit=_json(paths.AUDIT_METRICS),
         evaluate=_json(paths.EVALUATE_METRICS),
         baseline=_json(paths.BASELINE_METRICS),
@@ -147,5 +145,5 @@ def _table(path: Path) -> pd.DataFrame:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise UserError(f"{path} is missing: run `make report`, or `dvc repro`, which make it.")
+        raise UserError(f"{path} is missing: run `make report` or `dvc repro` to create it.")
     return path

@@ -1,83 +1,167 @@
-"""The page's own pictures; those of single stages are in `dfganext.report.plots`. All colours are Okabe and Ito's."""
+"""Every picture with axes or captions. Figures are bare Figure objects, so no display and no global state is touched.
+
+Functions take arrays and tables, and this module imports no model code: stages that draw a figure depend on it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix
 
-from dfganext.data.arrays import Images
 from dfganext.labels import ALL, NAMES
-from dfganext.report.plots import FAKE_COLOUR, REAL_COLOUR
-from dfganext.settings import Augment
 
-GREEN, YELLOW, GREY = "#009E73", "#E69F00", "#777777"
+# Okabe and Ito's colours, which can be distinguished with any colour vision
+REAL_COLOUR, FAKE_COLOUR, GREEN, YELLOW, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#777777"
 TARGET_COLOURS = {"target fake": FAKE_COLOUR, "target real": REAL_COLOUR, "target own class": GREEN}
-RANKING_COLOURS = {"gradcam": FAKE_COLOUR, "random": GREY, "centred": REAL_COLOUR}
+RANKINGS = {
+    "gradcam": (FAKE_COLOUR, "by Grad-CAM"),
+    "random": (GREY, "by a random map"),
+    "centred": (REAL_COLOUR, "from the centre"),
+}
+TRANSFORMS = {
+    "jpeg": "JPEG, quality",
+    "webp": "WebP, quality",
+    "blur": "blur, σ in pixels",
+    "downscale": "downscaled and back, factor",
+    "noise": "noise, σ in grey levels",
+    "crop": "centre crop, share kept",
+}
 
 
-def samples(images: Images, seed: int, count: int = 8) -> Figure:
-    """Figure 1: random real and fake images, a row a class."""
-    rng = np.random.default_rng(seed)
-    figure = Figure(figsize=(1.25 * count, 2.9), layout="constrained")
-    axes = figure.subplots(2, count, squeeze=False)
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG at print quality; the same figure always gives the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=200, metadata={"Software": None})
+
+
+def gradcam(pixels: np.ndarray, overlays: list[np.ndarray], captions: list[str], title: str, top: float) -> Figure:
+    """Images above their Grad-CAM overlays, each with a caption, and one colour bar.
+
+    Args:
+        pixels: uint8, (N, size, size, 3).
+        overlays: N of uint8 (size, size, 3), from `explain.gradcam.overlay`, all with the same `top` so that intensities can be
+            compared.
+        captions: N texts.
+        top: the raw value shown as full red.
+    """
+    columns = min(8, len(pixels))
+    rows = -(-len(pixels) // columns)
+    figure = Figure(figsize=(1.35 * columns + 1.1, 2.95 * rows + 0.5), layout="constrained")
+    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for number, (image, overlay, caption) in enumerate(zip(pixels, overlays, captions, strict=True)):
+        row, column = divmod(number, columns)
+        axes[2 * row, column].imshow(image)
+        axes[2 * row, column].set_title(caption, fontsize=8)
+        axes[2 * row + 1, column].imshow(overlay)
+    bar = figure.colorbar(ScalarMappable(Normalize(0, top), mpl.colormaps["jet"]), ax=axes, fraction=0.03, pad=0.01)
+    bar.set_label("Grad-CAM, raw", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def evaluation(roc: pd.DataFrame, precision_recall: pd.DataFrame, predictions: pd.DataFrame, model: str) -> Figure:
+    """ROC curve, precision-recall curve and confusion matrix side by side.
+
+    Args:
+        roc, precision_recall: from `metrics.roc_curve` and `metrics.precision_recall_curve`.
+        predictions: columns label and predicted, "real" or "fake", one row per test image.
+        model: its name, for the title.
+    """
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    left.plot(roc.false_positive_rate, roc.true_positive_rate, color=FAKE_COLOUR)
+    left.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
+    left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC", box_aspect=1)
+    middle.plot(precision_recall.recall, precision_recall.precision, color=FAKE_COLOUR, drawstyle="steps-post")
+    middle.set(
+        xlabel="recall",
+        ylabel="precision",
+        title="Precision and recall",
+        xlim=(0, 1.02),
+        ylim=(0, 1.02),
+        box_aspect=1,
+    )
+    counts = confusion_matrix(predictions.label, predictions.predicted, labels=NAMES)
+    right.imshow(counts, cmap="Blues", vmin=0)
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "white" if count > counts.max() / 2 else "black"
+        right.text(column, row, f"{int(count)}", ha="center", va="center", color=colour, fontsize=14)
+    right.set(xticks=[0, 1], yticks=[0, 1], xticklabels=NAMES, yticklabels=NAMES)
+    right.set(xlabel="predicted", ylabel="actual", title="Confusion at the threshold")
+    accuracy = np.trace(counts) / counts.sum()
+    figure.suptitle(f"{model}: accuracy {accuracy:.4f} on {counts.sum()} test images", fontsize=11)
+    return figure
+
+
+def density(real: np.ndarray, fake: np.ndarray, title: str) -> Figure:
+    """Histograms of the log density of held-out real and fake images, in nats."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axis = figure.subplots()
+    bins = _bins(np.concatenate([real, fake]), 30)
+    axis.hist(real, bins, color=REAL_COLOUR, alpha=0.6, label=f"real, held out ({len(real)})")
+    axis.hist(fake, bins, color=FAKE_COLOUR, alpha=0.6, label=f"fake, held out ({len(fake)})")
+    axis.set(xlabel="log density, nats", ylabel="images", title=title)
+    axis.legend()
+    return figure
+
+
+def samples(images: list[np.ndarray]) -> Figure:
+    """Images side by side, one row per class.
+
+    Args:
+        images: for each class, uint8 (n, size, size, 3).
+    """
+    columns = max(map(len, images))
+    figure = Figure(figsize=(1.25 * columns, 2.9), layout="constrained")
+    axes = figure.subplots(2, columns, squeeze=False)
     for label in ALL:
-        rows = rng.permutation(images.only(label))[:count]
         for axis in axes[label]:
             axis.set(xticks=[], yticks=[], frame_on=False)
-        for axis, row in zip(axes[label], rows, strict=False):
-            axis.imshow(images.pixels[row])
+        for axis, image in zip(axes[label], images[label], strict=False):
+            axis.imshow(image)
         axes[label, 0].set_ylabel(NAMES[label], fontsize=11)
     return figure
 
 
-def augmentation(images: Images, chosen: Augment, seed: int) -> Figure:
-    """Figure 2: what each augmentation does to one image of each class, alone, and all together as in training."""
-    off = replace(chosen, horizontal_flip=0, vertical_flip=0, rotation=0, distortion=0, colour_jitter=0)
-    columns: dict[str, Augment | None] = {
-        "as it is": None,
-        "horizontal flip": replace(off, horizontal_flip=1),
-        "vertical flip": replace(off, vertical_flip=1),
-        f"rotation, ±{chosen.rotation:g}°": replace(off, rotation=chosen.rotation),
-        "distortion": replace(off, distortion=1),
-        "colour jitter": replace(off, colour_jitter=1),
-        "as in training": chosen,
-    }
-    used = {
-        "horizontal flip": chosen.horizontal_flip,
-        "vertical flip": chosen.vertical_flip,
-        f"rotation, ±{chosen.rotation:g}°": chosen.rotation and 0.5,
-        "distortion": chosen.distortion,
-        "colour jitter": chosen.colour_jitter,
-    }
-    rng = np.random.default_rng([seed, 2])
-    figure = Figure(figsize=(1.5 * len(columns), 3.4), layout="constrained")
-    axes = figure.subplots(2, len(columns))
+def augmentation(examples: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """Versions of one image of each class side by side.
+
+    Args:
+        examples: {title: (real, fake)}, uint8 images.
+    """
+    figure = Figure(figsize=(1.5 * len(examples), 3.4), layout="constrained")
+    axes = figure.subplots(2, len(examples))
     for label in ALL:
-        image = np.array(images.pixels[rng.permutation(images.only(label))[0]])
-        for axis, (name, augment) in zip(axes[label], columns.items(), strict=True):
-            axis.imshow(image if augment is None else _augmented(image, augment))
+        for axis, (title, images) in zip(axes[label], examples.items(), strict=True):
+            axis.imshow(images[label])
             axis.set(xticks=[], yticks=[], frame_on=False)
             if label == 0:
-                share = f"\np = {used[name]:g}" if name in used else ""
-                axis.set_title(name + share, fontsize=9)
+                axis.set_title(title, fontsize=9)
         axes[label, 0].set_ylabel(NAMES[label], fontsize=11)
     return figure
 
 
 def curves(table: pd.DataFrame, test: dict[str, Any]) -> Figure:
-    """Figure 4: accuracy, precision, recall and F1 by epoch on training and validation images; on test images at the end only.
+    """Accuracy, precision, recall and F1 by epoch on training and validation images, and of the best epoch on test images.
 
     Args:
-        table: columns epoch, train_..., validation_..., as training writes it.
-        test: figures of the chosen epoch on test images.
+        table: columns epoch, train_..., validation_..., as written by training.
+        test: metrics of the best epoch on test images.
     """
     figure = Figure(figsize=(9, 5.6), layout="constrained")
-    chosen = int(table.epoch[_best(table)])
+    best = int(table.epoch[_best(table)])
     for axis, name in zip(
         figure.subplots(2, 2, sharex=True).flat, ("accuracy", "precision", "recall", "f1"), strict=True
     ):
@@ -85,9 +169,9 @@ def curves(table: pd.DataFrame, test: dict[str, Any]) -> Figure:
             table.epoch, table[f"train_{name}"], color=GREY, linestyle=":", marker=".", label="training, augmented"
         )
         axis.plot(table.epoch, table[f"validation_{name}"], color=REAL_COLOUR, marker="o", label="validation")
-        axis.axvline(chosen, color=GREY, linewidth=0.8)
+        axis.axvline(best, color=GREY, linewidth=0.8)
         axis.plot(
-            chosen, test[name], color=FAKE_COLOUR, marker="*", markersize=13, linestyle="", label="test, chosen epoch"
+            best, test[name], color=FAKE_COLOUR, marker="*", markersize=13, linestyle="", label="test, best epoch"
         )
         axis.set(title="F1" if name == "f1" else name, ylim=(-0.02, 1.04))
         axis.grid(alpha=0.3)
@@ -99,7 +183,7 @@ def curves(table: pd.DataFrame, test: dict[str, Any]) -> Figure:
 
 
 def reliability(table: pd.DataFrame, before: dict[str, float], after: dict[str, float], temperature: float) -> Figure:
-    """Reliability before and after temperature scaling: share of fakes against p_fake, areas by the images in a bin."""
+    """Reliability before and after temperature scaling: share of fakes by p_fake; a marker's area shows its bin's images."""
     figure = Figure(figsize=(8.4, 4.3), layout="constrained")
     parts = [(1.0, "before: temperature 1", before), (temperature, f"after: temperature {temperature:.3g}", after)]
     for axis, (one, title, scores) in zip(figure.subplots(1, 2, sharey=True), parts, strict=True):
@@ -116,18 +200,10 @@ def reliability(table: pd.DataFrame, before: dict[str, float], after: dict[str, 
 
 
 def robustness(table: pd.DataFrame) -> Figure:
-    """Accuracy at the frozen threshold and ROC AUC of degraded images, a panel a transform, with 95 % intervals."""
-    titles = {
-        "jpeg": "JPEG, quality",
-        "webp": "WebP, quality",
-        "blur": "blur, σ in pixels",
-        "downscale": "down to this share and back",
-        "noise": "noise, σ in grey levels",
-        "crop": "centre crop, share kept",
-    }
+    """Accuracy at the decision threshold and ROC AUC of degraded images, one panel per transform, with 95 % intervals."""
     figure = Figure(figsize=(10, 5.4), layout="constrained")
     clean = table[table["transform"] == "none"].iloc[0]
-    for axis, (name, title) in zip(figure.subplots(2, 3, sharey=True).flat, titles.items(), strict=True):
+    for axis, (name, title) in zip(figure.subplots(2, 3, sharey=True).flat, TRANSFORMS.items(), strict=True):
         rows = table[table["transform"] == name]
         milder_first = rows.sort_values("strength", ascending=name in ("blur", "noise"))
         places = np.arange(len(rows) + 1)
@@ -135,7 +211,7 @@ def robustness(table: pd.DataFrame) -> Figure:
             values, lows, highs = (
                 np.concatenate([[clean[key]], milder_first[key]]) for key in (column, f"{column}_low", f"{column}_high")
             )
-            label = "accuracy at the threshold" if column == "accuracy" else "ROC AUC"
+            label = "accuracy at the decision threshold" if column == "accuracy" else "ROC AUC"
             axis.plot(places, values, color=colour, linestyle=style, marker="o", markersize=4, label=label)
             axis.fill_between(places, lows, highs, color=colour, alpha=0.18, linewidth=0)
         axis.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
@@ -147,7 +223,7 @@ def robustness(table: pd.DataFrame) -> Figure:
 
 
 def map_statistics(table: pd.DataFrame) -> Figure:
-    """Cliff's delta of fake against real images for each statistic of their maps, by the class that is mapped."""
+    """Cliff's delta of fake against real images for each statistic of their maps, by target class."""
     names = list(dict.fromkeys(table.statistic))
     figure = Figure(figsize=(7.6, 0.55 * len(names) + 1.2), layout="constrained")
     axis = figure.subplots()
@@ -157,9 +233,9 @@ def map_statistics(table: pd.DataFrame) -> Figure:
         errors = np.abs(np.stack([rows.cliffs_delta - rows.low, rows.high - rows.cliffs_delta]))
         certain = (rows.p_holm < 0.05).to_numpy()
         axis.errorbar(rows.cliffs_delta, places, xerr=errors, fmt="none", ecolor=colour, elinewidth=1.4)
-        for chosen, face in ((certain, colour), (~certain, "white")):
-            axis.plot(rows.cliffs_delta[chosen], places[chosen], "o", color=colour, markerfacecolor=face)
-        axis.plot([], [], "o", color=colour, label=target.replace("target", "mapped for"))
+        for those, face in ((certain, colour), (~certain, "white")):
+            axis.plot(rows.cliffs_delta[those], places[those], "o", color=colour, markerfacecolor=face)
+        axis.plot([], [], "o", color=colour, label=target)
     axis.axvline(0, color=GREY, linewidth=0.8)
     axis.set(yticks=np.arange(len(names)), yticklabels=[name.replace("_", " ") for name in names], xlim=(-1.05, 1.05))
     axis.set_xlabel("Cliff's delta: left, lower for fake images; right, higher (filled: Holm's p < 0.05)")
@@ -169,41 +245,44 @@ def map_statistics(table: pd.DataFrame) -> Figure:
 
 
 def faithfulness(table: pd.DataFrame) -> Figure:
-    """Mean probability of the class called as pixels are removed (deletion) or put back (insertion), by three rankings."""
+    """Mean probability of the predicted class as pixels are removed (deletion) or shown (insertion), by three rankings."""
     figure = Figure(figsize=(8.4, 3.7), layout="constrained")
     for axis, curve in zip(figure.subplots(1, 2, sharey=True), ("deletion", "insertion"), strict=True):
-        for ranking, colour in RANKING_COLOURS.items():
+        for ranking, (colour, label) in RANKINGS.items():
             rows = table[(table.curve == curve) & (table.ranking == ranking)]
-            label = {"gradcam": "by Grad-CAM", "random": "by a random map", "centred": "from the centre"}[ranking]
             axis.plot(rows.fraction, rows.probability, color=colour, label=label)
         axis.set(title=curve, xlabel=f"share of pixels {'removed' if curve == 'deletion' else 'shown'}", ylim=(0, 1.02))
         axis.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("probability of the class called")
+    figure.axes[0].set_ylabel("probability of the predicted class")
     figure.axes[0].legend(fontsize=8)
     return figure
 
 
 def published_density(table: pd.DataFrame) -> Figure:
-    """Table II's figures on one axis: fitted real points, and the fakes by the exact sum and by scikit-learn's tree."""
+    """Table II's log densities on one axis: fitted real points, and fakes by the exact sum and by scikit-learn's tree."""
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     axis = figure.subplots()
     parts: list[tuple[str, str, str, str]] = [
-        ("paper", "real", REAL_COLOUR, "real, the fitted points, exact"),
+        ("paper", "real", REAL_COLOUR, "real, fitted points, exact"),
         ("paper", "fake", FAKE_COLOUR, "fake, exact"),
         ("tree", "fake", YELLOW, "fake, scikit-learn's tree"),
     ]
-    chosen = {
-        key: table[(table.protocol == key[0]) & (table.label == key[1])].log_density for key in (p[:2] for p in parts)
-    }
-    everything = np.concatenate([values.to_numpy() for values in chosen.values()])
-    low, high = everything.min(), everything.max()
-    bins = np.linspace(low, high if high > low else low + 1, 61).tolist()
-    for place, (protocol, label, colour, title) in enumerate(parts):
-        values = chosen[protocol, label]
-        _density_row(axis, values.to_numpy(), bins, place, colour, f"{title} ({len(values)})")
+    densities = [
+        table[(table.protocol == protocol) & (table.label == label)].log_density.to_numpy()
+        for protocol, label, _, _ in parts
+    ]
+    bins = _bins(np.concatenate(densities), 60)
+    for place, (values, (_, _, colour, title)) in enumerate(zip(densities, parts, strict=True)):
+        _density_row(axis, values, bins, place, colour, f"{title} ({len(values)})")
     axis.set(xlabel="log density, nats", yticks=[])
     axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.22), ncols=3, frameon=False)
     return figure
+
+
+def _bins(values: np.ndarray, count: int) -> list[float]:
+    """Edges of equal bins over the range of values; 1 wide in total where all are equal."""
+    low, high = values.min(), values.max()
+    return np.linspace(low, high if high > low else low + 1, count + 1).tolist()
 
 
 def _density_row(axis: Axes, values: np.ndarray, bins: list[float], place: int, colour: str, label: str) -> None:
@@ -214,20 +293,7 @@ def _density_row(axis: Axes, values: np.ndarray, bins: list[float], place: int, 
 
 
 def _best(table: pd.DataFrame) -> int:
-    """Row of the epoch that training kept: the highest validation accuracy, of equals the lowest loss, of these the first."""
+    """Row of the epoch that training kept: the highest validation accuracy; among equals the lowest loss, then the first."""
     return int(
         table.sort_values(["validation_accuracy", "validation_loss", "epoch"], ascending=[False, True, True]).index[0]
     )
-
-
-def _augmented(image: np.ndarray, augment: Augment) -> np.ndarray:
-    """The first of a hundred seeded draws that changes the image; the image itself where none does."""
-    from dfganext.training.augment import compose  # imports torch
-
-    transform = compose(augment)
-    for seed in range(100):
-        transform.set_random_seed(seed)
-        changed = transform(image=image)["image"]
-        if not np.array_equal(changed, image):
-            return changed
-    return image

@@ -1,4 +1,4 @@
-"""The paper's Table I from evaluations on record: which of them make up a row, which are missing, how they compare."""
+"""The paper's Table I from recorded evaluations: which belong to a row, which are missing, how rows compare."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ NETWORK, AUTOENCODER = "convnext", "autoencoder"
 
 @dataclass(frozen=True)
 class Record:
-    """One evaluation on record.
+    """One recorded evaluation.
 
-    params are all settings it ran with, as text; scores what metrics/evaluate.json held; predictions one row per test image.
-    parts names the models (NETWORK, AUTOENCODER) that the code, library versions and weights file of this workspace made.
+    params: all settings of its run, as text.
+    scores: the content of metrics/evaluate.json.
+    predictions: one row per test image.
+    parts: the models (NETWORK, AUTOENCODER) that were trained with this workspace's code, library versions and weights file.
     """
 
     run_id: str
@@ -39,17 +41,17 @@ class Record:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of Table I: one model and one rule, measured with one seed or several.
+    """A row of Table I: one model and one decision rule, with one or several seeds.
 
-    records holds the latest evaluation of each seed, by seed; empty where none is on record.
+    records: the latest evaluation of each seed, sorted by seed; empty without any.
     """
 
     key: str
     model: str
     variation: str
     records: tuple[Record, ...]
-    right: tuple[np.ndarray, ...]
-    """For each record, whether each test image was judged rightly, in order of path."""
+    correct: tuple[np.ndarray, ...]
+    """For each record, whether the prediction of each test image is correct, in order of path: bool, (n,)."""
 
     @property
     def seeds(self) -> list[int]:
@@ -57,38 +59,34 @@ class Row:
 
     @property
     def accuracies(self) -> np.ndarray:
-        return np.array([right.mean() for right in self.right])
+        return np.array([correct.mean() for correct in self.correct])
 
     @property
     def mean(self) -> float:
         return float(self.accuracies.mean())
 
     @property
-    def deviation(self) -> float | None:
-        """Standard deviation over seeds (n - 1), None with a single one."""
-        return float(self.accuracies.std(ddof=1)) if len(self.right) > 1 else None
+    def std(self) -> float | None:
+        """Standard deviation over seeds (n - 1); None with a single seed."""
+        return float(self.accuracies.std(ddof=1)) if len(self.correct) > 1 else None
 
     @property
     def extremes(self) -> tuple[float, float] | None:
-        """Lowest and highest accuracy of any seed, None with a single one."""
-        return (float(self.accuracies.min()), float(self.accuracies.max())) if len(self.right) > 1 else None
-
-    @property
-    def images(self) -> int:
-        return len(self.right[0])
+        """Lowest and highest accuracy of any seed; None with a single seed."""
+        return (float(self.accuracies.min()), float(self.accuracies.max())) if len(self.correct) > 1 else None
 
     @property
     def interval(self) -> Interval:
-        """95 % Wilson interval of the mean accuracy, for the near-duplicate groups drawn; seeds do not narrow it.
+        """95 % Wilson interval of the mean accuracy over test images; more seeds do not narrow it.
 
-        The effective number of images is the least of any seed's.
+        It uses the smallest effective number of images of any seed.
         """
         groups = groups_of(_ordered(self.records[0]))
-        images = min(intervals.effective_images(right, groups) for right in self.right)
+        images = min(intervals.effective_images(correct, groups) for correct in self.correct)
         return intervals.wilson(self.mean * images, images)
 
     @property
-    def auc(self) -> float:
+    def roc_auc(self) -> float:
         """ROC AUC, mean over seeds."""
         return float(np.mean([record.scores[self.part]["roc_auc"] for record in self.records]))
 
@@ -98,31 +96,34 @@ class Row:
 
     @property
     def f1(self) -> float:
-        """Of a network at logit > 0, with the first seed."""
+        """F1 of a network at logit > 0, with the first seed."""
         table = self.records[0].predictions
         return metrics.at_threshold(is_fake(table).astype(int), table.logit.to_numpy(), 0.0)["f1"]
 
     def of_seed(self, seed: int) -> tuple[Record, np.ndarray]:
         place = self.seeds.index(seed)
-        return self.records[place], self.right[place]
+        return self.records[place], self.correct[place]
 
 
-def variants(chosen: Settings) -> dict[str, dict[str, Any]]:
-    """The settings that tell the four trained rows apart."""
+def variants(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The settings in which the four trained rows differ."""
     rows: dict[str, dict[str, Any]] = {f"{NETWORK}_{loss}": {"loss": loss} for loss in ("ce", "bce")}
     for name in ("first", "second"):
-        row = getattr(chosen.table1, name)
+        row = getattr(settings.table1, name)
         rows[f"{AUTOENCODER}_{name}"] = {"autoencoder.size": row.size, "autoencoder.threshold": row.threshold}
     return rows
 
 
-def matching(records: Sequence[Record], chosen: Settings, key: str) -> tuple[Record, ...]:
-    """Of each seed the first record with a row's settings, code, library versions and weights file; other sections may differ."""
+def matching(records: Sequence[Record], settings: Settings, key: str) -> tuple[Record, ...]:
+    """For each seed, the first record with a row's settings, code, library versions and weights file.
+
+    Settings of sections that do not affect the row may differ.
+    """
     part = NETWORK if key.startswith(NETWORK) else AUTOENCODER
     sections = ("resize.", f"{part}.", "loss") if part == NETWORK else ("resize.", f"{part}.")
-    expected = as_texts({**flatten(chosen), **variants(chosen)[key]})
+    expected = as_texts({**flatten(settings), **variants(settings)[key]})
     expected = {name: text for name, text in expected.items() if name.startswith(sections)}
-    expected.pop(f"{NETWORK}.processes", None)  # matters to the rounding alone
+    expected.pop(f"{NETWORK}.processes", None)  # affects only rounding
     found: dict[int, Record] = {}
     for record in records:
         if part in record.parts and all(record.params.get(name) == text for name, text in expected.items()):
@@ -130,16 +131,16 @@ def matching(records: Sequence[Record], chosen: Settings, key: str) -> tuple[Rec
     return tuple(found[seed] for seed in sorted(found))
 
 
-def collect(records: Sequence[Record], chosen: Settings) -> list[Row]:
-    """All rows of Table I, those without a record too.
+def collect(records: Sequence[Record], settings: Settings) -> list[Row]:
+    """All rows of Table I, including those without a record.
 
     Args:
         records: evaluations on the same split, newest first.
-        chosen: this workspace's settings; what a row does not vary must be as in these.
+        settings: this workspace's settings; all that a row does not vary must be equal to these.
     """
-    by_key = {key: matching(records, chosen, key) for key in variants(chosen)}
-    network = chosen.convnext.architecture
-    size = f"{chosen.convnext.size} px"
+    by_key = {key: matching(records, settings, key) for key in variants(settings)}
+    network = settings.convnext.architecture
+    size = f"{settings.convnext.size} px"
     bce = by_key["convnext_bce"]
     rows = [
         _row("convnext_ce", network, f"{size}, cross entropy", by_key["convnext_ce"], _by_prediction),
@@ -149,34 +150,35 @@ def collect(records: Sequence[Record], chosen: Settings) -> list[Row]:
         ),
     ]
     for name in ("first", "second"):
-        row = getattr(chosen.table1, name)
+        row = getattr(settings.table1, name)
         text = f"{row.size} px, fake where the error is above {row.threshold:g}"
         key = f"{AUTOENCODER}_{name}"
         rows.append(_row(key, AUTOENCODER, text, by_key[key], partial(_by_error, threshold=row.threshold)))
     return rows
 
 
-def experiments(records: Sequence[Record], chosen: Settings, seeds: int) -> list[dict[str, Any]]:
-    """Settings to run so that every row has `seeds` seeds, counted from `seed`; two experiments a seed, on the same split.
+def experiments(records: Sequence[Record], settings: Settings, seeds: int) -> list[dict[str, Any]]:
+    """Settings of the experiments that are missing for every row to have `seeds` seeds, from settings.seed upwards.
 
-    One trains cross entropy and the first autoencoder, the other binary cross entropy and the second.
+    There are two experiments per seed, on the same split: one trains cross entropy and the first autoencoder, the other
+    binary cross entropy and the second.
     """
-    rows = variants(chosen)
+    rows = variants(settings)
     pairs = [("convnext_ce", "autoencoder_first"), ("convnext_bce", "autoencoder_second")]
-    done = {key: {record.seed for record in matching(records, chosen, key)} for key in rows}
+    done = {key: {record.seed for record in matching(records, settings, key)} for key in rows}
     return [
         {"seed": seed, **rows[network], **rows[autoencoder]}
-        for seed in range(chosen.seed, chosen.seed + seeds)
+        for seed in range(settings.seed, settings.seed + seeds)
         for network, autoencoder in pairs
         if not (seed in done[network] and seed in done[autoencoder])
     ]
 
 
 def compare(first: Row, second: Row) -> dict[str, Any] | None:
-    """Two rows on the same test images, by the first seed that both have; None where there is none.
+    """Accuracies of two rows on the same test images, for the first seed that both have; None without a common seed.
 
     Returns:
-        seed; difference of accuracies (first - second), its paired interval, and `intervals.mcnemar`.
+        seed; difference (first - second) and its paired interval; and the result of `intervals.mcnemar`.
     """
     seed = _common_seed(first, second)
     if seed is None:
@@ -186,25 +188,24 @@ def compare(first: Row, second: Row) -> dict[str, Any] | None:
     return {"seed": seed, **gap, **intervals.mcnemar(ours, theirs)}
 
 
-def auc_difference(first: Row, second: Row) -> tuple[float, Interval] | None:
-    """ROC AUC of the first autoencoder less the second's, on the same images, with its paired interval."""
+def roc_auc_difference(first: Row, second: Row) -> dict[str, Any] | None:
+    """`intervals.roc_auc_difference` of two autoencoders for the first seed that both have; None without a common seed."""
     seed = _common_seed(first, second)
     if seed is None:
         return None
     tables = [_ordered(row.of_seed(seed)[0]) for row in (first, second)]
     labels = is_fake(tables[0]).astype(int)
     errors = [table.reconstruction_error.to_numpy() for table in tables]
-    gap = intervals.paired_difference(labels, errors[0], errors[1], "roc_auc", groups_of(tables[0]))
-    return gap["difference"], gap["interval"]
+    return intervals.roc_auc_difference(labels, errors[0], errors[1], groups_of(tables[0]))
 
 
 def is_fake(table: pd.DataFrame) -> np.ndarray:
-    """Whether each row's image is fake, by its column label: bool, (n,)."""
+    """Whether the label of each row is fake: bool, (n,)."""
     return (table.label == NAMES[FAKE]).to_numpy()
 
 
 def groups_of(table: pd.DataFrame) -> np.ndarray | None:
-    """Near-duplicate group of each row, int (n,); None for predictions that were recorded without the column."""
+    """Near-duplicate group of each row, int (n,); None for predictions recorded without this column."""
     return table.group.to_numpy() if "group" in table else None
 
 
@@ -221,7 +222,7 @@ def _common_seed(first: Row, second: Row) -> int | None:
 
 
 def _by_prediction(table: pd.DataFrame) -> np.ndarray:
-    """Decided where a classifier decides without a validation set: at logit > 0."""
+    """A decision at logit > 0 needs no validation split."""
     return (table.logit > 0).to_numpy() == is_fake(table)
 
 

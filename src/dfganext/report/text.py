@@ -1,4 +1,4 @@
-"""Numbers as the page shows them: a true minus sign, a space before %, a dash for what there is none of."""
+"""Numbers as text on the page: a true minus sign, a space before %, a dash for missing values."""
 
 from __future__ import annotations
 

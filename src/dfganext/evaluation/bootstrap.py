@@ -1,0 +1,71 @@
+"""Stratified bootstrap of near-duplicate groups. scipy.stats.bootstrap resamples images, not whole groups within strata."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+RESAMPLES = 2000
+BLOCK = 2**20
+"""Weights in memory at a time: about 64 MB with everything that is computed from them."""
+
+Statistics = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+"""From weights (b, n), how often each resample holds each image, to {name: (b,)}."""
+
+
+def resamples(
+    labels: np.ndarray, groups: np.ndarray | None = None, count: int = RESAMPLES, seed: int = 0
+) -> np.ndarray:
+    """Weights (count, n): how often each resample holds each image.
+
+    Whole groups are drawn within strata: the groups of one class only, and for each mixture of classes the groups that
+    contain it. A resample has as many draws from a stratum as the stratum has groups, so every class keeps weight; where
+    groups differ in size, the number of images drawn varies.
+
+    Args:
+        labels: (n,), the class of each image.
+        groups: (n,), the near-duplicate group of each image; None: each image is a group of its own.
+    """
+    _, number = np.unique(np.arange(len(labels)) if groups is None else groups, return_inverse=True)
+    classes, label = np.unique(labels, return_inverse=True)
+    held = np.zeros((number.max() + 1, len(classes)), bool)
+    held[number, label] = True
+    _, stratum = np.unique(held, axis=0, return_inverse=True)
+    rng = np.random.default_rng([seed, len(labels)])
+    drawn = np.zeros((count, len(held)))
+    for one in range(stratum.max() + 1):
+        members = np.flatnonzero(stratum == one)
+        drawn[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=count)
+    return drawn[:, number]
+
+
+def distribution(
+    labels: np.ndarray,
+    statistics: Statistics,
+    groups: np.ndarray | None = None,
+    count: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """The statistics of all resamples, computed block by block: {name: (count,)}. Arguments as for `resamples`."""
+    rows = max(1, BLOCK // max(1, len(labels)))
+    parts = [
+        statistics(resamples(labels, groups, min(rows, count - start), seed + 7919 * start))
+        for start in range(0, count, rows)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def percentiles(
+    labels: np.ndarray,
+    statistics: Statistics,
+    groups: np.ndarray | None = None,
+    count: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """Intervals that hold the middle 95 % of the statistics' finite values: {name: [low, high]}. Arguments as for `resamples`.
+
+    Not for a statistic at the edge of its range: there all resamples are equal and the interval has no width.
+    """
+    values = distribution(labels, statistics, groups, count, seed)
+    return {name: np.percentile(one[np.isfinite(one)], [2.5, 97.5]).tolist() for name, one in values.items()}
