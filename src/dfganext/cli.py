@@ -25,6 +25,7 @@ import dfganext
 from dfganext import runtime
 from dfganext.data.discovery import BATCH_BYTES, BATCH_FILES, Unread, find_images, printable, read, shortened
 from dfganext.errors import UserError, one_line
+from dfganext.runtime import batches_by_bytes
 
 if TYPE_CHECKING:  # importing torch takes seconds: --help and a mistyped path must not wait for it
     from dfganext.inference.detector import Detector
@@ -229,7 +230,8 @@ def predict_files(detector: Detector, files: Iterable[Path], heatmaps: dict[Path
     Args:
         heatmaps: the PNG to write for each file; empty for none.
     """
-    for batch in _batches(files):
+    contents = ((path, read(path)) for path in files)
+    for batch in batches_by_bytes(contents, _bytes_of, BATCH_FILES, BATCH_BYTES):
         encoded = [data if isinstance(data, bytes) else data.reason for _, data in batch]
         predictions = detector.predict(encoded, explain=bool(heatmaps))
         for (path, _), found in zip(batch, predictions, strict=True):
@@ -330,19 +332,8 @@ def _load(uri: str | None, threshold: float | None, stack: ExitStack) -> Detecto
     return detector
 
 
-def _batches(files: Iterable[Path]) -> Iterator[list[tuple[Path, bytes | Unread]]]:
-    """Yield batches of paths with their files' bytes, or the reason why there are none."""
-    batch: list[tuple[Path, bytes | Unread]] = []
-    size = 0
-    for path in files:
-        data = read(path)
-        batch.append((path, data))
-        size += len(data) if isinstance(data, bytes) else 0
-        if len(batch) == BATCH_FILES or size > BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _bytes_of(content: tuple[Path, bytes | Unread]) -> int:
+    return len(content[1]) if isinstance(content[1], bytes) else 0
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def prepare() -> None:
 
 
 def map_ordered(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int, limit: int
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, limit: int | None = None
 ) -> Iterator[Result]:
     """`map` in threads: results in the order of the items.
 
@@ -58,8 +58,8 @@ def map_ordered(
 
     Args:
         workers: threads; 0 computes in the caller's thread.
-        limit: items at a time, at least 1, that are waiting, in work, or whose result the caller has not taken. While the
-            caller uses a result, the next limit - 1 items are worked on.
+        limit: items at a time, at least 1, that are waiting, in work, or whose result the caller has not taken; 8 per worker
+            by default. While the caller uses a result, the next limit - 1 items are worked on.
 
     Raises:
         Whatever the function raises, at the place of its item; items that have not begun by then are not computed.
@@ -70,7 +70,7 @@ def map_ordered(
     items = iter(items)
     pool = ThreadPoolExecutor(workers)
     try:
-        pending = deque(pool.submit(function, item) for item in islice(items, limit))
+        pending = deque(pool.submit(function, item) for item in islice(items, limit or 8 * workers))
         while pending:
             yield pending.popleft().result()
             pending.extend(pool.submit(function, item) for item in islice(items, 1))

@@ -11,10 +11,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from dfganext import files, images
-from dfganext.data.parallel import ordered_map
 from dfganext.data.split import SPLITS
 from dfganext.errors import UserError
 from dfganext.labels import index_of
+from dfganext.runtime import map_ordered
 from dfganext.settings import Resize
 
 INDEX_FILE = "index.csv"
@@ -59,7 +59,7 @@ def write(split: pd.DataFrame, raw: Path, folder: Path, size: int, resize: Resiz
         folder.mkdir(parents=True, exist_ok=True)
         for name in SPLITS:
             rows = split[split.split == name]
-            arrays = tqdm(ordered_map(pixels, rows.path, workers), f"{name} at {size} px", len(rows), disable=None)
+            arrays = tqdm(map_ordered(pixels, rows.path, workers), f"{name} at {size} px", len(rows), disable=None)
             _write_array(folder / f"{name}.npy", arrays, (len(rows), size, size, 3))
             columns = {"path": rows.path, "label": rows.label, "group": rows.group}
             index.append(pd.DataFrame({"split": name, "row": range(len(rows)), **columns}))

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from dfganext import images, labels
 from dfganext.data import discovery
 from dfganext.data.discovery import CONTROL_CHARACTERS, Reject, SourceFile, Unread, label_of, shortened
-from dfganext.data.parallel import ordered_map
 from dfganext.data.sources import Collection
 from dfganext.errors import UserError
+from dfganext.runtime import map_ordered
 from dfganext.settings import Download
 
 TYPES: dict[str, Any] = {
@@ -105,7 +105,7 @@ def build(collection: Collection, raw: Path, settings: Download, workers: int = 
         return _take(candidate[1], candidate[0], raw, settings)
 
     taken: list[_Image] = []
-    outcomes = ordered_map(take, candidates.items(), workers)
+    outcomes = map_ordered(take, candidates.items(), workers)
     for outcome in tqdm(outcomes, total=len(candidates), desc="images", unit="image", disable=None):
         if isinstance(outcome, Reject):
             rejects.append(outcome)
