@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -84,6 +85,8 @@ def train(run: Run, group: Group = distributed.SINGLE_PROCESS):
 def body(run: Run, group: Group) -> None:
     if run.failure and (run.epoch, run.rank) == (-1, group.rank):
         fail(run.failure)
+    default = multiprocessing.get_all_start_methods()[0]
+    assert multiprocessing.get_start_method() == default, "the start method of data loaders"
     group.check_same({"epochs": run.epochs})
     if not run.epochs:
         return

@@ -248,8 +248,8 @@ def test_both_losses_have_the_same_value():
     bce = classifier.classification_loss(logits[:, None], labels)
     ce = classifier.classification_loss(torch.stack([torch.zeros(50), logits], dim=1), labels)
     torch.testing.assert_close(bce, ce)
-    told = classifier.epoch_metrics(labels.numpy(), logits.double().numpy())["loss"]
-    assert reported == pytest.approx(float(bce), rel=1e-5)
+    found = classifier.epoch_metrics(labels.numpy(), logits.double().numpy())["loss"]
+    assert found == pytest.approx(float(bce), rel=1e-5)
 
 
 def test_samples_differ_between_epochs_and_rows():

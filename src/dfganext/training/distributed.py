@@ -12,6 +12,7 @@ are decided by the seed. Only the main process reads and writes checkpoints, log
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -201,6 +202,7 @@ def _check_devices(local_world_size: int, device: str) -> None:
 
 def _start(body: Callable[[Group], None], processes: int, device: str) -> None:
     threads = max(1, torch.get_num_threads() // processes)
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # the UserError says what happened
     with tempfile.TemporaryDirectory(prefix="dfganext-") as folder:
         with _inherited_by_workers(folder):
             context = start_processes(_work, (body, processes, device, threads, Path(folder)), processes, join=False)
@@ -232,6 +234,7 @@ def _inherited_by_workers(folder: str) -> Iterator[None]:
 def _work(rank: int, body: Callable[[Group], None], world_size: int, device: str, threads: int, folder: Path) -> None:
     """Run one process of the group; it meets the others in `folder` and writes a UserError's message there."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a tracking run is closed
+    multiprocessing.set_start_method(None, force=True)  # data loaders use the platform's default, not spawn
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
