@@ -74,7 +74,7 @@ def killed(tmp_path_factory):
     """A run whose second process was killed at the start of the second epoch: folder, exit code, output lines and messages."""
     folder = tmp_path_factory.mktemp("killed")
     command = several.command(Run(str(folder), failure="killed"))
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
     return folder, ended.returncode, [json.loads(line) for line in ended.stdout.splitlines()], ended.stderr
 
 
