@@ -117,8 +117,7 @@ def fit(
         task: data, loss and metrics.
         state: model, optimizer and scheduler to train with; changed in place.
         epochs: includes the epochs of an earlier run that was stopped.
-        seed: for random operations inside the model, such as dropout. Set at the start of each epoch, so that a resumed run
-            draws the same numbers as one that was not stopped.
+        seed: of random operations inside the model, such as dropout; set anew in each epoch, so a resumed run draws the same.
         checkpoint: written after each epoch. If the file exists, training resumes from it.
         on_epoch: called after each epoch, and once for each epoch found in the checkpoint.
         group: the processes that train together. Only the main process passes checkpoint and on_epoch.
@@ -159,9 +158,8 @@ def fit(
             if history.best_epoch == 0 and not _is_finite(state.model):
                 break  # weights never become finite again
     if history.best_epoch == 0:
-        raise UserError(
-            f"{task.lr_setting}: training diverged, no epoch ended with a finite validation loss; lower {task.lr_setting}."
-        )
+        name = task.lr_setting
+        raise UserError(f"{name}: training diverged, no epoch ended with a finite validation loss; lower {name}.")
     return history
 
 
