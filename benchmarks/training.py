@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, get_worker_info
-from tqdm import tqdm
 
 from benchmarks import pictures
 from benchmarks.harness import ROOT, Child, shipped_but
@@ -29,7 +28,7 @@ from dfganext.models import classifier
 from dfganext.runtime import cores
 from dfganext.settings import Convnext
 from dfganext.training import augment, compute, loop
-from dfganext.training.classifier import ClassifierTask
+from dfganext.training.classifier import ClassifierTask, training_state
 
 SOURCE = 256
 """Pixels a side of the files, as of the paper's data set."""
@@ -117,14 +116,14 @@ def prepare_ours(folder: str, changes: dict[str, Any], first: int | None) -> Non
     )
     compute.make_repeatable()
     task = ClassifierTask(split, split, convnext, "ce", 0, machine)
-    load = task.load
+    load_epoch = task.loader.epoch
 
-    def timed(batches: list) -> Iterator[Any]:
+    def timed(epoch: int) -> Iterator[Any]:
         _state["waited"] = 0.0
-        yield from waiting_for(load(batches))
+        yield from waiting_for(load_epoch(epoch))
 
-    task.load = timed  # type: ignore[method-assign]
-    _state["task"], _state["count"] = task, len(files)
+    task.loader.epoch = timed  # type: ignore[method-assign]
+    _state["task"], _state["state"] = task, training_state(task.model, convnext)
 
 
 def loss_ours() -> float:
@@ -135,28 +134,26 @@ def loss_ours() -> float:
 def epoch_ours(number: int) -> dict[str, float]:
     """Seconds of an epoch, and how many of them passed in waiting for the loader."""
     task = _state["task"]
-    with tqdm(disable=True) as bar:
-        start = time.perf_counter()
-        loop.train_epoch(task, number, bar)
-        synchronise(task.device)
-        seconds = time.perf_counter() - start
-    return {"seconds": seconds, "waited": _state["waited"]}
+    start = time.perf_counter()
+    loop.train_epoch(task, _state["state"], number)
+    synchronise(task.device)
+    return {"seconds": time.perf_counter() - start, "waited": _state["waited"]}
 
 
 def steps_ours(number: int) -> float:
-    """Seconds of an epoch's steps on a batch that is in memory already: the limit for any loader."""
-    task = _state["task"]
-    (batch, *_) = task.load(task.batches(0)[:1])
-    steps = len(task.batches(number))
+    """Seconds of an epoch's steps on a batch that is already in memory: the limit for any loader."""
+    task, optimizer = _state["task"], _state["state"].optimizer
+    batch, *_ = task.loader.epoch(number)
     task.model.train()
     synchronise(task.device)
     start = time.perf_counter()
-    for _ in range(steps):
-        task.optimiser.zero_grad(set_to_none=True)
-        task.loss(batch).backward()
-        task.optimiser.step()
+    for _ in range(task.loader.steps):
+        optimizer.zero_grad(set_to_none=True)
+        for loss, _output in task.losses(batch):
+            loss.backward()
+        optimizer.step()
     synchronise(task.device)
-    return (time.perf_counter() - start) * _state["count"] / (steps * len(batch.labels))
+    return (time.perf_counter() - start) * task.loader.images / (task.loader.steps * len(batch.labels))
 
 
 class CachedImages(Dataset[tuple[torch.Tensor, int]]):

@@ -16,15 +16,14 @@ def main() -> None:
     images = paths.images_of_size(settings.autoencoder.size)
     train, validation = (arrays.read(images, split) for split in (sampling.TRAIN, sampling.VALIDATION))
     machine, precision = compute.resolve(settings.machine, "float32")
-    what = (train, validation, settings.autoencoder, settings.seed, machine)
-    inputs = training.inputs_of(*what)
+    arguments = (train, validation, settings.autoencoder, settings.seed, machine)
     with (
-        checkpoints.resumable(paths.work(), "autoencoder", inputs, training.MODULES, training.LIBRARIES) as checkpoint,
+        checkpoints.resumable("train_autoencoder", training.training_inputs(*arguments)) as checkpoint,
         runs.stage_run("train_autoencoder", settings, reads=[paths.SPLIT, images], makes=[paths.AUTOENCODER]) as run,
     ):
         run.set_tags({"precision": precision, "device": machine.device})
         curves = Curves(run.log_metrics)
-        history = training.train(*what, checkpoint, curves)
+        history = training.train(*arguments, checkpoint, curves)
         autoencoder.save(paths.AUTOENCODER, history.best_state)
         curves.write(history, paths.AUTOENCODER_CURVES, paths.AUTOENCODER_SPEED)
         run.log_metrics({"best_epoch": history.best_epoch})

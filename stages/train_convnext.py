@@ -1,6 +1,5 @@
-"""Train the classifier, in one process or several, and keep its best epoch."""
+"""Train the classifier, with one process or several, and keep its best epoch."""
 
-import sys
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -17,31 +16,29 @@ from dfganext.training.curves import Curves
 
 def main() -> None:
     settings = load_settings()
-    command = [sys.executable, "-m", "stages.train_convnext"]
-    distributed.run(partial(train, settings), settings.convnext.processes, settings.machine.device, command)
+    distributed.run(partial(train, settings), settings.convnext.processes, settings.machine.device)
 
 
 def train(settings: Settings, group: distributed.Group) -> None:
-    """Train as one of a group, whose first process alone writes and logs."""
+    """Train as one process of a group; only the main process writes and logs."""
     images = paths.images_of_size(settings.convnext.size)
-    shown, validation = (arrays.read(images, split) for split in (sampling.TRAIN, sampling.VALIDATION))
+    training_split, validation = (arrays.read(images, split) for split in (sampling.TRAIN, sampling.VALIDATION))
     machine, precision = compute.resolve(settings.machine, settings.convnext.precision)
-    what = (shown, validation, replace(settings.convnext, precision=precision), settings.loss, settings.seed, machine)
-    inputs = training.inputs_of(*what)
+    convnext = replace(settings.convnext, precision=precision)
+    arguments = (training_split, validation, convnext, settings.loss, settings.seed, machine)
+    inputs = training.training_inputs(*arguments)
     group.check_same(inputs)
-    fit = partial(training.train, *what, group=group)
-    if not group.first:
-        fit()
+    if not group.is_main:
+        training.train(*arguments, group=group)
         return
+    reads = [paths.SPLIT, images, paths.WEIGHTS]
     with (
-        checkpoints.resumable(paths.work(), "convnext", inputs, training.MODULES, training.LIBRARIES) as checkpoint,
-        runs.stage_run(
-            "train_convnext", settings, reads=[paths.SPLIT, images, paths.WEIGHTS], makes=[paths.CONVNEXT]
-        ) as run,
+        checkpoints.resumable("train_convnext", inputs) as checkpoint,
+        runs.stage_run("train_convnext", settings, reads=reads, makes=[paths.CONVNEXT]) as run,
     ):
-        run.set_tags({"processes": group.size, "precision": precision, "device": machine.device})
+        run.set_tags({"processes": group.world_size, "precision": precision, "device": machine.device})
         curves = Curves(run.log_metrics)
-        history, config = fit(checkpoint=checkpoint, on_epoch=curves)
+        history, config = training.train(*arguments, checkpoint, curves, group)
         classifier.save(paths.CONVNEXT, history.best_state, replace(config, **asdict(settings.resize)))
         curves.write(history, paths.CONVNEXT_CURVES, paths.CONVNEXT_SPEED)
         run.log_metrics({"best_epoch": history.best_epoch})

@@ -16,11 +16,10 @@ def test_latent_size(size, dimension):
     assert latents.shape == (1, dimension) and errors.shape == (1,)
 
 
-def test_images_at_once():
-    """What fits a CPU's caches; a GPU has room for all."""
-    assert [autoencoder.at_once(size, 32, "cpu") for size in (96, 152, 256, 1024)] == [32, 22, 8, 1]
-    assert autoencoder.at_once(256, 4, "cpu") == 4
-    assert autoencoder.at_once(256, 32, torch.device("cuda", 1)) == 32
+def test_micro_batches_fit_the_caches_of_a_cpu():
+    assert [autoencoder.micro_batch_size(size, 32, "cpu") for size in (96, 152, 256, 1024)] == [32, 22, 8, 1]
+    assert autoencoder.micro_batch_size(256, 4, "cpu") == 4
+    assert autoencoder.micro_batch_size(256, 32, torch.device("cuda", 1)) == 32
 
 
 def test_errors_are_mean_squares_on_the_unit_scale():

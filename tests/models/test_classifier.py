@@ -36,7 +36,7 @@ def test_convnext_tiny_is_the_papers():
     assert classifier.map_layer(model) is model.stages[3].blocks[2]
 
 
-def test_the_seed_decides_and_leaves_torch_alone():
+def test_the_seed_decides_the_weights_and_does_not_change_torchs():
     before = torch.random.get_rng_state()
     one, two, three = (classifier.build(TINY, "ce", 64, seed=seed)[0].state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -70,7 +70,7 @@ def test_saved_and_loaded_gives_the_same_logits(tmp_path):
     np.testing.assert_allclose(classifier.predict_logits(again, config, images, batch_size=5), expected, atol=1e-5)
 
 
-def test_what_it_was_trained_with_is_kept_and_unknown_of_earlier_versions(tmp_path):
+def test_precision_and_device_of_training_are_saved_and_may_be_missing(tmp_path):
     model, config = classifier.build(TINY, "ce", 64)
     config = dataclasses.replace(config, precision="bfloat16", device="cuda")
     classifier.save(tmp_path, model.state_dict(), config)
@@ -153,10 +153,10 @@ def test_batch_normalised_weights_by_order(tmp_path):
     model, _ = classifier.build("test_efficientnet", "bce", 64, str(tmp_path / "w.pth"), match="order")
     assert torch.equal(model.state_dict()["conv_stem.weight"], state["conv_stem.weight"])
     assert torch.equal(model.state_dict()["bn2.running_var"], state["bn2.running_var"])
-    assert model(torch.randn(4, 3, 64, 64)).abs().max() < 2, "a head of timm's own starts far from even odds"
+    assert model(torch.randn(4, 3, 64, 64)).abs().max() < 2, "the head of timm starts far from p_fake = 0.5"
 
 
-def test_other_names_are_refused_unless_order_is_asked_for(tmp_path):
+def test_other_names_are_refused_unless_matched_by_order(tmp_path):
     state = timm.create_model(TINY, num_classes=1000).state_dict()
     first = next(iter(state))
     torch.save({f"layer{number}": value for number, value in enumerate(state.values())}, tmp_path / "w.pth")
@@ -215,20 +215,20 @@ def test_an_architecture_that_cannot_be_made_for_a_size():
 
 
 @pytest.mark.parametrize(("form", "prefix"), [("NCHW", 0), ("NHWC", 0), ("tokens", 0), ("tokens", 2)])
-def test_features_of_any_form_lie_on_a_grid(form, prefix):
+def test_features_of_any_layout_become_a_grid(form, prefix):
     model = classifier.build("test_vit", "ce", 64)[0]
     model.num_prefix_tokens = prefix
     grid = torch.randn(2, 5, 3, 3)
     tokens = torch.cat([torch.randn(2, prefix, 5), grid.flatten(2).transpose(1, 2)], dim=1)
     features = {"NCHW": grid, "NHWC": grid.permute(0, 2, 3, 1), "tokens": tokens}[form]
-    assert torch.equal(classifier.as_grid(features, model), grid)
+    assert torch.equal(classifier.to_grid(features, model), grid)
 
 
 def test_features_in_no_grid_are_refused():
     model = classifier.build("test_vit", "ce", 64)[0]
     for features in (torch.zeros(2, 7, 5), torch.zeros(2, 3, 4, 5), torch.zeros(2, 5), (torch.zeros(2, 5, 3, 3),)):
         with pytest.raises(UserError, match=r"convnext\.architecture: no Grad-CAM map can be made of test_vit"):
-            classifier.as_grid(features, model)
+            classifier.to_grid(features, model)
 
 
 UNPICKLING = pickle.UnpicklingError("Weights only load failed")
@@ -254,7 +254,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_imagenet_weights_that_cannot_be_had_say_why_and_how_to_go_on(monkeypatch, case):
+def test_unavailable_imagenet_weights_give_the_reason_and_what_to_do(monkeypatch, case):
     error, words = CASES[case]
 
     def failing(*_, **__):
@@ -274,7 +274,7 @@ OUT_OF_MEMORY = (
 
 @pytest.mark.parametrize("weights", ["random", "imagenet"])
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=repr)
-def test_too_little_memory_is_not_the_architectures_fault(monkeypatch, weights, error):
+def test_too_little_memory_to_build_is_named(monkeypatch, weights, error):
     def failing(*_, **__):
         raise error
 

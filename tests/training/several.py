@@ -1,7 +1,8 @@
-"""What test_distributed.py runs in several processes: `python several.py ASKED.json`, with the fields of `Asked`."""
+"""Training in several processes, for test_distributed.py. `python several.py RUN.json` trains with the fields of `Run`."""
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -18,21 +19,21 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @dataclass
-class Asked:
-    """fails: what happens in the process `rank` when epoch `epoch`, counted from 0, begins; before all epochs with -1."""
+class Run:
+    """failure: what happens in the process `rank` when the epoch `epoch`, counted from 0, begins; with -1, before all epochs."""
 
     folder: str
     processes: int = 2
     epochs: int = 3
-    fails: str | None = None
+    failure: str | None = None
     rank: int = 1
     epoch: int = 1
     lr: float = 3e-3
 
 
-def command(asked: Asked) -> list[str]:
-    file = Path(asked.folder) / "asked.json"
-    file.write_text(json.dumps(dataclasses.asdict(asked)))
+def command(run: Run) -> list[str]:
+    file = Path(run.folder) / "run.json"
+    file.write_text(json.dumps(dataclasses.asdict(run)))
     return [sys.executable, __file__, str(file)]
 
 
@@ -40,62 +41,65 @@ def fail(how: str) -> None:
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if how == "error":
-        raise UserError("artifacts/images/32 is unwell; make it anew.")
+        raise UserError("artifacts/images/32 is damaged; make it again.")
     raise ZeroDivisionError("a bug")
 
 
-def train(asked: Asked, group: Group = distributed.ALONE):
-    """History of training on 46 images in batches of 15, so that no share is like another and the last ones are empty."""
+def train(run: Run, group: Group = distributed.SINGLE_PROCESS):
+    """History of training on 46 images in batches of 15: shards differ in size, and those of the last batch may be empty."""
     from test_training import CPU, STRONG, VALIDATION, striped
 
-    from dfganext.training import augment, classifier
+    from dfganext.training import classifier
+    from dfganext.training.augment import EpochLoader
 
-    chosen = dataclasses.replace(
+    convnext = dataclasses.replace(
         settings.load_settings(ROOT / "params.yaml").convnext,
         architecture="test_convnext",
         size=32,
-        epochs=asked.epochs,
+        epochs=run.epochs,
         batch_size=15,
-        lr=asked.lr,
+        lr=run.lr,
         lr_step=2,
         precision="float32",
         augment=STRONG,
     )
-    shuffled = augment.shuffled
+    load_epoch = EpochLoader.epoch
 
-    def failing(rows, epoch, *others):
-        if asked.fails and (epoch, group.rank) == (asked.epoch, asked.rank):
-            fail(asked.fails)
-        return shuffled(rows, epoch, *others)
+    def failing(loader, epoch):
+        if run.failure and (epoch, group.rank) == (run.epoch, run.rank):
+            fail(run.failure)
+        return load_epoch(loader, epoch)
 
     def on_epoch(row, speed):
         print(json.dumps({"epoch": row["epoch"], "again": speed is None, "rank": group.rank, "pid": os.getpid()}))
         sys.stdout.flush()
 
-    augment.shuffled = failing
+    EpochLoader.epoch = failing
     try:
-        own = (Path(asked.folder) / "checkpoint.pt", on_epoch) if group.first else (None, None)
-        return classifier.train(striped(46, 0), VALIDATION, chosen, "ce", 5, CPU, *own, group)[0]
+        options = (Path(run.folder) / "checkpoint.pt", on_epoch) if group.is_main else (None, None)
+        return classifier.train(striped(46, 0), VALIDATION, convnext, "ce", 5, CPU, *options, group)[0]
     finally:
-        augment.shuffled = shuffled
+        EpochLoader.epoch = load_epoch
 
 
-def body(asked: Asked, group: Group) -> None:
-    if asked.fails and (asked.epoch, asked.rank) == (-1, group.rank):
-        fail(asked.fails)
-    group.check_same({"epochs": asked.epochs})
-    if not asked.epochs:
+def body(run: Run, group: Group) -> None:
+    if run.failure and (run.epoch, run.rank) == (-1, group.rank):
+        fail(run.failure)
+    default = multiprocessing.get_all_start_methods()[0]
+    assert multiprocessing.get_start_method() == default, "the start method of data loaders"
+    group.check_same({"epochs": run.epochs})
+    if not run.epochs:
         return
-    history = train(asked, group)
-    if group.first:
+    history = train(run, group)
+    if group.is_main:
         import torch
 
-        torch.save(dataclasses.asdict(history), Path(asked.folder) / "history.pt")
+        torch.save(dataclasses.asdict(history), Path(run.folder) / "history.pt")
 
 
 def main() -> None:
-    asked = Asked(**json.loads(Path(sys.argv[1]).read_text()))
-    distributed.run(partial(body, asked), asked.processes, "cpu", command(asked))
+    run = Run(**json.loads(Path(sys.argv[1]).read_text()))
+    distributed.run(partial(body, run), run.processes, "cpu")
 
 
 if __name__ == "__main__":

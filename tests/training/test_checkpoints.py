@@ -1,7 +1,7 @@
-"""Checkpoints: found by what decides how training goes and by nothing else; what nobody goes on with is removed."""
+"""A checkpoint is found by everything that affects training and by nothing else; abandoned checkpoints are removed."""
 
-import ast
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -14,98 +14,78 @@ import pytest
 import torch
 from test_training import CPU, striped
 
-import dfganext
+from dfganext import paths
 from dfganext.data.arrays import Images
 from dfganext.training import autoencoder, checkpoints, classifier
 
-PACKAGE = Path(dfganext.__file__).parent
+DVC_YAML = """
+stages:
+  train:
+    deps: [artifacts/images/32, src/dfganext/loop.py, stages/train.py]
+    params:
+    - seed
+    - artifacts/versions.json: [torch]
+"""
 
 
-def place(work: Path, inputs=None, module=classifier) -> Path:
-    """The checkpoint's file."""
-    found = checkpoints.resumable(work, "m", inputs or {}, module.MODULES, module.LIBRARIES)
-    with found as checkpoint:
+@pytest.fixture
+def workspace(tmp_path, monkeypatch) -> Path:
+    """A workspace whose stage `train` declares two source files and torch."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    for name in ("src/dfganext/loop.py", "src/dfganext/other.py", "stages/train.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "dvc.yaml").write_text(DVC_YAML)
+    (tmp_path / paths.VERSIONS).parent.mkdir()
+    (tmp_path / paths.VERSIONS).write_text(json.dumps({"torch": "2", "mlflow": "3"}))
+    return tmp_path
+
+
+def resumable(workspace: Path, **inputs):
+    return checkpoints.resumable("train", inputs, workspace)
+
+
+def path_of(workspace: Path, **inputs) -> Path:
+    """The checkpoint's path."""
+    with resumable(workspace, **inputs) as checkpoint:
         return checkpoint
 
 
-def test_kept_after_a_stop_and_removed_after_the_end(tmp_path):
-    def run(lr):
-        return checkpoints.resumable(tmp_path, "m", {"lr": lr}, (), ())
-
-    with pytest.raises(KeyboardInterrupt), run(1) as one:
+def test_kept_after_a_stop_and_removed_after_the_end(workspace):
+    with pytest.raises(KeyboardInterrupt), resumable(workspace, lr=1) as one:
         one.write_text("half")
         raise KeyboardInterrupt
-    with run(2) as other:
+    with resumable(workspace, lr=2) as other:
         assert other != one
-    with run(1) as again:
+    with resumable(workspace, lr=1) as again:
         assert again == one and one.read_text() == "half"
         checkpoints.partial(one).write_text("cut short")
     assert list(one.parent.iterdir()) == []
 
 
-@pytest.fixture
-def package(tmp_path, monkeypatch) -> Path:
-    """A copy of the package's source files, which `checkpoints` takes for the package."""
-    folder = tmp_path / "package"
-    shutil.copytree(PACKAGE, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(dfganext, "__file__", str(folder / "__init__.py"))
-    return folder
+def test_found_again_unless_the_stages_code_or_libraries_change(workspace):
+    before = path_of(workspace)
+    assert before.parent == workspace / ".dfganext" / "checkpoints"
+    for file in ("src/dfganext/loop.py", "src/dfganext/other.py", "stages/train.py"):
+        (workspace / file).write_text("changed")
+        assert (path_of(workspace) == before) is (file == "src/dfganext/other.py")
+        (workspace / file).write_text("")
+    for versions, same in (({"torch": "2", "mlflow": "4"}, True), ({"torch": "3", "mlflow": "3"}, False)):
+        (workspace / paths.VERSIONS).write_text(json.dumps(versions))
+        assert (path_of(workspace) == before) is same
 
 
-@pytest.mark.parametrize("module", [classifier, autoencoder])
-def test_found_again_after_a_change_of_other_code(package, tmp_path, module):
-    before = place(tmp_path, module=module)
-    changed = set()
-    for file in sorted(package.rglob("*.py")):
-        content = file.read_bytes()
-        file.write_bytes(content + b"\n")
-        if place(tmp_path, module=module) != before:
-            changed.add(file.relative_to(package).as_posix())
-        file.write_bytes(content)
-    assert changed == set(module.MODULES)
+def test_works_outside_a_dvc_workspace(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert path_of(tmp_path, lr=1) == path_of(tmp_path, lr=1) != path_of(tmp_path, lr=2)
 
 
-def test_found_by_the_versions_of_libraries(tmp_path, monkeypatch):
-    before = place(tmp_path)
-    version = checkpoints.version
-    for library in (*classifier.LIBRARIES, "mlflow", "pytest"):
-        monkeypatch.setattr(checkpoints, "version", lambda name, new=library: "9" if name == new else version(name))
-        assert (place(tmp_path) == before) is (library in ("mlflow", "pytest"))
-
-
-HARMLESS = {
-    "__init__.py": "empty",
-    "data/arrays.py": "reads the arrays, which are hashed as they were read",
-    "data/split.py": "only names the splits",
-    "errors.py": "words",
-    "files.py": "writes",
-    "images.py": "makes the arrays, which are hashed",
-    "settings.py": "reads the settings, which are hashed as they were read",
-    "training/checkpoints.py": "keeps what training hands it",
-}
-
-
-def imports_of(file: Path) -> set[Path]:
-    """Source files of the package that a source file imports, also inside its functions."""
-    names = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    found = {PACKAGE.parent / f"{name.replace('.', '/')}.py" for name in names if name.startswith("dfganext.")}
-    return {path for path in found if path.is_file()}
-
-
-@pytest.mark.parametrize("module", [classifier, autoencoder])
-def test_all_code_of_training_decides_or_is_harmless(module):
-    reached, new = set(), {Path(module.__file__)}
-    while new:
-        reached |= new
-        new = set().union(*map(imports_of, new)) - reached
-    names = {path.relative_to(PACKAGE).as_posix() for path in reached}
-    needless = {"training/distributed.py", "models/classifier.py"} if module is autoencoder else set()
-    assert names - HARMLESS.keys() - needless == set(module.MODULES)
+def test_a_failed_write_leaves_the_checkpoint_as_it_was(tmp_path):
+    checkpoint = tmp_path / "checkpoints" / "c.pt"
+    checkpoints.write(checkpoint, {"epoch": 1})
+    with pytest.raises(TypeError):
+        checkpoints.write(checkpoint, {"epoch": (value for value in ())})  # generators cannot be pickled
+    assert torch.load(checkpoint, weights_only=True) == {"epoch": 1}
 
 
 TRAIN, VALIDATION = striped(12, 0), striped(6, 1)
@@ -127,9 +107,9 @@ def convnext(shipped, tmp_path):
     return dataclasses.replace(shipped.convnext, weights=str(tmp_path / "w.pth"), precision="float32")
 
 
-def test_the_classifiers_checkpoint_is_found_by_what_training_reads(convnext, tmp_path):
+def test_the_classifiers_checkpoint_is_identified_by_the_data_and_settings_of_training(convnext, tmp_path):
     def key(train=TRAIN, validation=VALIDATION, settings=convnext, loss="ce", seed=1, machine=CPU):
-        return classifier.inputs_of(train, validation, settings, loss, seed, machine)
+        return classifier.training_inputs(train, validation, settings, loss, seed, machine)
 
     first = key()
     for same in (
@@ -157,14 +137,14 @@ def test_the_classifiers_checkpoint_is_found_by_what_training_reads(convnext, tm
     assert first not in others and all(others.count(other) == 1 for other in others)
 
 
-def test_the_autoencoders_checkpoint_is_found_by_what_training_reads(shipped):
+def test_the_autoencoders_checkpoint_is_identified_by_the_data_and_settings_of_training(shipped):
     def key(train=TRAIN, validation=VALIDATION, settings=shipped.autoencoder, seed=1, machine=CPU):
-        return autoencoder.inputs_of(train, validation, settings, seed, machine)
+        return autoencoder.training_inputs(train, validation, settings, seed, machine)
 
     first = key()
     assert key(settings=dataclasses.replace(shipped.autoencoder, threshold=1.0)) == first
-    fakes_alone = np.flatnonzero(TRAIN.labels == 1)[0], np.flatnonzero(VALIDATION.labels == 1)[0]
-    assert key(changed(TRAIN, fakes_alone[0]), changed(VALIDATION, fakes_alone[1])) == first
+    fakes = np.flatnonzero(TRAIN.labels == 1)[0], np.flatnonzero(VALIDATION.labels == 1)[0]
+    assert key(changed(TRAIN, fakes[0]), changed(VALIDATION, fakes[1])) == first
     others = [
         key(train=changed(TRAIN, 0)),
         key(validation=changed(VALIDATION, 2)),
@@ -175,8 +155,8 @@ def test_the_autoencoders_checkpoint_is_found_by_what_training_reads(shipped):
     assert first not in others
 
 
-def left(folder: Path, name: str, days: float) -> Path:
-    """What a stopped run left behind so many days ago."""
+def abandon(folder: Path, name: str, days: float) -> Path:
+    """The files of a run that stopped so many days ago."""
     for suffix in (".pt", ".partial", ".lock"):
         file = folder / f"{name}{suffix}"
         file.touch()
@@ -184,33 +164,30 @@ def left(folder: Path, name: str, days: float) -> Path:
     return folder / f"{name}.pt"
 
 
-def test_what_stopped_runs_left_is_removed_after_a_week(tmp_path):
-    own = place(tmp_path)
+def test_files_of_stopped_runs_are_removed_after_a_week(workspace):
+    own = path_of(workspace)
     folder = own.parent
-    recent, old = left(folder, "m-recent", 6), left(folder, "other-old", 8)
-    left(folder, own.stem, 30)
-    lone = left(folder, "m-ended", 8).with_suffix(".lock")
+    recent, old = abandon(folder, "m-recent", 6), abandon(folder, "other-old", 8)
+    abandon(folder, own.stem, 30)
+    lone = abandon(folder, "m-ended", 8).with_suffix(".lock")
     for suffix in (".pt", ".partial"):
         lone.with_suffix(suffix).unlink()
-    with (
-        pytest.raises(KeyboardInterrupt),
-        checkpoints.resumable(tmp_path, "m", {}, classifier.MODULES, classifier.LIBRARIES) as checkpoint,
-    ):
+    with pytest.raises(KeyboardInterrupt), resumable(workspace) as checkpoint:
         assert checkpoint == own and own.is_file(), "its own is used, however old"
         raise KeyboardInterrupt
     expected = {path.with_suffix(suffix) for path in (recent, own) for suffix in (".pt", ".partial", ".lock")}
     assert set(folder.iterdir()) == expected and old not in expected
 
 
-def test_what_another_process_uses_is_never_removed(tmp_path):
-    folder = place(tmp_path).parent
-    used = left(folder, "m-used", 30)
+def test_files_in_use_by_another_process_are_not_removed(workspace):
+    folder = path_of(workspace).parent
+    used = abandon(folder, "m-used", 30)
     code = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]): print('locked', flush=True); input()"
     command = [sys.executable, "-c", code, str(used.with_suffix(".lock"))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "locked\n"
-        place(tmp_path)
+        path_of(workspace)
         assert used.is_file() and checkpoints.partial(used).is_file()
         other.communicate("\n")
-    place(tmp_path)
+    path_of(workspace)
     assert list(folder.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Several processes train what one trains; when one fails all end, and training goes on from where it was."""
+"""Several processes give the result of one; if one fails all end, and training resumes from its checkpoint."""
 
 import dataclasses
 import json
@@ -14,27 +14,28 @@ import pytest
 import several
 import torch
 from helpers import free_port
-from several import Asked
+from several import Run
 from test_training import CPU, STRONG, VALIDATION, striped
 
 from dfganext.errors import UserError
 from dfganext.models import classifier as model
 from dfganext.training import classifier, distributed
+from dfganext.training.augment import AugmentedImages, EpochLoader
 from dfganext.training.distributed import Group
 
 TOLERANCE = 1e-4
 
 
-def launch(folder, **asked) -> dict:
-    """What two processes, started in truth, came to."""
-    what = Asked(str(folder), **asked)
-    distributed.run(partial(several.body, what), what.processes, "cpu", several.command(what))
-    return torch.load(folder / "history.pt", weights_only=True) if what.epochs else {}
+def launch(folder, **fields) -> dict:
+    """The history of training in two real processes."""
+    run = Run(str(folder), **fields)
+    distributed.run(partial(several.body, run), run.processes, "cpu")
+    return torch.load(folder / "history.pt", weights_only=True)
 
 
-def failing(folder, **asked) -> str:
+def failing(folder, **fields) -> str:
     with pytest.raises(UserError) as caught:
-        launch(folder, **asked)
+        launch(folder, **fields)
     return str(caught.value)
 
 
@@ -53,67 +54,67 @@ def assert_same(one: dict, two: dict) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> dict:
+def one_process(tmp_path_factory) -> dict:
     """One process, never stopped."""
-    return dataclasses.asdict(several.train(Asked(str(tmp_path_factory.mktemp("alone")))))
+    return dataclasses.asdict(several.train(Run(str(tmp_path_factory.mktemp("one")))))
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory) -> dict:
+def two_processes(tmp_path_factory) -> dict:
     """Two processes, never stopped."""
-    return launch(tmp_path_factory.mktemp("together"))
+    return launch(tmp_path_factory.mktemp("two"))
 
 
-def test_two_processes_end_where_one_does(alone, together):
-    assert_close(alone, together)
+def test_two_processes_give_the_result_of_one(one_process, two_processes):
+    assert_close(one_process, two_processes)
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """The folder of a run whose second process was killed as its second epoch began; its exit code, lines and messages."""
+    """A run whose second process was killed at the start of the second epoch: folder, exit code, output lines and messages."""
     folder = tmp_path_factory.mktemp("killed")
-    command = several.command(Asked(str(folder), fails="killed"))
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    command = several.command(Run(str(folder), failure="killed"))
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
     return folder, ended.returncode, [json.loads(line) for line in ended.stdout.splitlines()], ended.stderr
 
 
 def test_one_killed_ends_all_with_one_sentence(killed):
     _, code, lines, messages = killed
     assert code == 1
-    assert [(line["rank"], line["epoch"]) for line in lines] == [(0, 1)], "one process speaks for all"
+    assert [(line["rank"], line["epoch"]) for line in lines] == [(0, 1)], "only the main process reports"
     assert not psutil.pid_exists(lines[0]["pid"])
     assert messages == (
-        "error: Training stopped, because process 2 of 2 was killed by SIGKILL, as happens where memory runs out; "
-        "`dvc repro` goes on after the last whole epoch.\n"
+        "error: Training stopped, because process 2 of 2 was killed by SIGKILL, as happens if memory runs out; "
+        "`dvc repro` resumes it after the last complete epoch.\n"
     )
 
 
-def test_two_go_on_as_if_never_stopped(killed, together, tmp_path, capfd):
+def test_two_processes_resume_with_the_same_bytes(killed, two_processes, tmp_path, capfd):
     shutil.copy(killed[0] / "checkpoint.pt", tmp_path)
-    assert_same(launch(tmp_path), together)
+    assert_same(launch(tmp_path), two_processes)
     lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [line["again"] for line in lines] == [True, False, False]
 
 
-def test_one_goes_on_where_two_stopped(killed, together, tmp_path):
+def test_one_process_resumes_the_checkpoint_of_two(killed, two_processes, tmp_path):
     shutil.copy(killed[0] / "checkpoint.pt", tmp_path)
-    history = dataclasses.asdict(several.train(Asked(str(tmp_path))))
-    assert history["epochs"][0] == together["epochs"][0]
-    assert_close(history, together)
+    history = dataclasses.asdict(several.train(Run(str(tmp_path))))
+    assert history["epochs"][0] == two_processes["epochs"][0]
+    assert_close(history, two_processes)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
-def test_all_stop_with_the_one_that_started_them(tmp_path, number):
-    command = several.command(Asked(str(tmp_path), epochs=10_000))
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # what SIGKILL leaves no time to remove
+def test_all_processes_stop_with_their_parent(tmp_path, number):
+    command = several.command(Run(str(tmp_path), epochs=10_000))
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # files that are not removed after SIGKILL
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as starter:
         first_line = starter.stdout.readline()
-        ranks = psutil.Process(starter.pid).children()
+        ranks = [one for one in psutil.Process(starter.pid).children() if "spawn_main" in " ".join(one.cmdline())]
         assert json.loads(first_line)["pid"] in [rank.pid for rank in ranks] and len(ranks) == 2
         ports = [each.laddr.ip for rank in ranks for each in rank.net_connections(kind="inet")]
-        assert ports and set(ports) <= {"127.0.0.1", "::1"}, "nothing is offered to the network"
+        assert ports and set(ports) <= {"127.0.0.1", "::1"}, "no port is open to the network"
         starter.send_signal(number)
         messages = starter.communicate(timeout=60)[1]
     assert not psutil.wait_procs(ranks, timeout=30)[1]
@@ -121,23 +122,23 @@ def test_all_stop_with_the_one_that_started_them(tmp_path, number):
         assert starter.returncode == 130 and messages == "stopped\n"
 
 
-def test_a_user_error_is_told_once_and_as_it_is(tmp_path, capfd):
-    assert failing(tmp_path, fails="error", epoch=-1) == "artifacts/images/32 is unwell; make it anew."
+def test_a_user_error_of_a_process_is_raised_unchanged(tmp_path, capfd):
+    assert failing(tmp_path, failure="error", epoch=-1) == "artifacts/images/32 is damaged; make it again."
     assert capfd.readouterr() == ("", "")
 
 
-def test_training_that_diverges_is_told_once(tmp_path, capfd):
+def test_training_that_diverges_gives_one_message(tmp_path, capfd):
     assert failing(tmp_path, lr=1e30).startswith("convnext.lr: training diverged")
     assert capfd.readouterr().err == ""
 
 
 def test_a_bug_keeps_its_traceback(tmp_path, capfd):
-    told = failing(tmp_path, fails="bug", epoch=-1)
-    assert "process 2 of 2 failed (ZeroDivisionError: a bug)" in told
+    message = failing(tmp_path, failure="bug", epoch=-1)
+    assert "process 2 of 2 failed (ZeroDivisionError: a bug)" in message
     assert capfd.readouterr().err.count("Traceback") == 1
 
 
-def test_batch_normalisation_is_refused_on_processors(monkeypatch):
+def test_batch_normalisation_in_several_processes_is_refused_on_cpus(monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
     network = model.build("test_efficientnet", "ce", 32)[0]
     with pytest.raises(UserError, match="layer normalisation, such as convnext_tiny"):
@@ -145,8 +146,8 @@ def test_batch_normalisation_is_refused_on_processors(monkeypatch):
 
 
 @pytest.mark.slow
-def test_three_processes_end_where_one_does(alone, tmp_path):
-    assert_close(alone, launch(tmp_path, processes=3))
+def test_three_processes_give_the_result_of_one(one_process, tmp_path):
+    assert_close(one_process, launch(tmp_path, processes=3))
 
 
 @pytest.fixture
@@ -156,27 +157,26 @@ def settings(shipped):
     )
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_hold_the_same_augmented_images_for_any_number_of_processes(settings, size, workers):
-    """What an epoch's global batches are made of, put together from what each process would load."""
-    machine = dataclasses.replace(CPU, workers=workers)
-    task = classifier.ClassifierTask(striped(46, 0), VALIDATION, settings, "ce", 5, machine)
-    batches = task.batches(3)
-    assert [len(batch) for batch in batches] == [15, 15, 15, 1]
-    parts = []
-    for rank in range(size):
-        task.group = Group(rank, size)
-        parts.append(list(task.load(batches)))
-    for number, batch in enumerate(batches):
-        kept = [(part, part.place.stop - part.place.start) for part in (own[number] for own in parts)]
-        images = torch.cat([part.images[:count] for part, count in kept])
-        expected = [task.dataset[key] for key in batch]
-        assert torch.equal(images, torch.stack([image for image, _ in expected]))
-        assert torch.cat([part.labels[:count] for part, count in kept]).tolist() == [label for _, label in expected]
-        rows = np.concatenate([np.arange(46)[part.place] for part, _ in kept])
-        assert rows.tolist() == list(range(15 * number, 15 * number + len(batch)))
-        assert all(len(part.images) == max(count, 1) and part.of == len(batch) for part, count in kept)
+def test_batches_hold_the_same_augmented_images_for_any_number_of_processes(settings, world_size, workers):
+    """The shards of all ranks, put together, are the global batches."""
+    images = AugmentedImages(striped(46, 0).pixels, striped(46, 0).labels, settings.augment, 5)
+    groups = [Group(rank, world_size) for rank in range(world_size)]
+    loaders = [EpochLoader(images, np.arange(46), 15, 5, workers, group=group) for group in groups]
+    batches = loaders[0].global_batches(3)
+    assert [len(rows) for rows in batches] == [15, 15, 15, 1]
+    for number, (rows, *shards) in enumerate(zip(batches, *(loader.epoch(3) for loader in loaders), strict=True)):
+        counts = [shard.position.stop - shard.position.start for shard in shards]
+        expected = [images[3, row] for row in rows]
+        found = torch.cat([shard.images[:count] for shard, count in zip(shards, counts, strict=True)])
+        assert torch.equal(found, torch.stack([image for image, _ in expected]))
+        labels = torch.cat([shard.labels[:count] for shard, count in zip(shards, counts, strict=True)])
+        assert labels.tolist() == [label for _, label in expected]
+        positions = np.concatenate([np.arange(46)[shard.position] for shard in shards])
+        assert positions.tolist() == list(range(15 * number, 15 * number + len(rows)))
+        for shard, count in zip(shards, counts, strict=True):
+            assert len(shard.images) == max(count, 1) and shard.global_size == len(rows)
 
 
 @pytest.mark.parametrize("loss", ["ce", "bce"])
@@ -186,36 +186,37 @@ def test_the_mean_of_weighted_gradients_is_the_gradient_of_the_whole_batch(setti
 
     def gradients(number: int) -> list[torch.Tensor]:
         task.model.zero_grad()
-        task.loss(list(task.load(task.batches(0)))[number]).backward()
+        ((loss, _),) = task.losses(list(task.loader.epoch(0))[number])
+        loss.backward()
         return [parameter.grad.clone() for parameter in task.model.parameters()]
 
     for number in (0, 3):
-        task.group = Group()
+        task.group = task.loader.group = Group()
         whole = gradients(number)
         shares = []
         for rank in range(4):
-            task.group = Group(rank, 4)
+            task.group = task.loader.group = Group(rank, 4)
             shares.append(gradients(number))
         for one, parts in zip(whole, zip(*shares, strict=True), strict=True):
             torch.testing.assert_close(sum(parts) / 4, one, rtol=1e-4, atol=1e-6)
 
 
-def test_shares_are_a_partition():
+def test_shards_are_a_partition():
     for count in (0, 1, 2, 15, 16):
         for size in (1, 2, 3, 7):
-            rows = [list(range(count))[Group(rank, size).share(count)] for rank in range(size)]
-            assert [row for share in rows for row in share] == list(range(count))
+            rows = [list(range(count))[Group(rank, size).shard(count)] for rank in range(size)]
+            assert [row for shard in rows for row in shard] == list(range(count))
             assert max(map(len, rows)) - min(map(len, rows)) <= 1
 
 
-def test_no_two_processes_or_epochs_draw_the_same():
+def test_each_process_and_epoch_has_its_own_seed():
     seeds = [Group(rank, 8).seed(20, epoch) for rank in range(8) for epoch in range(50)]
     assert len(set(seeds)) == len(seeds)
     assert Group(0, 8).seed(20, 3) == Group().seed(20, 3)
 
 
-def test_the_default_network_draws_nothing(settings):
-    """So two runs differ in rounding alone, whatever the number of processes. Others, with dropout, draw per process."""
+def test_the_default_network_draws_no_random_numbers(settings):
+    """So the number of processes changes rounding only. Networks with dropout draw random numbers in each process."""
     network, config = model.build("convnext_tiny", "ce", 32)
     images = model.preprocess(torch.randint(0, 255, (2, 32, 32, 3), dtype=torch.uint8), config)
     before = torch.get_rng_state()
@@ -228,11 +229,17 @@ def test_more_processes_than_images_in_a_batch_are_refused(settings):
         dataclasses.replace(settings, processes=16)
 
 
-def test_processes_that_would_train_something_else_are_refused(monkeypatch):
-    monkeypatch.setattr(Group, "from_first", lambda self, content: b'{"lr": 1}')
+def test_processes_with_different_inputs_are_refused(monkeypatch):
+    monkeypatch.setattr(Group, "broadcast", lambda self, content: b'{"lr": 1}')
     Group(1, 2).check_same({"lr": 1})
-    with pytest.raises(UserError, match="inputs of process 2 of 2 are not those of the first"):
+    with pytest.raises(UserError, match="inputs of process 2 of 2 differ from those of the first"):
         Group(1, 2).check_same({"lr": 2})
+
+
+def test_one_process_is_not_started():
+    groups = []
+    distributed.run(groups.append, 1, "cpu")
+    assert groups == [distributed.SINGLE_PROCESS]
 
 
 def test_torchrun_and_the_setting_must_agree(monkeypatch):
@@ -240,24 +247,24 @@ def test_torchrun_and_the_setting_must_agree(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(UserError, match=r"convnext\.processes is 3, but torchrun started 4"):
-        distributed.run(lambda group: None, 3, "cpu", [])
+        distributed.run(print, 3, "cpu")
 
 
 def test_each_process_needs_a_cuda_device_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="3 processes on this machine need as many CUDA devices, and PyTorch sees 2"):
-        distributed.run(lambda group: None, 3, "auto", [])
+        distributed.run(print, 3, "auto")
 
 
 @pytest.mark.slow
-def test_torchrun_of_two_machines(alone, tmp_path):
-    """Two launchers, a process each, as on two machines; `processes` is left to torchrun."""
-    command = several.command(Asked(str(tmp_path), processes=1))[1:]
+def test_torchrun_of_two_machines(one_process, tmp_path):
+    """Two torchrun commands with one process each, as on two machines; torchrun decides the number of processes."""
+    command = several.command(Run(str(tmp_path), processes=1))[1:]
     options = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}"]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
     nodes = [
         subprocess.Popen(["torchrun", f"--node-rank={node}", *options, *command], env=environment) for node in (0, 1)
     ]
     assert [node.wait(100) for node in nodes] == [0, 0]
-    assert_close(alone, torch.load(tmp_path / "history.pt", weights_only=True))
+    assert_close(one_process, torch.load(tmp_path / "history.pt", weights_only=True))

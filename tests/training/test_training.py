@@ -1,4 +1,4 @@
-"""Training: repeatable for any number of workers, the same after a stop, the best epoch by validation."""
+"""Training is repeatable for any number of workers and after a stop, and keeps the best epoch by validation."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from dfganext.models import autoencoder as model_of_autoencoder
 from dfganext.models import classifier as classifier_model
 from dfganext.settings import Augment, Machine
 from dfganext.training import augment, autoencoder, classifier, compute, loop
-from dfganext.training.distributed import ALONE, Group
+from dfganext.training.distributed import SINGLE_PROCESS, Group
 
 CPU = Machine(workers=0, device="cpu")
 STRONG = Augment(horizontal_flip=0.5, vertical_flip=0.5, rotation=15, distortion=0.5, colour_jitter=0.8)
@@ -54,19 +54,19 @@ def same(one: loop.History, two: loop.History) -> bool:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_same_bits_for_any_number_of_workers(settings, precision):
     settings = dataclasses.replace(settings, precision=precision, epochs=2)
-    alone = train(settings)
+    expected = train(settings)
     for workers in (1, 3):
-        assert same(alone, train(settings, Machine(workers=workers, device="cpu")))
+        assert same(expected, train(settings, Machine(workers=workers, device="cpu")))
 
 
 @pytest.fixture
 def dropout(monkeypatch):
-    """Networks draw at random in training."""
+    """Networks draw random numbers in training."""
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda *args, **options: create(*args, drop_rate=0.5, **options))
 
 
-def test_the_seed_decides_what_the_network_draws_also_after_a_stop(settings, tmp_path, dropout):
+def test_the_seed_decides_dropout_also_after_a_stop(settings, tmp_path, dropout):
     whole = train(settings)
     assert same(train(settings), whole)
 
@@ -82,7 +82,7 @@ def test_the_seed_decides_what_the_network_draws_also_after_a_stop(settings, tmp
 
 
 @pytest.mark.parametrize("stop", [1, 2])
-def test_going_on_after_a_stop_ends_with_the_same_weights(settings, tmp_path, stop):
+def test_a_resumed_run_ends_with_the_same_weights(settings, tmp_path, stop):
     settings = dataclasses.replace(settings, lr_step=1)
     checkpoint = tmp_path / "c.pt"
 
@@ -92,12 +92,12 @@ def test_going_on_after_a_stop_ends_with_the_same_weights(settings, tmp_path, st
 
     with pytest.raises(KeyboardInterrupt):
         train(settings, checkpoint=checkpoint, on_epoch=stop_there)
-    told = []
+    reported = []
     resumed = train(
-        settings, checkpoint=checkpoint, on_epoch=lambda row, speed: told.append((row["epoch"], speed is None))
+        settings, checkpoint=checkpoint, on_epoch=lambda row, speed: reported.append((row["epoch"], speed is None))
     )
     assert same(resumed, train(settings))
-    assert told == [(epoch, epoch <= stop) for epoch in (1, 2, 3)]
+    assert reported == [(epoch, epoch <= stop) for epoch in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("loss", ["ce", "bce"])
@@ -118,16 +118,16 @@ def test_both_losses_learn(settings, loss):
         ("mvitv2_tiny", 64, "no Grad-CAM map can be made of mvitv2_tiny"),
     ],
 )
-def test_architectures_that_cannot_go_on_are_refused_before_training(settings, architecture, size, why):
+def test_unsupported_architectures_are_refused_before_training(settings, architecture, size, why):
     settings = dataclasses.replace(settings, architecture=architecture, size=size)
     with pytest.raises(UserError, match=rf"convnext\.architecture: {why}"):
         classifier.ClassifierTask(TRAIN, VALIDATION, settings, "ce", 5, CPU)
 
 
 def test_a_batch_of_one_is_refused_where_it_cannot_be_normalised(settings):
-    def task(architecture, batch_size, images=22, group=ALONE):
-        chosen = dataclasses.replace(settings, architecture=architecture, batch_size=batch_size)
-        return classifier.ClassifierTask(striped(images, 0), VALIDATION, chosen, "ce", 5, CPU, group)
+    def task(architecture, batch_size, images=22, group=SINGLE_PROCESS):
+        changed = dataclasses.replace(settings, architecture=architecture, batch_size=batch_size)
+        return classifier.ClassifierTask(striped(images, 0), VALIDATION, changed, "ce", 5, CPU, group)
 
     for batch_size, images in ((7, 22), (1, 22), (2, 1)):
         with pytest.raises(UserError, match=r"convnext\.batch_size: .*test_resnet at 32 pixels"):
@@ -155,7 +155,7 @@ def test_a_batch_of_one_is_refused_where_it_cannot_be_normalised(settings):
     ],
 )
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_the_rehearsal_says_what_failed(monkeypatch, where, error, words):
+def test_the_dry_run_says_what_failed(monkeypatch, where, error, words):
     model, config = classifier_model.build("test_convnext", "ce", 32)
 
     def failing(*_, **__):
@@ -166,11 +166,11 @@ def test_the_rehearsal_says_what_failed(monkeypatch, where, error, words):
     else:
         monkeypatch.setattr(torch.Tensor, "backward", failing)
     with pytest.raises(UserError, match=words):
-        classifier.rehearse(model, config, torch.float32)
+        classifier.dry_run(model, config, torch.float32)
 
 
-@pytest.mark.parametrize("name", ["preprocess", "as_grid"])
-def test_a_bug_in_what_surrounds_the_network_is_not_blamed_on_it(monkeypatch, name):
+@pytest.mark.parametrize("name", ["preprocess", "to_grid"])
+def test_a_bug_outside_the_network_keeps_its_type(monkeypatch, name):
     model, config = classifier_model.build("test_convnext", "ce", 32)
 
     def failing(*_, **__):
@@ -178,22 +178,22 @@ def test_a_bug_in_what_surrounds_the_network_is_not_blamed_on_it(monkeypatch, na
 
     monkeypatch.setattr(classifier_model, name, failing)
     with pytest.raises(TypeError, match="a bug"):
-        classifier.rehearse(model, config, torch.float32)
+        classifier.dry_run(model, config, torch.float32)
 
 
 class Unreplicated(Group):
-    """One of several processes, without the others."""
+    """One rank of a group whose other ranks do not exist."""
 
     def replicate(self, model):
         return model
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_training_that_diverges_names_the_rate(settings, shipped, tmp_path, epochs):
-    chosen = dataclasses.replace(settings, lr=1e30, epochs=epochs)
+def test_training_that_diverges_names_the_learning_rate(settings, shipped, tmp_path, epochs):
+    diverging = dataclasses.replace(settings, lr=1e30, epochs=epochs)
     for _ in range(2):  # the second time from the checkpoint
         with pytest.raises(UserError, match=r"^convnext\.lr: .*diverged.*lower convnext\.lr"):
-            train(chosen, checkpoint=tmp_path / "c.pt")
+            train(diverging, checkpoint=tmp_path / "c.pt")
     smaller = dataclasses.replace(shipped.autoencoder, size=32, epochs=epochs, batch_size=8, lr=1e30)
     with pytest.raises(UserError, match=r"^autoencoder\.lr: .*diverged.*lower autoencoder\.lr"):
         autoencoder.train(TRAIN, VALIDATION, smaller, 1, CPU)
@@ -201,7 +201,7 @@ def test_training_that_diverges_names_the_rate(settings, shipped, tmp_path, epoc
 
 @pytest.mark.parametrize("lost", [(0,), (1,), (0, 2)])
 def test_an_epoch_without_a_finite_loss_is_never_the_best(settings, monkeypatch, lost):
-    """Its weights here are sound; what is wrong is what validation says."""
+    """Only the validation loss is not finite here; the weights are."""
     validate, epochs = classifier.ClassifierTask.validate, iter(range(3))
 
     def failing(task):
@@ -214,12 +214,12 @@ def test_an_epoch_without_a_finite_loss_is_never_the_best(settings, monkeypatch,
 
 
 @pytest.mark.parametrize("architecture", ["test_convnext", "test_efficientnet", "test_vit"])
-def test_the_rehearsal_changes_nothing(architecture, dropout):
+def test_the_dry_run_changes_nothing(architecture, dropout):
     model, config = classifier_model.build(architecture, "ce", 32)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    drawn = torch.get_rng_state()
-    classifier.rehearse(model, config, torch.float32)
-    assert torch.equal(torch.get_rng_state(), drawn)
+    state = torch.get_rng_state()
+    classifier.dry_run(model, config, torch.float32)
+    assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training and all(weight.grad is None for weight in model.parameters())
 
@@ -232,22 +232,24 @@ def test_the_best_epoch_is_kept(settings):
     model.load_state_dict(history.best_state)
     logits = classifier_model.predict_logits(model, config, VALIDATION.pixels)
     best = history.epochs[history.best_epoch - 1]
-    assert classifier.describe(VALIDATION.labels, logits)["loss"] == pytest.approx(best["validation_loss"], abs=1e-5)
+    assert classifier.epoch_metrics(VALIDATION.labels, logits)["loss"] == pytest.approx(
+        best["validation_loss"], abs=1e-5
+    )
 
 
-def test_rates_fall_stepwise(settings):
+def test_the_learning_rate_falls_stepwise(settings):
     settings = dataclasses.replace(settings, epochs=5, lr=1e-4, lr_step=2, lr_gamma=0.1)
-    rates = [row["lr"] for row in train(settings).epochs]
-    assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-6])
+    lrs = [row["lr"] for row in train(settings).epochs]
+    assert lrs == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-6])
 
 
-def test_both_losses_are_the_same_number():
+def test_both_losses_have_the_same_value():
     labels, logits = torch.randint(0, 2, (50,)), torch.randn(50) * 5
     bce = classifier.classification_loss(logits[:, None], labels)
     ce = classifier.classification_loss(torch.stack([torch.zeros(50), logits], dim=1), labels)
     torch.testing.assert_close(bce, ce)
-    told = classifier.describe(labels.numpy(), logits.double().numpy())["loss"]
-    assert told == pytest.approx(float(bce), rel=1e-5)
+    found = classifier.epoch_metrics(labels.numpy(), logits.double().numpy())["loss"]
+    assert found == pytest.approx(float(bce), rel=1e-5)
 
 
 def test_samples_differ_between_epochs_and_rows():
@@ -261,30 +263,42 @@ def test_samples_differ_between_epochs_and_rows():
     np.testing.assert_array_equal(plain[7, 3][0], TRAIN.pixels[3])
 
 
-def test_an_epoch_shows_each_row_once_in_an_order_of_its_own():
-    rows = np.arange(10, 33)
-    batches = augment.shuffled(rows, epoch=2, batch_size=5, seed=1)
-    assert [len(batch) for batch in batches] == [5, 5, 5, 5, 3]
-    flat = [row for batch in batches for _, row in batch]
-    assert sorted(flat) == rows.tolist() and {epoch for batch in batches for epoch, _ in batch} == {2}
-    assert flat != [row for batch in augment.shuffled(rows, 3, 5, 1) for _, row in batch]
+def test_an_epoch_has_each_row_once_in_its_own_order():
+    loader = augment.EpochLoader(augment.AugmentedImages(TRAIN.pixels, TRAIN.labels, None, 1), np.arange(10, 33), 5, 1)
+    batches = loader.global_batches(2)
+    assert [len(rows) for rows in batches] == [5, 5, 5, 5, 3]
+    assert (loader.images, loader.steps, loader.smallest_batch) == (23, 5, 3)
+    order = np.concatenate(batches)
+    assert sorted(order) == list(range(10, 33))
+    assert order.tolist() != np.concatenate(loader.global_batches(3)).tolist()
+    loaded = list(loader.epoch(2))
+    np.testing.assert_array_equal(torch.cat([batch.images for batch in loaded]).numpy(), TRAIN.pixels[order])
+    np.testing.assert_array_equal(torch.cat([batch.labels for batch in loaded]).numpy(), TRAIN.labels[order])
+
+
+@pytest.mark.parametrize(("count", "smallest"), [(1, 1), (4, 4), (5, 5), (6, 1), (10, 5)])
+def test_the_smallest_batch_is_the_last(count, smallest):
+    loader = augment.EpochLoader(augment.AugmentedImages(TRAIN.pixels, TRAIN.labels, None, 1), np.arange(count), 5, 1)
+    assert loader.smallest_batch == smallest == min(map(len, loader.global_batches(0)))
 
 
 @pytest.mark.parametrize("number", [5, 8, 19])
-def test_an_autoencoder_batch_in_pieces_has_the_gradient_of_the_whole(shipped, monkeypatch, number):
+def test_the_micro_batches_of_an_autoencoder_give_the_gradient_of_the_batch(shipped, monkeypatch, number):
     monkeypatch.setattr(model_of_autoencoder, "CPU_PIXELS", 8 * 32**2)
     settings = dataclasses.replace(shipped.autoencoder, size=32, batch_size=number)
     task = autoencoder.AutoencoderTask(TRAIN, VALIDATION, settings, 1, CPU)
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (number, 32, 32, 3), dtype=np.uint8))
-    for loss in task.losses((images, torch.zeros(number))):
+    outputs = []
+    for loss, output in task.losses(augment.Batch(images, torch.zeros(number), slice(0, number), number)):
         loss.backward()
+        outputs.append(output)
     found = [weight.grad.clone() for weight in task.model.parameters()]
     task.model.zero_grad()
     whole = images.permute(0, 3, 1, 2).double() / 255
     model = task.model.double()
     expected = torch.mean((model(whole) - whole) ** 2)
     expected.backward()
-    assert task.train_metrics()["loss"] == pytest.approx(expected.item(), rel=1e-6)
+    assert task.train_metrics(0, outputs)["loss"] == pytest.approx(expected.item(), rel=1e-6)
     for weight, gradient in zip(model.parameters(), found, strict=True):
         torch.testing.assert_close(gradient.double(), weight.grad, rtol=1e-4, atol=1e-8)
 
@@ -293,7 +307,7 @@ def test_the_autoencoder_sees_real_images_only(shipped):
     settings = dataclasses.replace(shipped.autoencoder, size=32, epochs=2, batch_size=8)
     history = autoencoder.train(TRAIN, VALIDATION, settings, 1, CPU)
     dark = Images(TRAIN.pixels.copy(), TRAIN.labels, TRAIN.paths, TRAIN.groups)
-    dark.pixels[TRAIN.labels == 1] = 0  # what fakes look like must not matter
+    dark.pixels[TRAIN.labels == 1] = 0  # the pixels of fakes must not matter
     other = Images(VALIDATION.pixels.copy(), VALIDATION.labels, VALIDATION.paths, VALIDATION.groups)
     other.pixels[VALIDATION.labels == 1] = 255
     assert same(history, autoencoder.train(dark, other, settings, 1, CPU))
@@ -320,7 +334,7 @@ def with_bfloat16(patch, has: bool) -> None:
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_auto_is_bfloat16_where_the_processor_has_it_and_else_float32(monkeypatch, native):
+def test_auto_is_bfloat16_if_the_processor_supports_it_and_float32_otherwise(monkeypatch, native):
     with_bfloat16(monkeypatch, native)
     assert compute.precision("auto", CPU_DEVICE) is (torch.bfloat16 if native else torch.float32)
     assert compute.precision("float32", CPU_DEVICE) is torch.float32
@@ -328,18 +342,18 @@ def test_auto_is_bfloat16_where_the_processor_has_it_and_else_float32(monkeypatc
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_auto_on_a_gpu_asks_the_gpu(monkeypatch, native):
+def test_auto_on_a_gpu_is_what_the_gpu_supports(monkeypatch, native):
     with_bfloat16(monkeypatch, not native)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
     assert compute.precision("auto", torch.device("cuda")) is (torch.bfloat16 if native else torch.float32)
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_auto_is_the_cuda_device_where_there_is_one(monkeypatch, there):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    assert compute.device("auto").type == ("cuda" if there else "cpu")
+@pytest.mark.parametrize("available", [True, False])
+def test_auto_is_the_cuda_device_if_one_is_available(monkeypatch, available):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    assert compute.device("auto").type == ("cuda" if available else "cpu")
     assert compute.device("cpu") == CPU_DEVICE
-    if there:
+    if available:
         assert compute.device("cuda").type == "cuda"
     else:
         with pytest.raises(UserError, match=r"machine\.device"):
@@ -352,7 +366,7 @@ def test_auto_is_resolved_once_and_recorded_with_the_model(monkeypatch, settings
     with_bfloat16(monkeypatch, native)
     auto = Machine(workers=0, device="auto")
     assert compute.resolve(auto, "auto") == (CPU, precision)
-    chosen = dataclasses.replace(settings, precision="auto", epochs=1)
-    history, config = classifier.train(TRAIN, VALIDATION, chosen, "ce", 5, auto)
+    automatic = dataclasses.replace(settings, precision="auto", epochs=1)
+    history, config = classifier.train(TRAIN, VALIDATION, automatic, "ce", 5, auto)
     assert (config.precision, config.device) == (precision, "cpu")
-    assert same(history, train(dataclasses.replace(chosen, precision=precision)))
+    assert same(history, train(dataclasses.replace(automatic, precision=precision)))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dfganext.labels import ALL, FAKE
 from dfganext.models.batches import batches
-from dfganext.models.classifier import ClassifierConfig, as_grid, map_layer, preprocess
+from dfganext.models.classifier import ClassifierConfig, map_layer, preprocess, to_grid
 
 
 class RawGradCAM(GradCAM):
@@ -64,7 +64,7 @@ def raw_maps(
     """
     device = next(model.parameters()).device
     layer, maps = map_layer(model), []
-    cam = RawGradCAM(model=model, target_layers=[layer], reshape_transform=partial(as_grid, model=model))
+    cam = RawGradCAM(model=model, target_layers=[layer], reshape_transform=partial(to_grid, model=model))
     with _gradients_from(model, layer), cam:
         for part, batch in batches(images, batch_size, device):
             targets = [target_logit(int(label)) for label in labels[part]]

@@ -1,7 +1,7 @@
-"""The convolutional autoencoder: trained on real images only, it is to reconstruct fakes worse.
+"""The convolutional autoencoder. It is trained on real images only and expected to reconstruct fakes worse.
 
-The paper gives no architecture. This one fits its numbers: 64-32-16 channels and three poolings leave 32 x 32 x 16 = 16,384
-latent values of a 256-pixel image, the dimension that its Table II implies.
+The paper gives no architecture. This one has 64-32-16 channels and three poolings, so a 256-pixel image has
+32 x 32 x 16 = 16,384 latent values, the dimension that the paper's Table II implies.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from dfganext.models.batches import batches
 WEIGHTS_FILE = "model.safetensors"
 CHANNELS = (64, 32, 16)
 
-BATCH = 32
+BATCH_SIZE = 32
 CPU_PIXELS = 8 * 256**2
-"""At a time on a CPU: what 32 images of 256 pixels make of themselves overflows its caches, and each takes twice as long."""
+"""Maximum pixels of a micro-batch on a CPU. The activations of more overflow its caches: 32 images of 256 pixels take twice as
+long per image."""
 
 
 class Autoencoder(nn.Module):
@@ -62,34 +63,36 @@ def build(seed: int) -> Autoencoder:
         return Autoencoder()
 
 
-def at_once(size: int, most: int, device: torch.device | str) -> int:
-    """How many images with so many pixels a side, `most` at most, pass through the network together on a device."""
-    return max(1, min(most, CPU_PIXELS // size**2)) if torch.device(device).type == "cpu" else most
+def micro_batch_size(size: int, batch_size: int, device: torch.device | str) -> int:
+    """Images of `size` x `size` pixels to pass through the network together: on a GPU the whole batch, on a CPU perhaps fewer."""
+    if torch.device(device).type != "cpu":
+        return batch_size
+    return max(1, min(batch_size, CPU_PIXELS // size**2))
 
 
 def preprocess(images: Tensor) -> Tensor:
     """uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in 0...1, channels_last in memory."""
-    return (images.float() / 255).permute(0, 3, 1, 2)
+    return (images.float() / 255).permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W), no copy
 
 
 @torch.inference_mode()
 def encode(
-    model: Autoencoder, images: np.ndarray, batch_size: int = BATCH, device: torch.device | str = "cpu"
+    model: Autoencoder, images: np.ndarray, batch_size: int = BATCH_SIZE, device: torch.device | str = "cpu"
 ) -> np.ndarray:
     """Latent vectors: uint8 (N, S, S, 3) -> float32 (N, d), d = 16 (S / 8)^2, flattened from (16, S/8, S/8)."""
     encoder = model.to(device).eval().encoder
-    parts = batches(images, at_once(images.shape[1], batch_size, device), device)
+    parts = batches(images, micro_batch_size(images.shape[1], batch_size, device), device)
     return np.concatenate([encoder(preprocess(pixels)).flatten(1).cpu().numpy() for _, pixels in parts])
 
 
 @torch.inference_mode()
 def reconstruction_errors(
-    model: Autoencoder, images: np.ndarray, batch_size: int = BATCH, device: torch.device | str = "cpu"
+    model: Autoencoder, images: np.ndarray, batch_size: int = BATCH_SIZE, device: torch.device | str = "cpu"
 ) -> np.ndarray:
     """Mean squared error over pixels and channels, on the 0...1 scale: uint8 (N, S, S, 3) -> float64 (N,)."""
     model = model.to(device).eval()
     errors = []
-    for _, pixels in batches(images, at_once(images.shape[1], batch_size, device), device):
+    for _, pixels in batches(images, micro_batch_size(images.shape[1], batch_size, device), device):
         batch = preprocess(pixels)
         errors.append((model(batch) - batch).double().square().mean(dim=(1, 2, 3)).cpu().numpy())
     return np.concatenate(errors)
@@ -111,7 +114,7 @@ def load(folder: Path) -> Autoencoder:
     except (SafetensorError, RuntimeError, OSError) as error:
         reason = textwrap.shorten(f"{type(error).__name__}: {one_line(error)}", 240)
         raise UserError(
-            f"{folder} holds a damaged autoencoder, or none of this package's ({reason}); train it again with "
+            f"{folder} holds a damaged autoencoder, or one that this package did not make ({reason}); train it again with "
             "`dvc repro train_autoencoder`."
         ) from error
     return model.eval()

@@ -1,4 +1,4 @@
-"""Arrays of images to tensors, a batch at a time."""
+"""Arrays of images to tensors, one batch at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def batches(images: np.ndarray, batch_size: int, device: torch.device | str = "cpu") -> Iterator[tuple[slice, Tensor]]:
-    """Cut images (N, ...), memory-mapped or not, into tensors of at most `batch_size` rows, with the slice each is of."""
+    """Yields the rows and the tensor of each batch of images (N, ...), which may be memory-mapped."""
     for start in range(0, len(images), batch_size):
-        part = slice(start, min(start + batch_size, len(images)))
-        yield part, torch.from_numpy(np.array(images[part])).to(device)
+        rows = slice(start, min(start + batch_size, len(images)))
+        yield rows, torch.from_numpy(np.array(images[rows])).to(device)

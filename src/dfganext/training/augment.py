@@ -1,35 +1,35 @@
-"""Training images as the network sees them: augmented by albumentations, each from a seed of its own.
+"""Batches of training images, shuffled and augmented by albumentations.
 
-albumentations' forked workers would all draw the same numbers, anew every epoch. Here the seed of a sample follows from
-(seed, epoch, row), so an epoch is the same whichever worker makes which image, and however many there are.
+albumentations' forked workers would all draw the same numbers, and the same again in every epoch. Here each sample has its own
+seed, derived from (seed, epoch, row), so an epoch has the same images for any number of workers.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dfganext.settings import Augment
+from dfganext.training.distributed import SINGLE_PROCESS, Group
 
 if TYPE_CHECKING:
     import albumentations
 
-Batch = tuple[torch.Tensor, torch.Tensor]
-"""uint8 (N, H, W, 3) and int64 (N,)."""
-
 
 def compose(augment: Augment) -> albumentations.Compose:
     """The paper's training augmentation: flips, rotation, distortion, colour jitter; uint8 (H, W, 3) in and out."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the network for news otherwise
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the network for updates otherwise
     import albumentations as A
     import cv2
 
-    cv2.setNumThreads(0)  # the loader's workers are the parallelism
+    cv2.setNumThreads(0)  # the loader's workers run in parallel already
     steps: list[Any] = [
         A.HorizontalFlip(p=augment.horizontal_flip),
         A.VerticalFlip(p=augment.vertical_flip),
@@ -40,14 +40,14 @@ def compose(augment: Augment) -> albumentations.Compose:
     return A.Compose([step for step in steps if step.p > 0])
 
 
-class AugmentedImages(Dataset[tuple[torch.Tensor, int]]):
-    """Rows of a split, addressed by (epoch, row), augmented if `augment` is given."""
+class AugmentedImages(Dataset[tuple[Tensor, int]]):
+    """Images and labels of a split, indexed by (epoch, row); augmented if `augment` is given."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray, augment: Augment | None, seed: int) -> None:
         self.pixels, self.labels, self.augment, self.seed = pixels, labels, augment, seed
         self._transform: albumentations.Compose | None = None
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, row = key
         image = np.array(self.pixels[row])
         if self.augment is not None:
@@ -58,33 +58,85 @@ class AugmentedImages(Dataset[tuple[torch.Tensor, int]]):
         return torch.from_numpy(np.ascontiguousarray(image)), int(self.labels[row])
 
 
-def shuffled(rows: np.ndarray, epoch: int, batch_size: int, seed: int) -> list[list[tuple[int, int]]]:
-    """One epoch's batches of (epoch, row), in an order that follows from the seed and the epoch."""
-    order = np.random.default_rng([seed, epoch]).permutation(rows)
-    keys = [(epoch, int(row)) for row in order]
-    return [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+class Batch(NamedTuple):
+    """This rank's shard of a global batch of `global_size` images.
 
-
-class Loader:
-    """Batches made ahead by worker processes, which stay from one epoch to the next: each start would cost seconds of imports.
-
-    Args:
-        dataset: addressed by (epoch, row).
-        workers: processes; 0 makes batches in this one.
-        pinned: in memory that a GPU can read while it computes.
+    images: uint8 (N, H, W, 3).
+    labels: int64 (N,).
+    position: where the shard's images are in the order of the epoch. If it is empty, N is nevertheless 1, because every rank
+        takes part in every step.
     """
 
-    def __init__(self, dataset: AugmentedImages, workers: int, pinned: bool = False) -> None:
-        self._batches: list[list[tuple[int, int]]] = []
+    images: Tensor
+    labels: Tensor
+    position: slice
+    global_size: int
+
+
+class EpochLoader:
+    """Loads the training batches of an epoch, in worker processes that live as long as the loader.
+
+    Workers are kept between epochs because each start would cost seconds of imports.
+
+    Args:
+        dataset: indexed by (epoch, row).
+        rows: rows of the dataset to train on.
+        batch_size: images in a global batch, of all ranks together.
+        seed: decides the order of the rows in each epoch.
+        workers: worker processes of this rank; 0 loads batches in the calling process.
+        pin_memory: load into memory that a GPU can copy from while it computes.
+        group: the processes among which each batch is divided.
+    """
+
+    def __init__(
+        self,
+        dataset: AugmentedImages,
+        rows: np.ndarray,
+        batch_size: int,
+        seed: int,
+        workers: int = 0,
+        pin_memory: bool = False,
+        group: Group = SINGLE_PROCESS,
+    ) -> None:
+        self.dataset, self.rows, self.batch_size, self.seed, self.group = dataset, rows, batch_size, seed, group
+        self._keys: list[list[tuple[int, int]]] = []  # (epoch, row) of the images in each batch of the current epoch
         self._loader = DataLoader(
             dataset,
-            batch_sampler=self._batches,
+            batch_sampler=self._keys,
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=pinned,
+            pin_memory=pin_memory,
         )
 
-    def __call__(self, batches: list[list[tuple[int, int]]]) -> Iterator[Batch]:
-        """These batches, in order; those of an earlier call are over."""
-        self._batches[:] = batches
-        return iter(self._loader)
+    @property
+    def images(self) -> int:
+        """Images in an epoch."""
+        return len(self.rows)
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    @property
+    def smallest_batch(self) -> int:
+        """Images in the last batch of an epoch, which may be smaller than the others."""
+        return len(self.rows) % self.batch_size or self.batch_size
+
+    def global_batches(self, epoch: int) -> list[np.ndarray]:
+        """Rows in each batch of an epoch, in an order decided by the seed and the epoch."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """This rank's shard of each batch of an epoch. Ends the iteration of an earlier epoch."""
+        batches = self.global_batches(epoch)
+        shards = [self.group.shard(len(rows)) for rows in batches]
+        own = (
+            rows[shard] if shard.start < shard.stop else rows[:1] for rows, shard in zip(batches, shards, strict=True)
+        )
+        self._keys[:] = [[(epoch, int(row)) for row in rows] for rows in own]
+        start = 0
+        for (images, labels), rows, shard in zip(self._loader, batches, shards, strict=True):
+            yield Batch(images, labels, slice(start + shard.start, start + shard.stop), len(rows))
+            start += len(rows)

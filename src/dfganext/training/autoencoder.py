@@ -1,8 +1,8 @@
-"""Train the autoencoder on real images only, without augmentation: Adam, mean squared error, the best epoch by validation."""
+"""Train the autoencoder on real images only, without augmentation: Adam, mean squared error, best epoch by validation loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,74 +13,61 @@ from dfganext.data.arrays import Images
 from dfganext.labels import REAL
 from dfganext.models import autoencoder
 from dfganext.settings import Autoencoder, Machine
-from dfganext.training import augment, checkpoints, compute, loop
-from dfganext.training.augment import Batch
-from dfganext.training.loop import History, Metrics
-
-MODULES = (
-    "labels.py",
-    "models/autoencoder.py",
-    "models/batches.py",
-    "training/augment.py",
-    "training/autoencoder.py",
-    "training/compute.py",
-    "training/loop.py",
-)
-"""Source files that decide how training goes; a checkpoint is of no use to others."""
-
-LIBRARIES = ("numpy", "torch")
+from dfganext.training import checkpoints, compute, loop
+from dfganext.training.augment import AugmentedImages, Batch, EpochLoader
+from dfganext.training.loop import History, Metrics, OnEpoch, TrainingState
 
 
 class AutoencoderTask:
     """Reconstruct real images."""
 
-    schedule = None
-    rate = "autoencoder.lr"
+    lr_setting = "autoencoder.lr"
 
     def __init__(self, train: Images, validation: Images, settings: Autoencoder, seed: int, machine: Machine) -> None:
-        self.rows, self.seed, self.settings = train.only(REAL), seed, settings
-        self.validation_pixels = validation.pixels[validation.only(REAL)]
-        self.device = compute.device(machine.device)
+        self.size, self.device = settings.size, compute.device(machine.device)
         self.model = autoencoder.build(seed).to(self.device).to(memory_format=torch.channels_last)
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=settings.lr, fused=True)
-        dataset = augment.AugmentedImages(train.pixels, train.labels, None, seed)
-        self.load = augment.Loader(dataset, machine.workers, pinned=self.device.type == "cuda")
-        self._losses: list[Tensor] = []
+        self.loader = EpochLoader(
+            AugmentedImages(train.pixels, train.labels, None, seed),
+            train.only(REAL),
+            settings.batch_size,
+            seed,
+            machine.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        self.validation_pixels = validation.pixels[validation.only(REAL)]
 
-    def batches(self, epoch: int) -> list[list[tuple[int, int]]]:
-        return augment.shuffled(self.rows, epoch, self.settings.batch_size, self.seed)
+    def losses(self, batch: Batch) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Yields micro-batch losses; with each comes the micro-batch's mean loss, once per image."""
+        images = batch.images.to(self.device, non_blocking=True)
+        for pixels in images.split(autoencoder.micro_batch_size(self.size, len(images), self.device)):
+            inputs = autoencoder.preprocess(pixels)
+            loss = F.mse_loss(self.model(inputs), inputs)
+            yield loss * (len(inputs) / len(images)), [loss.detach()] * len(inputs)
 
-    def losses(self, batch: Batch) -> Iterator[Tensor]:
-        images = batch[0].to(self.device, non_blocking=True)
-        for pixels in images.split(autoencoder.at_once(self.settings.size, len(images), self.device)):
-            piece = autoencoder.preprocess(pixels)
-            loss = F.mse_loss(self.model(piece), piece)
-            self._losses += [loss.detach()] * len(piece)  # not read here: a GPU would have to be waited for
-            yield loss * (len(piece) / len(images))
-
-    def train_metrics(self) -> Metrics:
-        losses, self._losses = torch.stack(self._losses), []
+    def train_metrics(self, epoch: int, outputs: list[list[Tensor]]) -> Metrics:
+        """Mean loss per image."""
+        losses = torch.stack([loss for micro_batch in outputs for loss in micro_batch])
         return {"loss": float(losses.double().mean())}
 
     def validate(self) -> Metrics:
+        """Mean loss of the real validation images."""
         errors = autoencoder.reconstruction_errors(self.model, self.validation_pixels, device=self.device)
         return {"loss": float(errors.mean())}
 
-    def rank(self, metrics: Metrics) -> tuple[float, ...]:
-        return (-metrics["validation_loss"],)
 
-
-def inputs_of(
+def training_inputs(
     train: Images, validation: Images, settings: Autoencoder, seed: int, machine: Machine
 ) -> dict[str, object]:
-    """All that decides how training goes, beside the code: what to key a checkpoint by, of types that JSON knows.
+    """All data and settings that affect the trained weights, as JSON values: identifies a checkpoint.
 
     Args:
-        machine: without `auto`, as `compute.resolve` returns it.
+        machine: as `compute.resolve` returns it, without `auto`.
     """
-    decisive = {key: getattr(settings, key) for key in ("size", "epochs", "batch_size", "lr")}
-    images = {name: checkpoints.digest_of(part, REAL) for name, part in (("train", train), ("validation", validation))}
-    return {"autoencoder": decisive, "seed": seed, "device": machine.device, "images": images}
+    values = {key: getattr(settings, key) for key in ("size", "epochs", "batch_size", "lr")}
+    images = {
+        name: checkpoints.hash_images(part, REAL) for name, part in (("train", train), ("validation", validation))
+    }
+    return {"autoencoder": values, "seed": seed, "device": machine.device, "images": images}
 
 
 def train(
@@ -90,9 +77,10 @@ def train(
     seed: int,
     machine: Machine,
     checkpoint: Path | None = None,
-    on_epoch: Callable[[Metrics, float | None], None] | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> History:
     """Train an autoencoder on the real images of `train`; see `loop.fit` for checkpoint and on_epoch."""
     compute.make_repeatable()
     task = AutoencoderTask(train, validation, settings, seed, machine)
-    return loop.fit(task, settings.epochs, seed, checkpoint, on_epoch)
+    state = TrainingState(task.model, torch.optim.Adam(task.model.parameters(), lr=settings.lr, fused=True))
+    return loop.fit(task, state, settings.epochs, seed, checkpoint, on_epoch)

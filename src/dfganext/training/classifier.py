@@ -1,15 +1,13 @@
-"""Train the classifier: AdamW and a stepwise falling rate, cross entropy or binary cross entropy, the best epoch by validation."""
+"""Train the classifier: AdamW, StepLR, cross entropy or binary cross entropy, best epoch by validation accuracy."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,42 +20,16 @@ from dfganext.evaluation import metrics
 from dfganext.models import classifier
 from dfganext.models.classifier import ClassifierConfig
 from dfganext.settings import Convnext, Machine
-from dfganext.training import augment, checkpoints, compute, loop
-from dfganext.training.distributed import ALONE, Group
-from dfganext.training.loop import History, Metrics
-
-MODULES = (
-    "evaluation/metrics.py",
-    "labels.py",
-    "models/batches.py",
-    "models/classifier.py",
-    "training/augment.py",
-    "training/classifier.py",
-    "training/compute.py",
-    "training/distributed.py",
-    "training/loop.py",
-)
-"""Source files that decide how training goes; a checkpoint is of no use to others."""
-
-LIBRARIES = ("albumentations", "numpy", "opencv-python-headless", "timm", "torch")
-
-
-class Part(NamedTuple):
-    """What a process trains on of a batch of `of` images: they lie at `place` in the epoch's order.
-
-    Where that is empty, images and labels have one row nevertheless.
-    """
-
-    images: Tensor
-    labels: Tensor
-    place: slice
-    of: int
+from dfganext.training import checkpoints, compute, loop
+from dfganext.training.augment import AugmentedImages, Batch, EpochLoader
+from dfganext.training.distributed import SINGLE_PROCESS, Group
+from dfganext.training.loop import History, Metrics, OnEpoch, TrainingState
 
 
 class ClassifierTask:
-    """Real against fake, from all training images."""
+    """Classify images as real or fake."""
 
-    rate = "convnext.lr"
+    lr_setting = "convnext.lr"
 
     def __init__(
         self,
@@ -67,122 +39,115 @@ class ClassifierTask:
         loss: str,
         seed: int,
         machine: Machine,
-        group: Group = ALONE,
+        group: Group = SINGLE_PROCESS,
     ) -> None:
-        self.train_images, self.validation_images, self.settings = train, validation, settings
-        self.seed, self.group = seed, group
+        self.labels, self.validation, self.batch_size, self.group = train.labels, validation, settings.batch_size, group
         self.device = compute.device(machine.device)
         self.precision = compute.precision(settings.precision, self.device)
+        self.loader = EpochLoader(
+            AugmentedImages(train.pixels, train.labels, settings.augment, seed),
+            np.arange(len(train.labels)),
+            settings.batch_size,
+            seed,
+            math.ceil(machine.workers / group.local_world_size),
+            pin_memory=self.device.type == "cuda",
+            group=group,
+        )
         model, config = classifier.build(
             settings.architecture, loss, settings.size, settings.weights, seed, settings.match
         )
         self.config = replace(config, precision=compute.name_of(self.precision), device=self.device.type)
         self.model: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)
-        fewest = max(min(map(len, self.batches(0))), group.size)  # each process computes with one image at least
-        rehearse(self.model, self.config, self.precision, fewest)
+        # each rank computes with one image at least, even where a batch has fewer images than there are ranks
+        dry_run(self.model, self.config, self.precision, max(self.loader.smallest_batch, group.world_size))
         self.replica = group.replicate(self.model)
-        self.optimiser = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
-        )
-        self.schedule = torch.optim.lr_scheduler.StepLR(self.optimiser, settings.lr_step, settings.lr_gamma)
-        self.dataset = augment.AugmentedImages(train.pixels, train.labels, settings.augment, seed)
-        workers = math.ceil(machine.workers / group.here)
-        self._loaded = augment.Loader(self.dataset, workers, pinned=self.device.type == "cuda")
-        self._rows = np.empty(0, np.int64)
-        self._logits = torch.empty(0)
 
-    def batches(self, epoch: int) -> list[list[tuple[int, int]]]:
-        return augment.shuffled(np.arange(len(self.train_images.labels)), epoch, self.settings.batch_size, self.seed)
+    def losses(self, batch: Batch) -> Iterator[tuple[Tensor, tuple[slice, Tensor]]]:
+        """Yields the loss of this rank's shard; with it come the shard's position and, without gradient, logits of "fake".
 
-    def load(self, batches: list[list[tuple[int, int]]]) -> Iterator[Part]:
-        self._rows = np.array([row for batch in batches for _, row in batch])
-        self._logits = torch.zeros(len(self._rows), device=self.device)
-        keys, places, start = [], [], 0
-        for batch in batches:
-            share = self.group.share(len(batch))
-            keys.append(batch[share] or batch[:1])  # each process must take part in each step; `loss` counts this one 0
-            places.append((slice(start + share.start, start + share.stop), len(batch)))
-            start += len(batch)
-        for loaded, (place, of) in zip(self._loaded(keys), places, strict=True):
-            yield Part(*loaded, place, of)
-
-    def losses(self, batch: Part) -> Iterator[Tensor]:
-        yield self.loss(batch)
-
-    def loss(self, batch: Part) -> Tensor:
+        Gradients are averaged over ranks. The weight makes their mean the gradient of the mean loss over the global batch.
+        """
         images, labels = (part.to(self.device, non_blocking=True) for part in (batch.images, batch.labels))
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            outputs = self.replica(classifier.preprocess(images, self.config))
-        outputs = outputs.float()
-        own = batch.place.stop - batch.place.start
-        self._logits[batch.place] = classifier.fake_logits(outputs).detach()[:own]
-        # processes' gradients are averaged: so weighted, their mean is the gradient of the mean over the whole batch
-        return classification_loss(outputs, labels) * (own * self.group.size / batch.of)
+        outputs = forward(self.replica, classifier.preprocess(images, self.config), self.precision)
+        shard_size = batch.position.stop - batch.position.start
+        weight = shard_size * self.group.world_size / batch.global_size
+        logits = classifier.fake_logits(outputs).detach()[:shard_size]
+        yield classification_loss(outputs, labels) * weight, (batch.position, logits)
 
-    def train_metrics(self) -> Metrics:
-        logits = self.group.sum(self._logits.cpu().numpy())  # of each image one process has the logit, the others 0
-        return describe(self.train_images.labels[self._rows], logits.astype(float))
+    def train_metrics(self, epoch: int, outputs: list[tuple[slice, Tensor]]) -> Metrics:
+        """Metrics of the training images, from the logits computed during the epoch."""
+        labels = self.labels[np.concatenate(self.loader.global_batches(epoch))]
+        logits = np.zeros(len(labels), np.float32)
+        for position, shard in outputs:
+            logits[position] = shard.cpu().numpy()
+        # the logits of each image are zero on all ranks but one
+        return epoch_metrics(labels, self.group.sum(logits).astype(float))
 
     def validate(self) -> Metrics:
-        images, size = self.validation_images, self.settings.batch_size
-        share = self.group.share(math.ceil(len(images.labels) / size))  # of batches, so that they are the same ones
-        part = slice(share.start * size, share.stop * size)
-        logits = np.zeros(len(images.labels))
-        logits[part] = classifier.predict_logits(self.model, self.config, images.pixels[part], size, self.device)
-        return describe(images.labels, self.group.sum(logits))
+        """Metrics of the validation images, each rank predicting a shard of the batches."""
+        labels, batch_size = self.validation.labels, self.batch_size
+        shard = self.group.shard(
+            math.ceil(len(labels) / batch_size)
+        )  # whole batches, so that they are those of one process
+        rows = slice(shard.start * batch_size, shard.stop * batch_size)
+        logits = np.zeros(len(labels))
+        logits[rows] = classifier.predict_logits(
+            self.model, self.config, self.validation.pixels[rows], batch_size, self.device
+        )
+        return epoch_metrics(labels, self.group.sum(logits))
 
-    def rank(self, metrics: Metrics) -> tuple[float, ...]:
-        """By accuracy; of equals, the one with the lower loss."""
-        return metrics["validation_accuracy"], -metrics["validation_loss"]
+
+def training_state(model: nn.Module, settings: Convnext) -> TrainingState:
+    """AdamW and StepLR for the parameters of `model`."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    return TrainingState(
+        model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, settings.lr_step, settings.lr_gamma)
+    )
 
 
-def rehearse(model: nn.Module, config: ClassifierConfig, precision: torch.dtype, fewest: int = 2) -> None:
-    """Have a copy of `model` judge, be mapped and train on two blank images, before time is spent on it.
+def dry_run(model: nn.Module, config: ClassifierConfig, precision: torch.dtype, smallest_batch: int = 2) -> None:
+    """Check with two blank images that `model` can predict, be explained by Grad-CAM and train. Works on a copy of it.
 
     Args:
-        fewest: images in the smallest batch to come; where it is one, the copy trains on one too.
+        smallest_batch: images in the smallest training batch. If it is 1, the copy also trains on one image.
 
     Raises:
-        UserError: the architecture cannot do one of these at this size, or not with a batch of one; or memory runs out.
+        UserError: the architecture cannot do one of these at this size, or memory runs out.
     """
     device = next(model.parameters()).device
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):  # dropout must not shift what follows
-        _rehearse(model, config, precision, fewest)
+    blank = torch.zeros((2, config.size, config.size, 3), dtype=torch.uint8, device=device)
+    images = classifier.preprocess(blank, config)
+    features: list[object] = []
+    # dropout must not change the random numbers drawn later
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        classifier.network_errors(config.architecture, config.size),
+    ):
+        network = copy.deepcopy(model)
+        classifier.map_layer(network).register_forward_hook(lambda layer, inputs, output: features.append(output))
+        with torch.no_grad():
+            forward(network.eval(), images, precision)
+        outputs = forward(network.train(), images, precision)
+        classification_loss(outputs, torch.zeros(2, dtype=torch.int64, device=device)).backward()
+        if smallest_batch == 1:
+            _check_batch_of_one(network, images[:1], config, precision)
+    classifier.to_grid(features[0], model)
 
 
-def _rehearse(model: nn.Module, config: ClassifierConfig, precision: torch.dtype, fewest: int) -> None:
-    device = next(model.parameters()).device
-    blank = np.zeros((2, config.size, config.size, 3), np.uint8)
-    batch = classifier.preprocess(torch.from_numpy(blank).to(device), config)
-    blaming = partial(classifier.network_errors, config.architecture, config.size)
-
-    def outputs_of(network: nn.Module, images: Tensor) -> Tensor:
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            return network(images).float()
-
-    seen: list[object] = []
-    with blaming():
-        copied = copy.deepcopy(model)
-    hook = classifier.map_layer(copied).register_forward_hook(lambda layer, given, output: seen.append(output))
-    with torch.no_grad(), blaming():
-        outputs_of(copied.eval(), batch)
-    hook.remove()
-    classifier.as_grid(seen[-1], copied)
-    with blaming():
-        outputs = outputs_of(copied.train(), batch)
-    loss = classification_loss(outputs, torch.zeros(2, dtype=torch.int64, device=device))
-    with blaming():
-        loss.backward()
-    if fewest > 1:
-        return
+def _check_batch_of_one(network: nn.Module, image: Tensor, config: ClassifierConfig, precision: torch.dtype) -> None:
     try:
-        outputs_of(copied, batch[:1])
+        forward(network, image, precision)
     except ValueError as error:
         raise UserError(
             f"convnext.batch_size: it leaves a batch of one image, and {config.architecture} at {config.size} pixels cannot "
-            "normalise by batch over that; choose another, such as one more or one less."
+            "use batch normalisation on one image; change it, for example by one."
         ) from error
+
+
+def forward(network: nn.Module, images: Tensor, precision: torch.dtype) -> Tensor:
+    """Outputs of the head in float32, computed in `precision` where PyTorch considers that safe."""
+    with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+        return network(images).float()
 
 
 def classification_loss(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -192,29 +157,32 @@ def classification_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(outputs[:, 0], labels.float())
 
 
-def describe(labels: np.ndarray, logits: np.ndarray) -> Metrics:
-    """Loss, accuracy, precision, recall and F1 of an epoch, fake where logit > 0. The same loss for both kinds of head."""
+def epoch_metrics(labels: np.ndarray, logits: np.ndarray) -> Metrics:
+    """Loss, accuracy, precision, recall and F1 of N labels and logits of "fake", predicted fake if the logit is above 0.
+
+    The loss is the same for both kinds of head: cross entropy in nats.
+    """
     scores = metrics.at_threshold(labels, logits, 0.0)
-    with np.errstate(invalid="ignore"):  # of an epoch that diverged
+    with np.errstate(invalid="ignore"):  # logits are NaN after training diverged
         loss = float(np.mean(np.logaddexp(0, np.where(labels == 1, -logits, logits))))
     return {"loss": loss} | {name: scores[name] for name in ("accuracy", "precision", "recall", "f1")}
 
 
-def inputs_of(
+def training_inputs(
     train: Images, validation: Images, settings: Convnext, loss: str, seed: int, machine: Machine
 ) -> dict[str, object]:
-    """All that decides how training goes, beside the code: what to key a checkpoint by, of types that JSON knows.
+    """All data and settings that affect the trained weights, as JSON values: identifies a checkpoint.
 
     Args:
-        settings, machine: without `auto`, as `compute.resolve` returns it.
+        settings, machine: as `compute.resolve` returns them, without `auto`.
     """
-    decisive = asdict(replace(settings, processes=1))  # training may go on with more or fewer
+    values = asdict(replace(settings, processes=1))  # training may resume with another number of processes
     file = classifier.weights_file(settings.weights)
     if file is not None and file.is_file():
         with file.open("rb") as stream:
-            decisive["weights"] = hashlib.file_digest(stream, "sha256").hexdigest()
-    images = {"train": checkpoints.digest_of(train), "validation": checkpoints.digest_of(validation)}
-    return {"convnext": decisive, "loss": loss, "seed": seed, "device": machine.device, "images": images}
+            values["weights"] = hashlib.file_digest(stream, "sha256").hexdigest()
+    images = {"train": checkpoints.hash_images(train), "validation": checkpoints.hash_images(validation)}
+    return {"convnext": values, "loss": loss, "seed": seed, "device": machine.device, "images": images}
 
 
 def train(
@@ -225,14 +193,15 @@ def train(
     seed: int,
     machine: Machine,
     checkpoint: Path | None = None,
-    on_epoch: Callable[[Metrics, float | None], None] | None = None,
-    group: Group = ALONE,
+    on_epoch: OnEpoch | None = None,
+    group: Group = SINGLE_PROCESS,
 ) -> tuple[History, ClassifierConfig]:
     """Train a classifier; see `loop.fit` for checkpoint, on_epoch and group.
 
     Returns:
-        The history with the best epoch's weights, and what it takes to apply them.
+        The history with the best epoch's weights, and the configuration to apply them with.
     """
     compute.make_repeatable()
     task = ClassifierTask(train, validation, settings, loss, seed, machine, group)
-    return loop.fit(task, settings.epochs, seed, checkpoint, on_epoch, group), task.config
+    state = training_state(task.model, settings)
+    return loop.fit(task, state, settings.epochs, seed, checkpoint, on_epoch, group), task.config

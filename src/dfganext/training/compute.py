@@ -1,4 +1,4 @@
-"""Which device and which precision, and how to make both repeatable."""
+"""Device and precision, and repeatable algorithms."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dfganext.settings import Machine
 
 
 def device(setting: str) -> torch.device:
-    """auto, cpu or cuda -> a device. UserError if CUDA is asked for and there is none."""
+    """auto, cpu or cuda -> a device. UserError if the setting is cuda and there is no CUDA device."""
     if setting == "cuda" and not torch.cuda.is_available():
-        raise UserError("machine.device: cuda was asked for, but PyTorch sees no CUDA device; set it to auto or cpu.")
+        raise UserError("machine.device is cuda, but PyTorch sees no CUDA device; set it to auto or cpu.")
     return torch.device("cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def precision(setting: str, device: torch.device) -> torch.dtype:
-    """auto -> bfloat16 where the processor multiplies it in hardware, float32 elsewhere."""
+    """auto -> bfloat16 if the device multiplies it in hardware, float32 otherwise."""
     if setting != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[setting]
     if device.type == "cuda":
@@ -31,12 +31,12 @@ def precision(setting: str, device: torch.device) -> torch.dtype:
 
 
 def name_of(precision: torch.dtype) -> Literal["float32", "bfloat16"]:
-    """What the settings call one of the two precisions."""
+    """The name of a precision in the settings."""
     return "bfloat16" if precision == torch.bfloat16 else "float32"
 
 
 def resolve(machine: Machine, setting: str) -> tuple[Machine, Literal["float32", "bfloat16"]]:
-    """Replace `auto` by what it means on this machine, both as the device and as the precision.
+    """Replace `auto` by what it means on this machine, for the device and for the precision.
 
     Args:
         setting: the precision: auto, float32 or bfloat16.
@@ -44,13 +44,13 @@ def resolve(machine: Machine, setting: str) -> tuple[Machine, Literal["float32",
     Returns:
         `machine` with the device cpu or cuda, and float32 or bfloat16.
     """
-    chosen = device(machine.device)
-    return replace(machine, device="cuda" if chosen.type == "cuda" else "cpu"), name_of(precision(setting, chosen))
+    resolved = device(machine.device)
+    return replace(machine, device="cuda" if resolved.type == "cuda" else "cpu"), name_of(precision(setting, resolved))
 
 
 def make_repeatable() -> None:
-    """Only algorithms that give the same bits every time; those without one raise RuntimeError."""
+    """Make PyTorch use only algorithms that give the same bits every time; operations without one raise RuntimeError."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing here reads what it has not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no code here reads uninitialised memory
     torch.backends.cudnn.benchmark = False

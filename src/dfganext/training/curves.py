@@ -1,4 +1,4 @@
-"""Curves of training: what is repeatable goes to one table, how fast it went to another."""
+"""Training curves: the metrics, which are repeatable, in one table, and the speed in another."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dfganext.training.loop import History, Metrics
 
 
 class Curves:
-    """Collects what `loop.fit` reports after each epoch, passes it on to a tracker and prints a line of it."""
+    """An `on_epoch` of `loop.fit`: passes the metrics of each epoch to a tracker, prints them and collects the speed."""
 
     def __init__(self, track: Callable[[Metrics, int], None]) -> None:
         self.track = track
         self.speeds: list[dict[str, float]] = []
 
     def __call__(self, row: Metrics, speed: float | None) -> None:
-        """Take an epoch's metrics and, if it was trained in this process, its images per second."""
+        """Report an epoch. `speed` is in images per second; None if an earlier run trained the epoch."""
         epoch = int(row["epoch"])
         numbers = {name: value for name, value in row.items() if name != "epoch"}
         if speed is not None:
@@ -30,6 +30,6 @@ class Curves:
         tqdm.write(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
 
     def write(self, history: History, table: Path, speeds: Path) -> None:
-        """Write both tables. Only the first is the same each time, so only it is an output of a stage."""
+        """Write both tables. Only the first is a stage output, because the speed differs each time."""
         files.write_table(table, pd.DataFrame(history.epochs).astype({"epoch": int}))
         files.write_table(speeds, pd.DataFrame(self.speeds, columns=["epoch", "images_per_second"]))

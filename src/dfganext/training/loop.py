@@ -1,178 +1,182 @@
-"""The one training loop: epochs, the best one by validation, and going on after a stop as if there had been none."""
+"""The training loop of both models. A run that was stopped goes on from its checkpoint and ends with the same bytes."""
 
 from __future__ import annotations
 
 import io
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from dfganext.errors import UserError
 from dfganext.training import checkpoints
-from dfganext.training.distributed import ALONE, Group
+from dfganext.training.augment import Batch, EpochLoader
+from dfganext.training.distributed import SINGLE_PROCESS, Group
 
 Metrics = dict[str, float]
 
+OnEpoch = Callable[[Metrics, float | None], None]
+"""Receives the metrics of each epoch and its training images per second; None for an epoch that an earlier run trained."""
+
 
 class Task(Protocol):
-    """What the loop needs to know of a model: what to feed it, what to minimise, and when an epoch is better."""
+    """What differs between the models."""
 
-    @property
-    def model(self) -> nn.Module: ...
+    lr_setting: str
+    """Name of the setting of the learning rate, for the error message when training diverges."""
 
-    @property
-    def optimiser(self) -> torch.optim.Optimizer: ...
+    loader: EpochLoader
 
-    @property
-    def schedule(self) -> torch.optim.lr_scheduler.LRScheduler | None: ...
+    def losses(self, batch: Batch) -> Iterator[tuple[Tensor, Any]]:
+        """Yields micro-batch losses; each is backpropagated before the next. Their sum is the mean loss of the batch.
 
-    @property
-    def rate(self) -> str:
-        """The setting that holds the learning rate, for the sentence that says it is too high."""
-        ...
-
-    def batches(self, epoch: int) -> list[Any]: ...
-
-    def load(self, batches: list[Any]) -> Iterable[Any]:
-        """What `losses` takes of each batch."""
-        ...
-
-    def losses(self, batch: Any) -> Iterable[Tensor]:
-        """Mean loss of a training batch, with gradient, or parts of it that add up to it, each gone back from before the next.
-
-        May remember outputs for `train_metrics`.
+        With each loss comes what `train_metrics` needs of the micro-batch, without gradient.
         """
         ...
 
-    def train_metrics(self) -> Metrics:
-        """Of the epoch just trained; forgets what `losses` remembered."""
+    def train_metrics(self, epoch: int, outputs: list[Any]) -> Metrics:
+        """Metrics of the training images, from everything that `losses` yielded in the epoch, in order."""
         ...
 
     def validate(self) -> Metrics:
-        """Of the validation images; `loss` is among them."""
-        ...
-
-    def rank(self, metrics: Metrics) -> tuple[float, ...]:
-        """Sorts epochs by their validation metrics; the greatest is the best. Asked only of those with a finite loss."""
+        """Metrics of the validation images: the loss and, for a classifier, the accuracy."""
         ...
 
 
 @dataclass
 class History:
-    """What training has come to so far; everything a checkpoint needs beside model and optimiser."""
+    """Metrics of each epoch so far; number, counted from 1, and weights of the best epoch. best_epoch is 0 until one is found."""
 
     epochs: list[Metrics] = field(default_factory=list)
     best_epoch: int = 0
     best_state: dict[str, Tensor] = field(default_factory=dict)
 
+    def append(self, row: Metrics, model: nn.Module) -> None:
+        """Add an epoch, and copy the model's weights if it is the best so far.
+
+        The best epoch has the highest validation accuracy, if there is one, then the lowest validation loss; of equals, the
+        first. Its loss is finite.
+        """
+
+        def score(row: Metrics) -> tuple[float, float]:
+            return row.get("validation_accuracy", 0.0), -row["validation_loss"]
+
+        self.epochs.append(row)
+        if not math.isfinite(row["validation_loss"]):
+            return
+        if self.best_epoch == 0 or score(row) > score(self.epochs[self.best_epoch - 1]):
+            self.best_epoch = len(self.epochs)
+            self.best_state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+@dataclass
+class TrainingState:
+    """Everything that changes during training: what a checkpoint holds."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler | None = None
+    history: History = field(default_factory=History)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "history": vars(self.history),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.history = History(**state["history"])
+
 
 def fit(
     task: Task,
+    state: TrainingState,
     epochs: int,
     seed: int,
     checkpoint: Path | None = None,
-    on_epoch: Callable[[Metrics, float | None], None] | None = None,
-    group: Group = ALONE,
+    on_epoch: OnEpoch | None = None,
+    group: Group = SINGLE_PROCESS,
 ) -> History:
-    """Train for `epochs` epochs and keep the best one.
+    """Train until `epochs` epochs are done and keep the weights of the best one.
 
     Args:
-        task: model, data and loss.
-        epochs: in all, those of an earlier, stopped run included.
-        seed: of what is random inside the model (drop path); set anew each epoch, so a run that goes on after a stop draws
-            what an unbroken run draws.
-        checkpoint: written after each epoch; if it is there, training goes on from it.
-        on_epoch: called after each epoch with its metrics and its training images per second; with None in place of the
-            latter, beforehand, for epochs that an earlier run trained.
-        group: the processes that train together; checkpoint and on_epoch are for the first one of them only.
+        task: data, loss and metrics.
+        state: model, optimizer and scheduler to train with; changed in place.
+        epochs: includes the epochs of an earlier run that was stopped.
+        seed: of random operations inside the model, such as dropout; set anew in each epoch, so a resumed run draws the same.
+        checkpoint: written after each epoch. If the file exists, training resumes from it.
+        on_epoch: called after each epoch, and once for each epoch found in the checkpoint.
+        group: the processes that train together. Only the main process passes checkpoint and on_epoch.
 
     Returns:
-        One row of metrics an epoch (epoch counted from 1, lr, train_..., validation_...), and the state of the best.
+        One row of metrics per epoch (epoch counted from 1, lr, train_..., validation_...) and the best epoch's weights.
 
     Raises:
         UserError: no epoch ended with a finite validation loss.
     """
-    # machines may not share a disk: what the first process finds goes to all
-    saved = group.from_first(checkpoint.read_bytes() if checkpoint is not None and checkpoint.is_file() else b"")
-    history = _resume(task, saved) if saved else History()
-    done = len(history.epochs)
+    # the checkpoint is broadcast because machines may not share a disk
+    saved = group.broadcast(checkpoint.read_bytes() if checkpoint is not None and checkpoint.is_file() else b"")
+    if saved:
+        state.load_state_dict(torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True))
+    history = state.history
     if on_epoch is not None:
         for row in history.epochs:
             on_epoch(row, None)
-    steps = len(task.batches(0))
-    with tqdm(total=epochs * steps, initial=done * steps, unit="batch", disable=None if group.first else True) as bar:
+
+    done, steps = len(history.epochs), task.loader.steps
+    with tqdm(total=epochs * steps, initial=done * steps, unit="batch", disable=None if group.is_main else True) as bar:
         for epoch in range(done, epochs):
             bar.set_description(f"epoch {epoch + 1} of {epochs}")
             torch.manual_seed(group.seed(seed, epoch))
-            lr = task.optimiser.param_groups[0]["lr"]
-            speed = train_epoch(task, epoch, bar)
-            row = {"epoch": float(epoch + 1), "lr": lr}
-            row |= {f"train_{name}": value for name, value in task.train_metrics().items()}
+            row = {"epoch": float(epoch + 1), "lr": state.optimizer.param_groups[0]["lr"]}
+            start = time.perf_counter()
+            outputs = train_epoch(task, state, epoch, bar)
+            images_per_second = task.loader.images / (time.perf_counter() - start)
+            row |= {f"train_{name}": value for name, value in task.train_metrics(epoch, outputs).items()}
             row |= {f"validation_{name}": value for name, value in task.validate().items()}
-            history.epochs.append(row)
-            if task.schedule is not None:
-                task.schedule.step()
-            if math.isfinite(row["validation_loss"]) and (
-                history.best_epoch == 0 or task.rank(row) > task.rank(history.epochs[history.best_epoch - 1])
-            ):
-                history.best_epoch = epoch + 1
-                history.best_state = {
-                    name: value.detach().cpu().clone() for name, value in task.model.state_dict().items()
-                }
+            history.append(row, state.model)
+            if state.scheduler is not None:
+                state.scheduler.step()
             if checkpoint is not None:
-                _save(task, history, checkpoint)
+                checkpoints.write(checkpoint, state.state_dict())
             if on_epoch is not None:
-                on_epoch(row, speed)
-            if history.best_epoch == 0 and not _finite(task.model):
-                break  # no weight returns from there
+                on_epoch(row, images_per_second)
+            if history.best_epoch == 0 and not _is_finite(state.model):
+                break  # weights never become finite again
     if history.best_epoch == 0:
-        raise UserError(
-            f"{task.rate}: training diverged, no epoch ended with a finite validation loss; lower {task.rate}."
-        )
+        name = task.lr_setting
+        raise UserError(f"{name}: training diverged, no epoch ended with a finite validation loss; lower {name}.")
     return history
 
 
-def train_epoch(task: Task, epoch: int, bar: tqdm) -> float:
-    """One pass over the training images. Returns images per second."""
-    task.model.train()
-    batches, start = task.batches(epoch), time.perf_counter()
-    for batch in task.load(batches):
-        task.optimiser.zero_grad(set_to_none=True)
-        for loss in task.losses(batch):
+def train_epoch(task: Task, state: TrainingState, epoch: int, bar: tqdm | None = None) -> list[Any]:
+    """One pass over the training images. Returns what `task.losses` yielded beside the losses, in order."""
+    state.model.train()
+    outputs = []
+    for batch in task.loader.epoch(epoch):
+        state.optimizer.zero_grad(set_to_none=True)
+        for loss, output in task.losses(batch):
             loss.backward()
-        task.optimiser.step()
-        bar.update()
-    return sum(map(len, batches)) / (time.perf_counter() - start)
+            outputs.append(output)
+        state.optimizer.step()
+        if bar is not None:
+            bar.update()
+    return outputs
 
 
-def _finite(model: nn.Module) -> bool:
+def _is_finite(model: nn.Module) -> bool:
     return all(bool(weight.isfinite().all()) for weight in model.parameters())
-
-
-def _save(task: Task, history: History, checkpoint: Path) -> None:
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    partial = checkpoints.partial(checkpoint)
-    state = {
-        "model": task.model.state_dict(),
-        "optimiser": task.optimiser.state_dict(),
-        "schedule": task.schedule.state_dict() if task.schedule is not None else None,
-        "history": {"epochs": history.epochs, "best_epoch": history.best_epoch, "best_state": history.best_state},
-    }
-    torch.save(state, partial)
-    partial.replace(checkpoint)
-
-
-def _resume(task: Task, saved: bytes) -> History:
-    state = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
-    task.model.load_state_dict(state["model"])
-    task.optimiser.load_state_dict(state["optimiser"])
-    if task.schedule is not None:
-        task.schedule.load_state_dict(state["schedule"])
-    return History(**state["history"])
