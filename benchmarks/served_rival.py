@@ -1,6 +1,6 @@
-"""The rival of `benchmarks.serve`: a served PyTorch model as an expert writes it with MLflow, from code, in one short file.
+"""The rival of `benchmarks.serve`: a PyTorch model served by MLflow, as an expert would write it in one short file.
 
-MLflow executes this file on its own: it imports nothing of this project. Artifacts: `weights`, a safetensors file, and
+MLflow executes this file by itself: it imports nothing from this project. Artifacts: `weights`, a safetensors file, and
 `config`, a JSON object with architecture, outputs, size, mean, std and precision.
 """
 
@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 
 class Classifier(PythonModel):
-    """Column `image` (base64 of an encoded image) -> a record per image with p_fake."""
+    """Column `image` (base64 of an encoded image) -> one record per image with p_fake."""
 
     def load_context(self, context: Any) -> None:
         self.config = config = json.loads(Path(context.artifacts["config"]).read_text(encoding="utf-8"))
@@ -32,7 +32,9 @@ class Classifier(PythonModel):
         model.load_state_dict(load_file(context.artifacts["weights"]))
         self.model = model.eval().to(memory_format=torch.channels_last)
         self.mean, self.std = (255 * torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
-        self.lock = threading.Lock()  # requests come in threads: two forward passes at once would share the cores
+        self.lock = (
+            threading.Lock()
+        )  # requests run in threads: two forward passes at the same time would share the cores
 
     @torch.inference_mode()
     def predict(
