@@ -18,8 +18,7 @@ import psutil
 from benchmarks import pictures
 from benchmarks.harness import ROOT, Child, Table, peak_mib
 from dfganext import settings
-from dfganext.data import arrays
-from dfganext.data import split
+from dfganext.data import arrays, split
 from dfganext.models import classifier
 from dfganext.runtime import cores
 
