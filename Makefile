@@ -5,6 +5,10 @@ BIN := .venv/bin
 # stages, MLflow and DVC call `python` and each other by name
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
+# two test processes with one thread each. One process runs a whole file, whose tests share fixtures; files start in order,
+# because tests/end_to_end/test_workflow.py, the longest, is among the first
+PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 # number of seeds for each row of `make table1`
 SEEDS ?= 1
 
@@ -27,10 +31,10 @@ table1: .venv/ready
 
 # lint, types and the fast tests: under two minutes on two cores
 check: lint
-	python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test: .venv/ready
-	python -m pytest
+	$(PYTEST)
 
 lint: .venv/ready
 	ruff check
