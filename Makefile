@@ -1,20 +1,24 @@
-# make repro | report | table1 | test | lint | bench | ui | serve: each sets up .venv first, from requirements.lock.
+# make repro | report | table1 | check | test | lint | bench | ui | serve: each sets up .venv first, from requirements.lock.
 
 PYTHON ?= python3
 BIN := .venv/bin
-# stages, MLflow and DVC start `python` and each other by name
+# stages, MLflow and DVC call `python` and each other by name
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-# seeds that each row of `make table1` is to have
+# two test processes with one thread each. One process runs a whole file, whose tests share fixtures; files start in order,
+# because tests/end_to_end/test_workflow.py, the longest, is among the first
+PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# number of seeds for each row of `make table1`
 SEEDS ?= 1
 
-.PHONY: repro report table1 test lint bench ui serve lock
+.PHONY: repro report table1 check test lint bench ui serve lock
 
 repro: .venv/ready
 	python -m stages.check
 	dvc repro
 
-# the page also shows other experiments, of which DVC knows nothing: made anew even where no stage has changed
+# forced, because the page also shows other experiments, which are not among the stage's dependencies
 report: .venv/ready
 	python -m stages.check
 	dvc repro audit evaluate baseline robustness gradcam density
@@ -25,15 +29,19 @@ table1: .venv/ready
 	python -m dfganext.tracking.experiments --seeds $(SEEDS)
 	$(MAKE) report
 
+# lint, types and the fast tests: under two minutes on two cores
+check: lint
+	$(PYTEST) -m "not slow"
+
 test: .venv/ready
-	python -m pytest
+	$(PYTEST)
 
 lint: .venv/ready
 	ruff check
 	ruff format --check
 	mypy
 
-# some fifteen minutes on two cores, with nothing else running
+# about fifteen minutes on two cores; needs an idle machine
 bench: .venv/ready
 	for subject in density resize train_cpu train_gpu serve repro scale; do python -m benchmarks.$$subject || exit 1; done
 	python -m benchmarks.summary
@@ -45,7 +53,7 @@ serve: .venv/ready
 	@python -m dfganext.tracking.registry
 	mlflow models serve -m models:/df-ganext@champion --env-manager local --host 127.0.0.1 --port 5001
 
-# uv installs in under a minute what takes pip more than two; compiled now, every stage starts seconds sooner
+# uv installs in under a minute, pip takes over two; with compiled modules every stage starts seconds sooner
 .venv/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "DF-GANeXt needs Python 3.11 or newer, not " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.12 ...")'
 	$(PYTHON) -m venv .venv
@@ -54,6 +62,6 @@ serve: .venv/ready
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
 	@touch $@
 
-# after a change of pyproject.toml; hashes only, no addresses
+# after a change of pyproject.toml; versions and hashes, no URLs
 lock:
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras --upgrade --quiet pyproject.toml -o requirements.lock

@@ -1,8 +1,8 @@
-"""Speed beside that of a rival, set up as an expert would: `make bench`, or one subject, `python -m benchmarks.resize`.
+"""Speed compared with a rival, an expert's implementation of the same: `make bench`, or `python -m benchmarks.resize` for one.
 
-Each script times this code and its rival in turns, in one run, with as many cores for each, and fails where their answers differ.
-It measures the hardware limit in the same run, prints a table and writes it to benchmarks/results/, in a file named by hardware
-and versions.
+Each script runs this code and its rival alternately, with the same number of cores, and fails if their results differ. It
+measures the hardware limit in the same run, prints a table and writes it to benchmarks/results/, to a file named by hardware and
+versions.
 """
 
 import os
@@ -13,5 +13,5 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from dfganext import runtime as process
 
-if "BENCHMARKS_PLAIN" not in os.environ:  # a rival's own process keeps the defaults of Python and PyTorch
+if "BENCHMARKS_PLAIN" not in os.environ:  # a rival's process keeps the defaults of Python and PyTorch
     process.prepare()

@@ -1,8 +1,8 @@
-"""How often 95 % intervals contain the true value: simulated scores of known distributions, written to results/coverage.csv.
+"""How often 95 % intervals contain the true value, for simulated scores of known distributions: results/coverage.csv.
 
-The true values are exact or, for t and for differences, computed from the distributions. Everything is seeded, so the file is the
-same on every machine. A row per metric, family, true value and number of images per class: coverage, its goal of 0.93, how often the
-interval lies above and below the true value, and the mean width.
+True values are exact or, for t and for differences, integrated numerically. All draws are seeded, so the file is the same on every
+machine. One row per metric, family, true value and number of images per class: coverage, its goal of 0.93, how often the interval
+lies above and below the true value, and the mean width.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ AREAS = (0.75, 0.95, 0.99, 0.999)
 SIZES = (40, 80, 1000)
 SAMPLES = 1000
 RESAMPLED = 300
-"""Samples of the metrics that need a bootstrap, at no more than 80 images per class."""
+"""Samples for the metrics that need a bootstrap, with at most 80 images per class."""
 GOAL = 0.93
 COLUMNS = ("metric", "family", "truth", "images_per_class", "samples", "coverage", "goal", "above", "below", "width")
 
@@ -77,7 +77,7 @@ DIFFERENCES: tuple[intervals.Compared, ...] = ("roc_auc", "accuracy", "log_loss"
 
 
 def difference_row(metric: intervals.Compared, area: float, size: int, samples: int = SAMPLES) -> dict[str, Any]:
-    """1 - ROC AUC of the second model is twice that of the first; their scores correlate by 0.7; p_fake are exact posteriors."""
+    """The area of the first model is twice as far from 1 as the second's; scores correlate by 0.7; p_fake are exact posteriors."""
     distances = stats.norm.ppf([area, 1 - 2 * (1 - area)]) * 2**0.5
     wrong = stats.norm.sf(distances / 2)
     truth = {
@@ -144,7 +144,7 @@ def _labelled(real: np.ndarray, fake: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _mixture(rng: np.random.Generator, size: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Real images uniform on 0...1, fakes above, except for a share with the distribution of real images."""
+    """Scores of real images uniform on 0...1, of fakes above, except for a share of fakes that score like real images."""
     alike = rng.random(size) < share
     return rng.random(size), rng.random(size) + 2 * ~alike
 

@@ -1,8 +1,8 @@
 """Exact kernel density at the paper's size, against scikit-learn's estimator and against NumPy in float64.
 
 scikit-learn's trees give wrong densities in high dimension unless a leaf holds all points, which makes them sum over all points.
-Both trees then take the same time for a query, and the ball tree is the faster to build. Queries are divided between as many
-processes as there are cores. The NumPy rival is what an expert writes by hand: a matrix product and a log-sum-exp, in chunks.
+Both trees then take the same time for a query, and the ball tree is the faster to build. Queries are divided among as many
+processes as there are cores. The NumPy rival is what an expert would write: a matrix product and a log-sum-exp, in chunks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dfganext.runtime import cores
 DIMENSION, BANDWIDTH = 16_384, 0.2
 QUERIES = 1000
 POINTS = {2000: 2, 10_000: 1}
-"""Points, and rounds of scikit-learn, which takes a minute for many."""
+"""{number of points: rounds of scikit-learn}; with 10,000 points a round takes a minute."""
 
 CHUNK = 512
 """Queries per chunk of the NumPy rival."""
@@ -28,7 +28,7 @@ CHUNK = 512
 ROUNDS = 3
 CHECKED = 3
 SAME = 1e-6
-"""Nats by which the rivals' answers may differ from ours."""
+"""Largest allowed difference between the rivals' log densities and ours, in nats."""
 
 NUMPY = "NumPy in float64, a matrix product and log-sum-exp"
 
@@ -90,14 +90,14 @@ def compare(table: Table, count: int, query_count: int, dimension: int, rounds: 
 
 
 def vectors(count: int, dimension: int, seed: int) -> np.ndarray:
-    """float32 (count, dimension), as spread as the latents of faces."""
+    """float32 (count, dimension), with the standard deviation of the latents of faces."""
     found = np.random.default_rng(seed).standard_normal((count, dimension), dtype=np.float32)
     found *= 0.25
     return found
 
 
 def in_trees(points: np.ndarray, queries: np.ndarray, bandwidth: float) -> np.ndarray:
-    """scikit-learn's log densities, with the queries divided between forked processes, which share the fitted tree."""
+    """scikit-learn's log densities, with the queries divided among forked processes, which share the fitted tree."""
     global _estimator
     _estimator = KernelDensity(bandwidth=bandwidth, algorithm="ball_tree", leaf_size=len(points)).fit(points)
     with multiprocessing.get_context("fork").Pool(cores()) as pool:
@@ -127,7 +127,7 @@ def in_numpy(points: np.ndarray, queries: np.ndarray, bandwidth: float) -> np.nd
 
 
 def by_hand(points: np.ndarray, query: np.ndarray, bandwidth: float) -> float:
-    """The definition, summed in extended precision."""
+    """The definition of the log density, summed in extended precision."""
     h = np.longdouble(bandwidth)
     distances = np.array([np.square(one.astype(np.longdouble) - query).sum() for one in points])
     exponents = -distances / (2 * h**2)
@@ -136,7 +136,7 @@ def by_hand(points: np.ndarray, query: np.ndarray, bandwidth: float) -> float:
 
 
 def memory(name: str, count: int, query_count: int, dimension: int) -> float:
-    """MiB that a call adds to the peak of a process that holds the data."""
+    """MiB that a call adds to the peak memory of a process that holds the data."""
     points, queries = vectors(count, dimension, 0), vectors(query_count, dimension, 1)
     before = peak_mib()
     {"ours": kde.log_density, "numpy": in_numpy}[name](points, queries, BANDWIDTH)

@@ -1,4 +1,4 @@
-"""Timing in turns, and the tables of results."""
+"""Alternating timings, and the tables of results."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ COLUMNS = (
     "goal",
     "reached",
 )
-"""ours, rival: medians, with the least and the greatest value. against: what the rival is. ratio: how many times better ours is.
-limit: what this hardware gives, measured in the same run, in the same unit."""
+"""ours, rival: medians, with the lowest and the highest value. against: a description of the rival. ratio: how many times faster
+(or smaller) ours is. limit: the best that this hardware allows, measured in the same run, in the same unit."""
 
 NUMBERS = ("ours", "ours_low", "ours_high", "rival", "rival_low", "rival_high", "ratio", "limit", "share_of_limit")
 
@@ -65,7 +65,7 @@ class Goal:
 
 @dataclass
 class Table:
-    """Rows about one subject."""
+    """The results of one benchmark."""
 
     subject: str
     rows: list[dict[str, str]] = field(default_factory=list)
@@ -87,11 +87,11 @@ class Table:
         Args:
             ours, rival: values of all rounds, in `unit`.
             limit: in the same unit.
-            better: whether the lower or the higher value is the better one.
-            against: what the rival is, in the words that the README's table uses.
+            better: whether lower or higher values are better.
+            against: a description of the rival, as in the README's table.
         """
         if bool(rival) != bool(against):
-            raise ValueError(f"{case}, {measure}: a rival needs its values and a name")
+            raise ValueError(f"{case}, {measure}: give both the rival's values and its description, or neither")
         numbers: dict[str, float | None] = dict.fromkeys(NUMBERS)
         for name, values in (("ours", ours), ("rival", rival)):
             if values:
@@ -141,7 +141,7 @@ class Table:
 def alternate(
     contenders: Mapping[str, Callable[[], object]], rounds: int, warm_up: bool = True
 ) -> dict[str, list[float]]:
-    """Seconds of each round of each contender; they take turns, so that a change of the machine's pace meets all."""
+    """Seconds per round of each contender. They alternate, so that a change of the machine's speed affects all of them."""
     if warm_up:
         for contender in contenders.values():
             contender()
@@ -156,13 +156,13 @@ def alternate(
 
 
 def plain_environment() -> dict[str, str]:
-    """This process's environment without what `process.prepare` has set, and with this Python first on the path."""
+    """This process's environment without the variables that `process.prepare` set, with this Python first on PATH."""
     kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE")}
     return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def shipped_but(changes: dict[str, Any]) -> dict[str, Any]:
-    """The shipped settings as params.yaml has them, with some changed, by names such as convnext.size."""
+    """The shipped params.yaml as nested dictionaries, with some values changed, by keys such as convnext.size."""
     tree: dict[str, Any] = {}
     for key, value in (settings.flatten(settings.load_settings(ROOT / "params.yaml")) | changes).items():
         *sections, name = key.split(".")
@@ -174,10 +174,10 @@ def shipped_but(changes: dict[str, Any]) -> dict[str, Any]:
 
 
 class Child:
-    """A process of its own that calls functions of a module, one at a time, and answers in JSON.
+    """A separate process that calls functions of a module, one at a time, and returns their results as JSON.
 
     Args:
-        module: the module that it imports, benchmarks.NAME.
+        module: the name of the module.
         plain: run it without `process.prepare`, as rivals run.
     """
 
@@ -195,7 +195,7 @@ class Child:
         )
 
     def call(self, function: str, *arguments: object) -> Any:
-        """What the module's function returns."""
+        """Call the module's function; returns its result. RuntimeError if it raises."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps([function, arguments]) + "\n")
         self._process.stdin.flush()
@@ -214,14 +214,14 @@ class Child:
 
 
 def peak_mib() -> float:
-    """Peak resident size of this process so far, in MiB. Linux; getrusage would count what the parent held at the fork."""
+    """Peak resident size of this process so far, in MiB. Linux only; getrusage would include the parent's memory at the fork."""
     found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 1024
 
 
 def hardware() -> str:
-    """The processor's name and the number of cores, and the GPU's name where there is one, fit for a file's name."""
+    """Name of the processor, number of cores, and name of the GPU if there is one, in characters safe for a file name."""
     import torch
 
     info = Path("/proc/cpuinfo")

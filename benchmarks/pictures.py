@@ -1,4 +1,4 @@
-"""Pictures to work on: noise with a photograph's spectrum, which compresses as a photograph does."""
+"""Test images: noise with the spectrum of a photograph, which compresses like one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def encoded(size: int, seed: int, format: str) -> bytes:
 
 
 def folder_of(folder: Path, count: int, size: int, format: str, distinct: int = 32) -> list[Path]:
-    """Files of real/ and fake/ in turns below a folder; `distinct` pictures, again and again where more files are asked for."""
+    """Write `count` files below `folder`, alternately to real/ and fake/, from `distinct` different pictures; returns their paths."""
     contents = [encoded(size, seed, format) for seed in range(min(distinct, count))]
     paths = []
     for number in range(count):

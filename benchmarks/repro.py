@@ -1,4 +1,4 @@
-"""`dvc repro` with nothing to do, where the data folder holds 12,000 images, against a workflow that keeps one file a resized image."""
+"""`dvc repro` with nothing to do and 12,000 images in data/, against a workflow that stores one file per resized image."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ QUICK = {
     "gradcam.faithfulness": 1,
     "promote.architectures": ["test_convnext"],
 }
-"""Settings with which all images go through all stages in a minute or two: how long a stage took plays no part here."""
+"""Settings with which all stages process all images in a minute or two; the stages are not timed."""
 
-FILES_STAGE = '''"""What many projects have in the place of `resize`: a file an image."""
+FILES_STAGE = '''"""What many projects have in place of `resize`: one file per image."""
 from pathlib import Path
 import pandas as pd
 from PIL import Image
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def project(folder: Path) -> Path:
-    """A copy of this repository with settings and images of its own."""
+    """A copy of this repository with other settings and images."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -85,7 +85,7 @@ def project(folder: Path) -> Path:
 
 
 def with_files(folder: Path) -> None:
-    """Turn a copy of the project into one that stores a file an image, up to that stage."""
+    """Change a copy of the project into one that stores one file per image and ends with that stage."""
     spec = yaml.safe_load((folder / "dvc.yaml").read_text())
     (folder / "stages" / "files.py").write_text(FILES_STAGE)
     stages = {name: spec["stages"][name] for name in ("check", "download", "subsample", "audit")}
@@ -99,7 +99,7 @@ def with_files(folder: Path) -> None:
 
 
 def run(folder: Path, *words: str) -> None:
-    """A command in a folder; its output is shown if it fails."""
+    """Run a command in a folder. RuntimeError with its output if it fails."""
     done = subprocess.run(
         words, cwd=folder, env=plain_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

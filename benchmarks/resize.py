@@ -1,9 +1,9 @@
-"""Images of 1024 pixels a side to 256, as stage `resize` stores them, against Pillow on all cores with the same filter.
+"""Resizing of images from 1024 x 1024 to 256 x 256 pixels by stage `resize`, against Pillow on all cores with the same filter.
 
-Pillow runs in a pool of as many workers as this code uses, once of threads and once of processes; the faster pool is the rival.
-Pools are started before the clock, and each worker writes its rows into the target file itself. One loop without a pool is a
-row of its own. `Image.draft` is left out: it lets the JPEG decoder shrink the image by another filter, gives other pixels (by up
-to 3 of 255) and works for JPEG alone, so that two formats would be resampled differently. `reducing_gap` also gives other pixels.
+Pillow runs in a pool of as many workers as this code uses, once with threads and once with processes; the faster pool is the
+rival. The pools start before the timing, and each worker writes its rows to the target file. A loop without a pool has a row of its
+own. `Image.draft` is not used: the JPEG decoder then shrinks the image with another filter, which changes pixels by up to 3 of 255
+and, as it works for JPEG only, would resample two formats differently. `reducing_gap` changes pixels too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def compare(table: Table, format: str, count: int, source: int, rounds: int) -> None:
-    """Time all filters on `count` files of one format, `source` pixels a side."""
+    """Time all filters on `count` files of one format, of `source` x `source` pixels."""
     # forked before any other thread starts
     with (
         ProcessPoolExecutor(cores(), multiprocessing.get_context("fork")) as processes,
@@ -106,7 +106,7 @@ def measure(
 
 
 def store(files: Sequence[Path], target: Path, filter: str, row: int) -> None:
-    """Decode one file with Pillow, resize it and write it to its row of the target."""
+    """Decode one file with Pillow, resize it and write it to its row of the target file."""
     with Image.open(files[row]) as image:
         small = image.convert("RGB").resize((SIZE, SIZE), Image.Resampling[filter])
     np.load(target, mmap_mode="r+")[row] = np.asarray(small)

@@ -1,4 +1,4 @@
-"""Time and peak memory of subsample, resize and score at a thousand, ten thousand and a hundred thousand images."""
+"""Time and peak memory of subsample, resize and score with 1,000, 10,000 and 100,000 images."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ import psutil
 from benchmarks import pictures
 from benchmarks.harness import ROOT, Child, Table, peak_mib
 from dfganext import settings
-from dfganext.data import arrays
-from dfganext.data import split as sampling
+from dfganext.data import arrays, split
 from dfganext.models import classifier
 from dfganext.runtime import cores
 
@@ -46,7 +45,7 @@ def main() -> None:
 
 def add(table: Table, name: str, count: int, seconds: float, mib: float) -> None:
     table.add(f"{name}, {count} images", "time", "s", [seconds])
-    table.add(f"{name}, {count} images", "time an image", "ms", [1e3 * seconds / count])
+    table.add(f"{name}, {count} images", "time per image", "ms", [1e3 * seconds / count])
     table.add(f"{name}, {count} images", "peak memory", "MiB", [mib])
 
 
@@ -63,53 +62,53 @@ def subsample(count: int) -> tuple[float, float]:
         }
     )
     shipped = settings.load_settings(ROOT / "params.yaml")
-    began = time.perf_counter()
-    sampling.draw(manifest, shipped.subsample, shipped.subsample.seed)
-    return time.perf_counter() - began, peak_mib()
+    start = time.perf_counter()
+    split.draw(manifest, shipped.subsample, shipped.subsample.seed)
+    return time.perf_counter() - start, peak_mib()
 
 
 def resize(folder: str, count: int) -> tuple[float, float]:
-    """Store images at another size."""
+    """Resize images and store them."""
     paths = [f"{('real', 'fake')[number % 2]}/{number:06}.png" for number in range(count)]
     labels = [path.split("/")[0] for path in paths]
-    split = pd.DataFrame({"path": paths, "label": labels, "split": "train", "group": range(count)})
-    began = time.perf_counter()
+    table = pd.DataFrame({"path": paths, "label": labels, "split": "train", "group": range(count)})
+    start = time.perf_counter()
     arrays.write(
-        split,
+        table,
         Path(folder),
         Path(folder) / "arrays",
         48,
         settings.load_settings(ROOT / "params.yaml").resize,
         cores(),
     )
-    return time.perf_counter() - began, peak_mib()
+    return time.perf_counter() - start, peak_mib()
 
 
 def score(images: Path, out: Path, model: Path) -> tuple[float, float]:
-    """Seconds of the command, and the greatest sum of what its processes held for themselves, in MiB."""
+    """Seconds of the command, and the peak of its processes' unshared memory, in MiB."""
     code = "import sys; from dfganext.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "score", str(images), str(out), "--model", str(model)]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    began = time.perf_counter()
+    start = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     peak = [0.0]
 
     def watch() -> None:
         while process.poll() is None:
-            peak[0] = max(peak[0], held(process.pid))
+            peak[0] = max(peak[0], unshared_mib(process.pid))
             time.sleep(2)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    said = process.communicate()[0]
+    output = process.communicate()[0]
     watcher.join()
     if process.returncode:
-        raise RuntimeError(said)
-    return time.perf_counter() - began, peak[0]
+        raise RuntimeError(output)
+    return time.perf_counter() - start, peak[0]
 
 
-def held(pid: int) -> float:
-    """Memory of a process and all below it that no other process has a part in, in MiB."""
+def unshared_mib(pid: int) -> float:
+    """Unshared memory of a process and all its descendants, in MiB."""
     total = 0
     try:
         family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
@@ -124,7 +123,7 @@ def held(pid: int) -> float:
 
 
 def first(folder: Path, count: int) -> Path:
-    """A folder with as many of the images, as links."""
+    """A folder with hard links to the first `count` images."""
     target = folder / str(count)
     for name in ("real", "fake"):
         (target / name).mkdir(parents=True)
@@ -135,7 +134,7 @@ def first(folder: Path, count: int) -> Path:
 
 
 def detector(folder: Path) -> Path:
-    """A tiny untrained one."""
+    """Write a tiny untrained detector to `folder`; returns it."""
     model, config = classifier.build("test_convnext", "ce", SIZE, seed=0)
     classifier.save(folder, model.state_dict(), config)
     (folder / "operating_point.json").write_text(json.dumps({"threshold": 0.5, "temperature": 1.0}))

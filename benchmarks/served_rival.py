@@ -1,4 +1,4 @@
-"""The rival of `benchmarks.serve`: a served PyTorch model as an expert writes it with MLflow, from code, in one short file.
+"""The rival of `benchmarks.serve`: a PyTorch model served by MLflow, as an expert would write it in one short file.
 
 MLflow executes this file alone, so it imports nothing of this project. Artifacts: `weights`, a safetensors file, and
 `config`, a JSON object with architecture, outputs, size, mean, std and precision.
@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 
 class Classifier(PythonModel):
-    """Column `image` (base64 of an encoded image) -> a record per image with p_fake."""
+    """Column `image` (base64 of an encoded image) -> one record per image with p_fake."""
 
     def load_context(self, context: Any) -> None:
         self.config = config = json.loads(Path(context.artifacts["config"]).read_text(encoding="utf-8"))

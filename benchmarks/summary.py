@@ -26,10 +26,10 @@ LINES = (
         r"nothing to do, (?P<count>\d+)",
     ),
 )
-"""Subject, what was timed, and the pattern of its cases."""
+"""Benchmark, what was timed, and the pattern of its cases."""
 
 SPEEDS = ("time", "rate")
-"""First words of the measures whose ratio is one of speeds."""
+"""First words of the measures that are speeds."""
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def table() -> list[str]:
-    """Lines of Markdown: a row for each rival of each case, in the order of LINES."""
+    """Lines of Markdown: one row per case and rival, in the order of LINES."""
     rows = results()
     lines = ["| what | against | times as fast |", "|---|---|---|"]
     for subject, what, pattern in LINES:
@@ -50,7 +50,7 @@ def table() -> list[str]:
 
 
 def results() -> Mapping[str, list[dict[str, str]]]:
-    """Rows by subject; of a subject measured on several machines, those of the last file by name."""
+    """Rows by benchmark; if it was measured on several machines, those of the last file by name."""
     found = {}
     for file in sorted(RESULTS.glob("*.csv")):
         with Path(file).open(newline="", encoding="utf-8") as stream:

@@ -1,4 +1,4 @@
-"""What all tests share. Nothing leaves the machine."""
+"""Fixtures of all tests. Nothing is sent over a network."""
 
 import os
 
@@ -37,16 +37,16 @@ def shipped() -> settings.Settings:
 
 @pytest.fixture(scope="session")
 def faces() -> Path:
-    """1,800 real faces, where they lie beside the repository; they are licensed for research and not part of it."""
+    """1,800 real faces in ../shared/faces: their licence allows research only, so the repository does not contain them."""
     folder = ROOT.parent / "shared" / "faces"
     if not (folder / "real").is_dir():
-        pytest.skip("the real faces (../shared/faces) are not here")
+        pytest.skip("the real faces (../shared/faces) are not on this machine")
     return folder
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A root with images, a good and a bad detector and, after the first test, a store."""
+    """A root with images, a good and a bad detector and, after the first test of a module, an MLflow store."""
     with pytest.MonkeyPatch.context() as patch:
         folder = helpers.enter_root(tmp_path_factory.mktemp("made"), patch)
         helpers.faces(folder)
@@ -57,7 +57,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def here(made, monkeypatch) -> Path:
-    """That root as working directory, with no model registered."""
+    """The root of `made` as working directory, with no registered model."""
     from dfganext.tracking import registry, store
 
     helpers.enter_root(made, monkeypatch)

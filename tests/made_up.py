@@ -1,4 +1,4 @@
-"""Evaluations as MLflow would hand them over, and a whole workspace's evidence, made up with known effects."""
+"""Synthetic evaluations, map statistics and evidence with known effects, for tests of Table I and of the report."""
 
 import numpy as np
 import pandas as pd
@@ -13,14 +13,15 @@ from dfganext.report.table1 import Record
 from dfganext.settings import Settings, as_texts, flatten
 
 IMAGES = 200
+"""In each synthetic test split."""
 
 
 def predictions(accuracy: float, seed: int, loss: str = "ce", apart: float = 0.0) -> pd.DataFrame:
-    """Logits that are right with this probability, and reconstruction errors of which fakes' are larger by `apart` SD."""
+    """Logits that are correct with this probability, and reconstruction errors that are `apart` SD larger for fakes."""
     rng = np.random.default_rng(seed)
     labels = np.arange(IMAGES) % 2
-    right = rng.random(IMAGES) < accuracy
-    logits = np.where(right == (labels == 1), 1, -1) * rng.uniform(0.5, 4, IMAGES)
+    correct = rng.random(IMAGES) < accuracy
+    logits = np.where(correct == (labels == 1), 1, -1) * rng.uniform(0.5, 4, IMAGES)
     names = np.array(NAMES)
     return pd.DataFrame(
         {
@@ -34,9 +35,9 @@ def predictions(accuracy: float, seed: int, loss: str = "ce", apart: float = 0.0
     )
 
 
-def record(chosen: Settings, accuracy: float = 0.9, apart: float = 0.0, run: str = "run", **changes) -> Record:
-    """An evaluation with these settings, changed where named (dots as double underscores)."""
-    values = flatten(chosen) | {key.replace("__", "."): value for key, value in changes.items()}
+def record(settings: Settings, accuracy: float = 0.9, apart: float = 0.0, run: str = "run", **changes) -> Record:
+    """An evaluation with these settings; `changes` overrides some by key, with a double underscore for each dot."""
+    values = flatten(settings) | {key.replace("__", "."): value for key, value in changes.items()}
     table = predictions(accuracy, int(values["seed"]), values["loss"], apart)
     labels = (table.label == "fake").to_numpy().astype(int)
     errors = table.reconstruction_error.to_numpy()
@@ -54,13 +55,13 @@ def record(chosen: Settings, accuracy: float = 0.9, apart: float = 0.0, run: str
 
 
 def all_rows(
-    chosen: Settings, accuracy: float = 0.97, bce: float = 0.97, apart: float = 0.0, **changes
+    settings: Settings, accuracy: float = 0.97, bce: float = 0.97, apart: float = 0.0, **changes
 ) -> list[Record]:
-    """What `make table1` leaves behind for one seed."""
-    first, second = chosen.table1.first, chosen.table1.second
+    """The evaluations that `make table1` logs for one seed."""
+    first, second = settings.table1.first, settings.table1.second
     return [
         record(
-            chosen,
+            settings,
             accuracy,
             apart,
             "ce",
@@ -69,7 +70,7 @@ def all_rows(
             **changes,
         ),
         record(
-            chosen,
+            settings,
             bce,
             apart,
             "bce",
@@ -82,27 +83,27 @@ def all_rows(
 
 
 def map_statistics(shift: float, turn: bool = False, on_face: float = 0.1, seed: int = 0) -> pd.DataFrame:
-    """Statistics of maps: fake images' are wider and weaker by `shift` SD; with `turn`, by the reverse for target real."""
+    """Statistics of heat maps. Those of fake images are `shift` SD wider and weaker; with `turn`, the reverse for target real."""
     rng = np.random.default_rng(seed)
     rows = []
     for target in NAMES:
         sign = -1 if turn and target == "real" else 1
         for number in range(IMAGES):
             label = NAMES[number % 2]
-            move = sign * shift * (label == "fake")
-            wide, strong = 0.5 + 0.05 * (rng.normal() + move), np.exp(0.3 * (rng.normal() - move))
+            effect = sign * shift * (label == "fake")
+            width, strength = 0.5 + 0.05 * (rng.normal() + effect), np.exp(0.3 * (rng.normal() - effect))
             rows.append(
                 {
                     "path": f"{label}/{number}.png",
                     "label": label,
                     "group": number,
                     "target": target,
-                    "maximum": 2 * strong,
-                    "mean": strong,
-                    "entropy": wide,
-                    "effective_area": wide,
-                    "above_half": wide / 2,
-                    "gini": 1 - wide,
+                    "maximum": 2 * strength,
+                    "mean": strength,
+                    "entropy": width,
+                    "effective_area": width,
+                    "above_half": width / 2,
+                    "gini": 1 - width,
                     "face_mass": 0.42 + on_face + 0.05 * rng.normal(),
                 }
             )
@@ -110,7 +111,7 @@ def map_statistics(shift: float, turn: bool = False, on_face: float = 0.1, seed:
 
 
 def evidence_of(chosen: Settings, records: list[Record], maps: pd.DataFrame, density_slope: float = 0.0) -> Evidence:
-    """A workspace's evidence around these records and maps; density rises with the maps' entropy by `density_slope`."""
+    """All evidence of a workspace with these records and maps. Per SD of the maps' entropy, log density rises by `density_slope`."""
     rng = np.random.default_rng(3)
     here = records[0]
     table = here.predictions.assign(p_fake=1 / (1 + np.exp(-here.predictions.logit)))

@@ -1,4 +1,4 @@
-"""benchmarks/: the rivals give the same answers and are set up as documented, how tables are counted, what the README quotes."""
+"""benchmarks/: the rivals give the same results and are configured as documented; the tables; what the README quotes."""
 
 import base64
 import csv
@@ -16,7 +16,7 @@ from dfganext import runtime as process
 from dfganext.models import classifier
 
 
-def test_a_row_has_medians_ratio_share_and_whether_its_goal_is_reached():
+def test_row_has_medians_ratio_share_of_limit_and_goal():
     table = Table("x")
     table.add("a", "time", "s", [1.0, 4.0, 2.0], [6.0, 10.0], 1.5, Goal("ratio", least=4), against="A")
     table.add("b", "rate", "1/s", [8.0], [4.0], goal=Goal("ratio", least=3), better="higher", against="B")
@@ -31,12 +31,12 @@ def test_a_row_has_medians_ratio_share_and_whether_its_goal_is_reached():
 
 
 @pytest.mark.parametrize("more", [{"rival": [3.0]}, {"against": "A"}])
-def test_a_row_names_its_rival_if_and_only_if_it_has_one(more):
-    with pytest.raises(ValueError, match="a, time: a rival needs its values and a name"):
+def test_row_describes_its_rival_if_and_only_if_it_has_one(more):
+    with pytest.raises(ValueError, match="a, time: give both the rival's values and its description"):
         Table("x").add("a", "time", "s", [1.0], **more)
 
 
-def test_the_file_is_named_by_hardware_and_versions(tmp_path, monkeypatch):
+def test_file_name_has_hardware_and_versions(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
     table = Table("subject")
     table.add("a", "time", "s", [1.0], [3.0], against="A")
@@ -52,13 +52,13 @@ def test_the_file_is_named_by_hardware_and_versions(tmp_path, monkeypatch):
     assert row["ratio"] == "3" and row["against"] == "A"
 
 
-def test_contenders_take_turns():
+def test_contenders_alternate():
     order = []
     seconds = harness.alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
     assert order == ["a", "b"] * 3 and [len(times) for times in seconds.values()] == [2, 2]
 
 
-def test_a_child_answers_and_a_failure_is_not_taken_for_an_answer():
+def test_child_returns_results_and_reports_failures():
     with Child("benchmarks.pictures") as child, pytest.raises(RuntimeError, match="picture failed"):
         child.call("picture", 8, "no seed")
     with Child("dfganext.runtime", plain=True) as child:
@@ -69,7 +69,7 @@ def cases(table):
     return {(row["case"], row["against"]) for row in table.rows if row["rival"]}
 
 
-def test_resize_meets_pillow_in_a_pool_of_as_many_workers(tmp_path):
+def test_resize_is_compared_with_pillow_in_a_pool_of_as_many_workers(tmp_path):
     table = Table("resize")
     resize.compare(table, "JPEG", 4, source=512, rounds=1)
     cores = process.cores()
@@ -80,15 +80,15 @@ def test_resize_meets_pillow_in_a_pool_of_as_many_workers(tmp_path):
         assert (f"{case}, one loop", "one loop over Pillow") in cases(table)
 
 
-def test_resize_refuses_a_rival_with_other_pixels():
+def test_resize_fails_if_the_rivals_pixels_differ():
     pixels = np.zeros((2, 4, 4, 3), np.uint8)
     resize.assert_same_pixels(pixels, pixels + 1)
     with pytest.raises(AssertionError, match="differ by 2 of 255"):
         resize.assert_same_pixels(pixels, pixels + np.uint8(2))
 
 
-def test_drafted_jpegs_are_other_pixels(tmp_path):
-    """Why the rival does without `Image.draft`."""
+def test_jpegs_decoded_with_draft_have_other_pixels(tmp_path):
+    """Why the rival does not use `Image.draft`."""
     from PIL import Image
 
     path = tmp_path / "a.jpeg"
@@ -100,19 +100,19 @@ def test_drafted_jpegs_are_other_pixels(tmp_path):
         resize.assert_same_pixels(images.prepare(images.decode(path.read_bytes()), 256), drafted)
 
 
-def test_both_densities_of_rivals_are_right():
+def test_log_densities_of_both_rivals_are_correct():
     points, queries = density.vectors(30, 50, seed=0), density.vectors(7, 50, seed=1)
     exact = [density.by_hand(points, query, 0.2) for query in queries]
     np.testing.assert_allclose(density.in_trees(points, queries, 0.2), exact, rtol=1e-10)
     np.testing.assert_allclose(density.in_numpy(points, queries, 0.2), exact, rtol=1e-10)
 
 
-def test_the_numpy_rival_works_in_chunks(monkeypatch):
+def test_numpy_rival_computes_in_chunks(monkeypatch):
     monkeypatch.setattr(density, "CHUNK", 3)
-    test_both_densities_of_rivals_are_right()
+    test_log_densities_of_both_rivals_are_correct()
 
 
-def test_density_meets_both_rivals():
+def test_density_is_compared_with_both_rivals():
     table = Table("density")
     density.compare(table, 40, 6, 64, rounds=1)
     rivals = {row["against"] for row in table.rows if row["measure"] == "time"}
@@ -138,7 +138,7 @@ def rival(tmp_path, monkeypatch):
     return training._state
 
 
-def test_the_training_rival_caches_decoded_images_and_trains_in_bfloat16_and_channels_last(rival, tmp_path):
+def test_training_rival_caches_decoded_images_and_trains_in_bfloat16_and_channels_last(rival, tmp_path):
     assert isinstance(rival["data"].pixels, np.ndarray) and rival["data"].pixels.dtype == np.uint8
     files = training.files_of(str(tmp_path), None)
     ours = [images.prepare(images.decode(file.read_bytes()), 32) for file in files]
@@ -155,9 +155,9 @@ def test_the_training_rival_caches_decoded_images_and_trains_in_bfloat16_and_cha
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_workers_of_the_training_rival_augment_differently(rival):
+def test_workers_of_the_training_rival_augment_differently(rival):
     rival["data"].pixels[:] = rival["data"].pixels[0]
-    batches = [batch.numpy() for batch, _ in rival["loader"]]  # one of each worker
+    batches = [batch.numpy() for batch, _ in rival["loader"]]  # one per worker
     assert not np.array_equal(batches[0], batches[1])
 
 
@@ -169,22 +169,22 @@ def test_the_workers_of_the_training_rival_augment_differently(rival):
         ([0.7, 0.7], [0.7, 0.7], "did not change the loss"),
     ],
 )
-def test_training_refuses_a_rival_that_learns_otherwise(ours, theirs, message):
+def test_training_fails_if_the_rivals_losses_differ(ours, theirs, message):
     def child(losses):
-        left = iter(losses)
-        return SimpleNamespace(call=lambda name, *_: next(left) if name.startswith("loss") else None)
+        remaining = iter(losses)
+        return SimpleNamespace(call=lambda name, *_: next(remaining) if name.startswith("loss") else None)
 
     with pytest.raises(AssertionError, match=message):
         training.assert_same_training(child(ours), child(theirs), "folder", {})
 
 
-def test_training_on_a_cpu_meets_its_rival():
+def test_training_on_a_cpu_is_compared_with_its_rival():
     table = Table("train_cpu")
     train_cpu.compare(table, 32, 32, 16, "test_convnext", rounds=1)
     assert cases(table) == {("32 px, test_convnext, batches of 16", train_cpu.AGAINST)}
 
 
-def test_the_served_rival_judges_the_same_jpeg(tmp_path):
+def test_served_rival_predicts_the_same_probabilities(tmp_path):
     from benchmarks.served_rival import Classifier
 
     model, config = classifier.build("test_convnext", "ce", 32, seed=0)
@@ -203,20 +203,20 @@ def test_the_served_rival_judges_the_same_jpeg(tmp_path):
 
 
 @pytest.mark.slow
-def test_served_images_meet_their_rival_in_both_precisions():
+def test_serving_is_compared_with_its_rival_in_both_precisions():
     table = Table("serve")
     serve.compare(table, "test_convnext", 32, turns=1, burst=2, client_requests=1, rounds=1)
     names = {f"{what}, {precision}" for what in ("one image", "8 clients") for precision in serve.PRECISIONS}
     assert cases(table) == {(name, serve.AGAINST) for name in names}
 
 
-def test_scale_takes_the_shipped_settings(tmp_path):
+def test_scale_runs_with_the_shipped_settings(tmp_path):
     assert scale.subsample(40)[0] > 0
     pictures.folder_of(tmp_path, 4, scale.SIZE, "PNG")
     assert scale.resize(str(tmp_path), 4)[0] > 0
 
 
-def test_the_table_has_a_row_for_each_rival_and_only_of_speeds(tmp_path, monkeypatch):
+def test_summary_has_one_row_per_rival_and_only_speeds(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     monkeypatch.setattr(summary, "RESULTS", tmp_path)
     table = Table("density")
@@ -235,6 +235,6 @@ def test_the_table_has_a_row_for_each_rival_and_only_of_speeds(tmp_path, monkeyp
     ]
 
 
-def test_the_readme_quotes_the_files(root):
+def test_readme_quotes_the_files(root):
     assert any(summary.results().values())
     assert "\n".join(summary.table()) in (root / "docs" / "benchmarks.md").read_text()

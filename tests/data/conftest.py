@@ -1,4 +1,4 @@
-"""Images to make and a server to fetch them from, for the tests of what the download stage uses."""
+"""Images, and a server to download them from."""
 
 import dataclasses
 import email.utils
@@ -15,7 +15,7 @@ from dfganext.settings import Download
 
 
 def encoded(seed: int = 0, side: int = 32, kind: str = "PNG") -> bytes:
-    """A noisy picture of its own for every seed."""
+    """An image of random pixels, different for each seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
@@ -29,13 +29,13 @@ def picture() -> Callable[..., bytes]:
 
 @pytest.fixture
 def download() -> Callable[..., Download]:
-    """The section `download` with other values."""
+    """The section `download` of the settings, with some values changed."""
     shipped = Download("data", "owner/name", None, None, None, None, max_megapixels=1.0, min_side=16)
     return lambda **changes: dataclasses.replace(shipped, **changes)
 
 
 class FileServer(ThreadingHTTPServer):
-    """Serves `body` at every path. The attributes are its faults; `requests` holds (path, Range header) of every request."""
+    """Serves `body` at every path. Other attributes cause faults; `requests` holds (path, Range header) of every request."""
 
     daemon_threads = True
 
@@ -45,9 +45,9 @@ class FileServer(ThreadingHTTPServer):
         self.etag: str | None = '"v1"'
         self.modified: float | None = None
         self.ranges = True
-        self.break_after: list[int] = []  # of the next answers, how many bytes come before the connection breaks
-        self.statuses: list[int] = []  # of the next answers, if not 200
-        self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}  # by path, before all else
+        self.break_after: list[int] = []  # bytes to send in each of the next responses before the connection breaks
+        self.statuses: list[int] = []  # of the next responses, if not 200
+        self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}  # responses by path, which come first
         self.requests: list[tuple[str, str | None]] = []
 
     @property

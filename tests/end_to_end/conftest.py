@@ -1,24 +1,29 @@
-"""Clones of the repository as it stands, with settings shrunk until a pipeline takes a minute."""
+"""One commit of the repository with small settings, one clone of it in which `dvc repro` ran, and copies of that clone."""
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
+import mlflow
 import pytest
 from helpers import shrink
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
 
 
 class Project:
-    """A clone, and the commands a user types in it."""
+    """A clone, and the commands that a user types in it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def run(self, *command: str, fails: bool = False) -> str:
-        """Output of a command run at the root, both streams; its success, or its failure, is asserted."""
+        """Run a command at the root and return its output, both streams. Asserts that it succeeds, or that it fails."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_TR"))}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # most users' Python leaves __pycache__ in the sources
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
@@ -31,24 +36,63 @@ class Project:
         assert (code != 0) == fails, f"{command} ended with {code}:\n{text}"
         return text
 
-    def read(self, path: str) -> str:
+    def read(self, path: str | Path) -> str:
         return (self.folder / path).read_text(encoding="utf-8")
 
-    def write(self, path: str, text: str) -> None:
+    def write(self, path: str | Path, text: str) -> None:
         (self.folder / path).write_text(text, encoding="utf-8")
+
+    def change(self, path: str | Path, old: str, new: str) -> str:
+        """Replace the first `old` in a file, which must contain it; returns the file's text before."""
+        text = self.read(path)
+        assert old in text, f"{path} has no {old!r}"
+        self.write(path, text.replace(old, new, 1))
+        return text
 
     def commit(self, message: str) -> None:
         self.run("git", "add", "--all")
         self.run("git", "commit", "--quiet", "--message", message)
 
     def clone(self, folder: Path) -> "Project":
+        """What `git clone` gives: no DVC cache, no MLflow store."""
         self.run("git", "clone", "--quiet", str(self.folder), str(folder))
+        project = Project(folder)
+        project.run("git", "config", "user.name", "A Tester")
+        project.run("git", "config", "user.email", "tester@example.org")
+        return project
+
+    def client(self) -> mlflow.MlflowClient:
+        """Of the project's MLflow store."""
+        return mlflow.MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
+
+    def runs(self, **tags: str) -> list[Run]:
+        """The runs that have these tags, newest first."""
+        experiment = self.client().get_experiment_by_name("df-ganext")
+        condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        return self.client().search_runs([experiment.experiment_id], condition)
+
+    def parents(self) -> list[Run]:
+        """The parent run of each pipeline execution, newest first."""
+        return [run for run in self.runs() if "mlflow.parentRunId" not in run.data.tags]
+
+    def versions(self) -> dict[int, ModelVersion]:
+        """The registered versions by number."""
+        return {int(one.version): one for one in self.client().search_model_versions("name='df-ganext'")}
+
+    def copy(self, folder: Path) -> "Project":
+        """The whole workspace: DVC's cache, and an MLflow store whose paths lead into the copy."""
+        shutil.copytree(self.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*"))
+        with (
+            closing(sqlite3.connect(self.folder / "mlflow.db")) as original,
+            closing(sqlite3.connect(folder / "mlflow.db")) as copy,
+        ):
+            copy.executescript("\n".join(original.iterdump()).replace(str(self.folder), str(folder)))
         return Project(folder)
 
 
 @pytest.fixture(scope="session")
 def origin(root, tmp_path_factory) -> Project:
-    """The repository's files, tracked or not yet, as one commit of a repository of its own, settings shrunk."""
+    """The repository's files, tracked or not yet, as one commit of a new repository, with small settings."""
     folder = tmp_path_factory.mktemp("origin") / "df-ganext"
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -70,15 +114,19 @@ def origin(root, tmp_path_factory) -> Project:
     project.run("git", "init", "--quiet", "--initial-branch", "main")
     project.run("git", "config", "user.name", "A Tester")
     project.run("git", "config", "user.email", "tester@example.org")
-    project.commit("As it stands, but small")
+    project.commit("Small settings")
     return project
 
 
 @pytest.fixture(scope="session")
 def reproduced(origin, tmp_path_factory) -> Project:
-    """A fresh clone, without a remote, in which `dvc repro` was run once; tests leave it as they found it."""
+    """A fresh clone, without a remote, in which `dvc repro` ran once and its results were committed.
+
+    `output` is what `dvc repro` printed, `changed` what `git status` listed before the commit. Tests that change more than
+    they restore take a copy.
+    """
     project = origin.clone(tmp_path_factory.mktemp("clone") / "df-ganext")
-    project.run("git", "config", "user.name", "A Tester")
-    project.run("git", "config", "user.email", "tester@example.org")
     project.output = project.run("dvc", "repro")
+    project.changed = project.run("git", "status", "--porcelain").splitlines()
+    project.commit("Results")
     return project

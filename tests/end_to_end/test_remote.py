@@ -1,4 +1,4 @@
-"""A shared MLflow server over HTTP, on SQLite and on PostgreSQL, and a shared DVC remote: two machines, played by two folders."""
+"""A shared MLflow server over HTTP, on SQLite and on PostgreSQL, and a shared DVC remote. Folders stand for machines."""
 
 import importlib.util
 import json
@@ -17,8 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from helpers import detector, enter_root, faces, free_port
-from test_lineage import evaluate
+from helpers import detector, enter_root, faces, free_port, log_evaluation
 
 from dfganext import cli, files, paths, settings
 from dfganext.errors import UserError
@@ -26,8 +25,8 @@ from dfganext.inference.detector import Detector
 from dfganext.settings import Promote
 from dfganext.tracking import lineage, promotion, registry, runs, store
 
-PATIENCE = 60
-"""Seconds until a server that has not answered has failed."""
+START_SECONDS = 60
+"""A server that does not answer after this time has failed."""
 
 SQL = """
 CREATE USER mlflow PASSWORD 'secret';
@@ -36,7 +35,7 @@ CREATE DATABASE mlflow OWNER mlflow;
 
 
 def postgresql_programs() -> Path | None:
-    """The folder of initdb and pg_ctl, which Debian keeps off the PATH."""
+    """The folder of initdb and pg_isready, which on Debian is not on the PATH."""
     found = shutil.which("initdb")
     folders = [Path(found).resolve().parent] if found else []
     folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: float(folder.parent.name))
@@ -45,15 +44,15 @@ def postgresql_programs() -> Path | None:
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """The address of a database in a new PostgreSQL on a port of its own, which ends with the context."""
+    """Run a new PostgreSQL server on a free port; yields the URI of an empty database."""
     programs = postgresql_programs()
     if programs is None:
         pytest.skip("PostgreSQL is not installed")
     if importlib.util.find_spec("psycopg2") is None:
         pytest.skip("psycopg2 is not installed: pip install 'df-ganext[server]'")
-    # root is refused
+    # PostgreSQL refuses to run as root
     as_other = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if os.geteuid() == 0 else []
-    # not in tmp_path, which other users may not enter
+    # not in tmp_path, which other users cannot enter
     with tempfile.TemporaryDirectory(prefix="postgresql-") as temporary:
         folder, port = Path(temporary), free_port()
         (folder / "password").write_text("postgres")
@@ -62,7 +61,7 @@ def postgresql() -> Iterator[str]:
                 shutil.chown(path, "nobody", "nogroup")
 
         def call(*command: str | Path, **options) -> None:
-            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=PATIENCE, **options)
+            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=START_SECONDS, **options)
 
         data, server = folder / "data", f"127.0.0.1:{port}"
         sign_in = ["--username=postgres", "--auth=scram-sha-256", f"--pwfile={folder / 'password'}"]
@@ -74,7 +73,7 @@ def postgresql() -> Iterator[str]:
             "--fsync=off",
         ]
         with running(*as_other, programs / "postgres", "-D", data, *address, folder=folder):
-            awaited(folder, lambda: is_ready(programs, port))
+            wait_until(lambda: is_ready(programs, port), folder)
             psql = [
                 "--no-psqlrc",
                 "--set=ON_ERROR_STOP=1",
@@ -86,33 +85,33 @@ def postgresql() -> Iterator[str]:
 
 @contextmanager
 def mlflow_server(folder: Path, database: str, port: int) -> Iterator[str]:
-    """The address of `mlflow server` on this database, its artifacts in `folder`; it ends with the context."""
+    """Run `mlflow server` with this database and its artifacts in `folder`; yields its URI."""
     command = ["-m", "mlflow", "server", "--backend-store-uri", database, "--port", str(port), "--workers", "1"]
     artifacts = ["--artifacts-destination", str(folder / "artifacts")]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with running(sys.executable, *command, *artifacts, folder=folder, env=os.environ | quiet):
         uri = f"http://127.0.0.1:{port}"
-        awaited(folder, lambda: answers(f"{uri}/health"))
+        wait_until(lambda: answers(f"{uri}/health"), folder)
         yield uri
 
 
 GUARD = """
 import os, signal, subprocess, sys
-running = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 sys.stdin.read()
 os.killpg(0, signal.SIGINT)
 try:
-    running.wait(20)
+    process.wait(20)
 finally:
     os.killpg(0, signal.SIGKILL)
 """
-"""Runs a command until stdin closes, as it does when the tests end in whatever way; then ends it and all it has started."""
+"""Runs a command until stdin closes, which also happens when pytest is killed; then ends it and its child processes."""
 
 
 @contextmanager
 def running(*command: str | Path, folder: Path, **options) -> Iterator[None]:
-    """A server that ends with the context, and the workers it has started too."""
+    """Run a server; it and its child processes end with the context."""
     with (folder / "server.log").open("w") as log:
         guard = [sys.executable, "-c", GUARD, *command]
         process = subprocess.Popen(
@@ -125,28 +124,30 @@ def running(*command: str | Path, folder: Path, **options) -> Iterator[None]:
         process.wait()
 
 
-def awaited(folder: Path, ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
+def wait_until(ready: Callable[[], bool], folder: Path) -> None:
+    """Fails with the server's log after START_SECONDS."""
+    deadline = time.monotonic() + START_SECONDS
     while not ready():
         assert time.monotonic() < deadline, (folder / "server.log").read_text()
         time.sleep(0.1)
 
 
 def is_ready(programs: Path, port: int) -> bool:
-    question = [programs / "pg_isready", "--quiet", "--host=127.0.0.1", f"--port={port}"]
-    return subprocess.run(question).returncode == 0
+    command = [programs / "pg_isready", "--quiet", "--host=127.0.0.1", f"--port={port}"]
+    return subprocess.run(command).returncode == 0
 
 
 def answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status == 200
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return response.status == 200
     except OSError:
         return False
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def server(request, tmp_path_factory) -> Iterator[str]:
+    """The URI of an MLflow server that the module's tests share."""
     folder = tmp_path_factory.mktemp("server")
     if request.param == "sqlite":
         with mlflow_server(folder, f"sqlite:///{folder}/server.db", free_port()) as uri:
@@ -158,13 +159,14 @@ def server(request, tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture
 def remote(server, monkeypatch) -> str:
+    """The server as this process's tracking store."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     return server
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory) -> Path:
-    """Images, and a good and a bad detector."""
+    """A folder with images, a good and a bad detector."""
     folder = tmp_path_factory.mktemp("material")
     faces(folder)
     detector(folder / "good", good=True)
@@ -173,7 +175,7 @@ def material(tmp_path_factory) -> Path:
 
 
 def machine(folder: Path, material: Path | None = None) -> Path:
-    """The root of a clone on a machine of its own."""
+    """The root of a workflow in a new folder, with a copy of `material`."""
     if material is not None:
         shutil.copytree(material, folder)
     folder.mkdir(exist_ok=True)
@@ -181,8 +183,11 @@ def machine(folder: Path, material: Path | None = None) -> Path:
     return folder
 
 
-def side_by_side(script: str, *calls: tuple[Path, list[str], dict[str, str]]) -> list[str]:
-    """What processes print that all have imported what they need before one of them begins: (folder, arguments, environment)."""
+def run_together(script: str, *calls: tuple[Path, list[str], dict[str, str]]) -> list[str]:
+    """Run a script once per call (folder, arguments, environment) at the same time; returns what each prints.
+
+    Each prints a line after its imports and waits for a line on stdin, so that they start together.
+    """
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", script, *arguments],
@@ -199,7 +204,7 @@ def side_by_side(script: str, *calls: tuple[Path, list[str], dict[str, str]]) ->
         for process in processes:
             process.stdout.readline()
         for process in processes:
-            process.stdin.write("begin\n")
+            process.stdin.write("start\n")
             process.stdin.flush()
         ends = [process.communicate(timeout=120) for process in processes]
     finally:
@@ -213,24 +218,24 @@ EXECUTION = """
 import sys
 from dfganext import paths, settings
 from dfganext.tracking import runs, store
-chosen = settings.load_settings(sys.argv[1])
+values = settings.load_settings(sys.argv[1])
 store.import_mlflow()
 print("ready", flush=True)
 sys.stdin.readline()
-with runs.stage_run("train_convnext", chosen, reads=[paths.SPLIT], makes=["weights"]) as run:
+with runs.stage_run("train_convnext", values, reads=[paths.SPLIT], makes=["weights"]) as run:
     open("weights", "w").write(sys.argv[2])
     for step in range(20):
         run.log_metrics({"loss": float(sys.argv[2]) / (step + 1)}, step)
     run.log_artifact("weights", "models")
-with runs.stage_run("gradcam", chosen, reads=["weights"]) as later:
+with runs.stage_run("gradcam", values, reads=["weights"]) as later:
     later.log_key_metrics({"accuracy": float(sys.argv[2])})
     later.set_tags({"made": later.makers["weights"] == run.id})
 """
 
 
 @pytest.mark.slow
-def test_executions_of_two_machines_land_on_one_server(remote, root, tmp_path, monkeypatch):
-    """Two at once; a third machine reads the runs, their metrics over steps and their files."""
+def test_two_machines_log_to_one_server_at_the_same_time(remote, root, tmp_path, monkeypatch):
+    """A third machine reads the runs, their metrics over steps and their artifacts."""
     calls = []
     for number, name in enumerate(("quick-fox", "Quick-Fox"), start=2):
         folder = machine(tmp_path / name)
@@ -238,11 +243,9 @@ def test_executions_of_two_machines_land_on_one_server(remote, root, tmp_path, m
         (folder / paths.SPLIT).write_text("path,label,split\na,real,train\nb,fake,test\n")
         environment = {"DVC_STAGE": "any", "DVC_ROOT": str(folder), "DVC_EXP_NAME": name}
         calls.append((folder, [str(root / "params.yaml"), str(number)], environment))
-    assert side_by_side(EXECUTION, *calls) == ["", ""], "what a stage prints is its own"
+    assert run_together(EXECUTION, *calls) == ["", ""], "tracking prints nothing"
     for folder, *_ in calls:
-        assert {path.name for path in folder.iterdir()} == {"dvc.yaml", "artifacts", "weights"}, (
-            "nothing else is kept here"
-        )
+        assert {path.name for path in folder.iterdir()} == {"dvc.yaml", "artifacts", "weights"}, "no local store"
 
     enter_root(tmp_path / "third", monkeypatch)
     client, experiment = store.connect()
@@ -265,13 +268,13 @@ def test_executions_of_two_machines_land_on_one_server(remote, root, tmp_path, m
 
 
 @pytest.mark.slow
-def test_evaluations_of_another_machine_are_found_by_their_split(remote, shipped, tmp_path, monkeypatch):
+def test_evaluations_of_other_machines_are_found_by_their_split(remote, shipped, tmp_path, monkeypatch):
     enter_root(tmp_path / "one", monkeypatch)
-    other, first = evaluate(shipped, split="b"), evaluate(shipped)
+    other, first = log_evaluation(shipped, split="b"), log_evaluation(shipped)
     enter_root(tmp_path / "two", monkeypatch)
-    second = evaluate(shipped)
+    second = log_evaluation(shipped)
     assert [one.run_id for one in lineage.evaluations(paths.SPLIT)] == [second, first]
-    evaluate(shipped, split="b")
+    log_evaluation(shipped, split="b")
     assert lineage.evaluations(paths.SPLIT)[1].run_id == other
     assert lineage.evaluations(paths.SPLIT)[1].scores == {"convnext": {"accuracy": 0.5}}
 
@@ -288,18 +291,18 @@ run = client.create_run(experiment, run_name="promote").info.run_id
 print("ready", flush=True)
 sys.stdin.readline()
 folder = Path(sys.argv[1])
-chosen = Promote("roc_auc", 2, ("test_convnext",), "float32")
+rule = Promote("roc_auc", 2, ("test_convnext",), "float32")
 data = promotion.Data.read(Path("split.csv"), Path("manifest.csv"), Path("raw"), 8)
-print(promotion.promote(folder, folder / "operating_point.json", data, chosen, run).outcome)
+print(promotion.promote(folder, folder / "operating_point.json", data, rule, run).outcome)
 """
 
 
 @pytest.mark.slow
-def test_two_machines_promote_at_once_and_a_third_judges_with_the_better(
+def test_two_machines_promote_at_the_same_time_and_a_third_predicts_with_the_better_model(
     remote, material, tmp_path, monkeypatch, capsys
 ):
     machines = [machine(tmp_path / name, material) for name in ("one", "two")]
-    outcomes = side_by_side(PROMOTE, *zip(machines, (["good"], ["bad"]), ({}, {}), strict=True))
+    outcomes = run_together(PROMOTE, *zip(machines, (["good"], ["bad"]), ({}, {}), strict=True))
     assert outcomes[0].strip() == "promoted"
     monkeypatch.chdir(machines[0])
     client, experiment = store.connect()
@@ -317,22 +320,22 @@ def test_two_machines_promote_at_once_and_a_third_judges_with_the_better(
     monkeypatch.chdir(elsewhere)
     images = [material / "raw" / "real" / "0.png", material / "raw" / "fake" / "0.png"]
     with registry.resolve(registry.CHAMPION_URI) as folder:
-        judged = Detector.load(folder).predict([image.read_bytes() for image in images])
-    assert judged == Detector.load(material / "good").predict([image.read_bytes() for image in images])
+        predictions = Detector.load(folder).predict([image.read_bytes() for image in images])
+    assert predictions == Detector.load(material / "good").predict([image.read_bytes() for image in images])
     assert cli.main(["predict", "--json", *map(str, images)]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert sorted(row["p_fake"] for row in rows) == pytest.approx(sorted(one.p_fake for one in judged))
+    assert sorted(row["p_fake"] for row in rows) == pytest.approx(sorted(one.p_fake for one in predictions))
     with (
         pytest.raises(UserError, match=r"no model models:/df-ganext/9 in http://127"),
         registry.resolve("models:/df-ganext/9"),
     ):
         pass
-    assert list(elsewhere.iterdir()) == [], "who only reads a server leaves nothing behind"
+    assert list(elsewhere.iterdir()) == [], "reading from a server writes nothing here"
 
 
 @pytest.mark.slow
-def test_whoever_makes_the_same_row_at_once_is_not_refused(remote, tmp_path, monkeypatch):
-    """MLflow looks whether there is an alias or a tag before it inserts it; the database refuses all inserts but the first."""
+def test_concurrent_writes_of_one_alias_or_tag_all_succeed(remote, tmp_path, monkeypatch):
+    """MLflow checks that an alias or a tag is missing and then inserts it; the database refuses all inserts but the first."""
     enter_root(tmp_path, monkeypatch)
     client, experiment = store.connect()
     run = client.create_run(experiment).info.run_id
@@ -342,13 +345,13 @@ def test_whoever_makes_the_same_row_at_once_is_not_refused(remote, tmp_path, mon
             client.create_registered_model(model)
             client.create_model_version(model, f"runs:/{run}/model", run_id=run)
 
-            def claim(_, model=model):
+            def write(_, model=model):
                 barrier.wait()
                 client.set_registered_model_alias(model, "champion", "1")
                 barrier.wait()
                 client.set_model_version_tag(model, "1", "promotion", "promoted")
 
-            list(pool.map(claim, range(barrier.parties)))
+            list(pool.map(write, range(barrier.parties)))
             version = client.get_model_version_by_alias(model, "champion")
             assert (str(version.version), version.tags) == ("1", {"promotion": "promoted"})
 
@@ -359,10 +362,10 @@ from pathlib import Path
 from dfganext import settings
 from dfganext.tracking import runs, store
 name, source, target = sys.argv[1:]
-chosen = settings.load_settings()
-with runs.stage_run(name, chosen, reads=[source], makes=[target]) as run:
-    Path(target).write_text(f"{Path(source).read_text()}, {name} with {chosen.seed}")
-    run.log_key_metrics({"seed": chosen.seed})
+values = settings.load_settings()
+with runs.stage_run(name, values, reads=[source], makes=[target]) as run:
+    Path(target).write_text(f"{Path(source).read_text()}, {name} with {values.seed}")
+    run.log_key_metrics({"seed": values.seed})
 """
 
 PIPELINE = """
@@ -383,7 +386,7 @@ stages:
 @pytest.mark.slow
 @pytest.mark.parametrize("server", ["sqlite"], indirect=True)
 def test_two_clones_share_files_and_runs(remote, root, tmp_path, monkeypatch):
-    """Real DVC: one clone pulls what the other made, goes on from it, and hands an experiment back."""
+    """One clone pulls the results of the other, runs a stage and an experiment, and pushes the experiment back."""
     identity = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     environment = os.environ | identity | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
@@ -418,7 +421,7 @@ def test_two_clones_share_files_and_runs(remote, root, tmp_path, monkeypatch):
     assert (here / "two.txt").read_text() == "start, one with 1, two with 1"
 
     for folder in (here, there):
-        assert not list(folder.glob("ml*")), "runs, files and locks are the server's"
+        assert not list(folder.glob("ml*")), "runs, artifacts and locks are on the server"
     enter_root(tmp_path / "third", monkeypatch)
     client, experiment = store.connect()
     commit = call(here, "git rev-parse HEAD").strip()
@@ -429,21 +432,21 @@ def test_two_clones_share_files_and_runs(remote, root, tmp_path, monkeypatch):
     assert parent.data.tags["dvc.baseline"] == commit
     from_there = f"tags.`made_by.one.txt` = '{first.info.run_id}' and tags.`mlflow.source.git.commit` = '{commit}'"
     (again,) = client.search_runs([experiment], from_there)
-    assert again.data.tags["stage"] == "two", "the clone's stage knows the run of the other that made what it pulled"
+    assert again.data.tags["stage"] == "two", "the stage names the other clone's run that made its pulled input"
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_during_a_stage_is_named_and_the_work_is_kept(tmp_path, shipped, monkeypatch):
+def test_error_names_a_server_that_stops_during_a_stage_and_outputs_stay(tmp_path, shipped, monkeypatch):
     folder, port = tmp_path / "server", free_port()
     folder.mkdir()
     enter_root(tmp_path / "root", monkeypatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     database = f"sqlite:///{folder}/server.db"
-    with ExitStack() as running, pytest.raises(UserError, match=rf"http://127\.0\.0\.1:{port} cannot be used") as error:
-        running.enter_context(mlflow_server(folder, database, port))
+    with ExitStack() as servers, pytest.raises(UserError, match=rf"http://127\.0\.0\.1:{port} cannot be used") as error:
+        servers.enter_context(mlflow_server(folder, database, port))
         with runs.stage_run("one", shipped, makes=["made.txt"]) as run:
-            running.close()
+            servers.close()
             Path("made.txt").write_text("kept")
     assert "\n" not in str(error.value)
     assert Path("made.txt").read_text() == "kept"
@@ -451,8 +454,8 @@ def test_a_server_that_dies_during_a_stage_is_named_and_the_work_is_kept(tmp_pat
         assert store.connect()[0].get_run(run.id).info.run_name == "one"
 
 
-class Stranger(BaseHTTPRequestHandler):
-    """A web server that is no MLflow server."""
+class OtherServer(BaseHTTPRequestHandler):
+    """A web server that is not an MLflow server."""
 
     status = 200
 
@@ -470,10 +473,10 @@ class Stranger(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("status", [200, 403, 404])
-def test_an_address_of_something_else_is_named(tmp_path, shipped, monkeypatch, status):
+def test_error_names_an_address_that_is_not_an_mlflow_server(tmp_path, shipped, monkeypatch, status):
     enter_root(tmp_path, monkeypatch)
-    monkeypatch.setattr(Stranger, "status", status)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as web:
+    monkeypatch.setattr(OtherServer, "status", status)
+    with ThreadingHTTPServer(("127.0.0.1", 0), OtherServer) as web:
         threading.Thread(target=web.serve_forever, daemon=True).start()
         try:
             address = f"http://127.0.0.1:{web.server_port}"
@@ -487,7 +490,7 @@ def test_an_address_of_something_else_is_named(tmp_path, shipped, monkeypatch, s
 
 
 @pytest.mark.parametrize("address", ["localhost:5000", "htp://localhost:5000"])
-def test_an_address_that_is_none_is_named(tmp_path, shipped, monkeypatch, address):
+def test_error_names_an_address_without_a_known_scheme(tmp_path, shipped, monkeypatch, address):
     enter_root(tmp_path, monkeypatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     with pytest.raises(UserError, match=f"{address} cannot be used .*MLFLOW_TRACKING_URI") as error:

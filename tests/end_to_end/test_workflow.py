@@ -4,17 +4,19 @@ import csv
 import hashlib
 import json
 import re
+import resource
 import shutil
 import time
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from dfganext import paths
+from dfganext.models import classifier
 
 pytestmark = pytest.mark.slow
 STAGES = [
@@ -35,56 +37,71 @@ STAGES = [
 ]
 
 
-def runs(project, **tags):
-    """Runs in a project's store, newest first, by their tags."""
-    client = mlflow.MlflowClient(f"sqlite:///{project.folder}/mlflow.db")
-    experiment = client.get_experiment_by_name("df-ganext")
-    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-    return client.search_runs([experiment.experiment_id], wanted)
+def stages_in(output: str) -> list[str]:
+    """The stages that `dvc repro` ran, or with --dry would run."""
+    return re.findall(r"Running stage '(\w+)'", output)
 
 
-def parents(project):
-    return [run for run in runs(project) if "mlflow.parentRunId" not in run.data.tags]
+def changed_stages(status: str) -> set[str]:
+    """The stages that `dvc status` lists as changed."""
+    return set(re.findall(r"^(\w+):", status, flags=re.MULTILINE))
 
 
-def test_a_fresh_clone_reproduces(reproduced):
-    for stage in STAGES:
-        assert f"Running stage '{stage}'" in reproduced.output
-    changed = reproduced.run("git", "status", "--porcelain").splitlines()
-    assert {line[3:].split("/")[0] for line in changed} <= {"dvc.lock", "metrics", "plots"}, changed
+def test_fresh_clone_reproduces(reproduced):
+    assert sorted(stages_in(reproduced.output)) == sorted(STAGES)
     assert reproduced.output.index("Running stage 'audit'") < reproduced.output.index("Running stage 'train_convnext'")
-    scores = json.loads(reproduced.read("metrics/evaluate.json"))
+    changed = {line[3:].split("/")[0] for line in reproduced.changed}
+    assert changed <= {"dvc.lock", "metrics", "plots"}, reproduced.changed
+    scores = json.loads(reproduced.read(paths.EVALUATE_METRICS))
     assert {"accuracy", "precision", "recall", "f1", "roc_auc", "average_precision", "eer"} <= set(scores["convnext"])
     assert {"accuracy", "roc_auc", "threshold"} <= set(scores["autoencoder"])
-    density = json.loads(reproduced.read("metrics/density.json"))
+    density = json.loads(reproduced.read(paths.DENSITY_METRICS))
     for protocol in ("paper", "heldout"):
         for label in ("real", "fake"):
             assert set(density[protocol][label]) == {"mean", "std"}
-    assert {"temperature", "threshold"} <= set(json.loads(reproduced.read(str(paths.OPERATING_POINT))))
-    page = reproduced.read(str(paths.PAGE))
+    assert {"temperature", "threshold"} <= set(json.loads(reproduced.read(paths.OPERATING_POINT)))
+    page = reproduced.read(paths.PAGE)
     assert "These images are drawn" in page and page.count("data:image/png;base64,") == 12
     for figure in (paths.GRADCAM_REAL_FIGURE, paths.GRADCAM_FAKE_FIGURE, paths.EVALUATION_FIGURE, paths.DENSITY_FIGURE):
         assert Image.open(reproduced.folder / figure).width > 500
 
 
-def test_with_nothing_to_do_it_says_so_quickly(reproduced):
-    start = time.perf_counter()
+def test_stage_runs_have_one_parent_with_parameters_and_key_metrics(reproduced):
+    parent = reproduced.parents()[-1]  # other tests add executions
+    below = reproduced.runs(**{"mlflow.parentRunId": parent.info.run_id})
+    stages = {run.data.tags["stage"]: run for run in below}
+    assert set(stages) == set(STAGES) - {"check"} and len(stages) == len(below)
+    assert {run.info.status for run in (parent, *stages.values())} == {"FINISHED"}
+    assert parent.data.params["loss"] == "ce" and parent.data.params["convnext.architecture"] == "test_convnext"
+    scores = json.loads(reproduced.read(paths.EVALUATE_METRICS))
+    for name in ("accuracy", "f1", "roc_auc"):
+        assert parent.data.metrics[name] == pytest.approx(scores["convnext"][name])
+    training = stages["train_convnext"].info.run_id
+    for name in ("train_loss", "validation_accuracy", "validation_precision", "train_f1", "lr", "images_per_second"):
+        assert len(reproduced.client().get_metric_history(training, name)) == 2, name
+    tags = stages["evaluate"].data.tags
+    assert tags["made_by.artifacts/models/convnext"] == training
+    assert tags["mlflow.source.git.commit"] == reproduced.run("git", "rev-parse", "HEAD~1").strip()
+
+
+def test_repro_with_nothing_to_do_takes_seconds(reproduced):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert "up to date" in reproduced.run("dvc", "repro")
-    assert time.perf_counter() - start < 5
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # of the processor, which other tests may use meanwhile
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
     assert "up to date" in reproduced.run("dvc", "status")
 
 
-def test_a_page_that_was_deleted_comes_back(reproduced):
-    page = reproduced.read(str(paths.PAGE))
-    (reproduced.folder / paths.PAGE).unlink()
-    output = reproduced.run("dvc", "repro")
-    assert re.findall(r"Running stage '(\w+)'", output) == ["report"]
-    assert reproduced.read(str(paths.PAGE)) == page
+def test_deleted_page_and_candidate_are_made_again(reproduced):
+    """The promotion of the same weights adds no version."""
+    page, candidate = reproduced.read(paths.PAGE), reproduced.read(paths.CANDIDATE)
+    for path in (paths.PAGE, paths.CANDIDATE):
+        (reproduced.folder / path).unlink()
+    assert sorted(stages_in(reproduced.run("dvc", "repro"))) == ["promote", "report"]
+    assert (reproduced.read(paths.PAGE), reproduced.read(paths.CANDIDATE)) == (page, candidate)
+    assert len(reproduced.versions()) == 1
     assert "up to date" in reproduced.run("dvc", "repro")
-
-
-def would_run(project) -> set[str]:
-    return set(re.findall(r"Running stage '(\w+)'", project.run("dvc", "repro", "--dry")))
 
 
 @pytest.mark.parametrize(
@@ -98,61 +115,42 @@ def would_run(project) -> set[str]:
         ("src/dfganext/report/figures.py", {"evaluate", "gradcam", "density", "report"}),
     ],
 )
-def test_a_change_of_code_runs_what_it_affects(reproduced, file, stages):
+def test_changed_code_runs_the_stages_that_use_it(reproduced, file, stages):
     code = reproduced.read(file)
     reproduced.write(file, f"{code}# changed\n")
     try:
-        assert stages <= would_run(reproduced)
-        assert "download" not in would_run(reproduced)
+        would_run = set(stages_in(reproduced.run("dvc", "repro", "--dry")))
+        assert stages <= would_run and "download" not in would_run
     finally:
         reproduced.write(file, code)
 
 
-def test_a_new_version_of_a_library_runs_what_uses_it(reproduced):
-    """The stages compare the versions that `check` wrote; what it writes is what is installed."""
-    recorded = json.loads(reproduced.read(str(paths.VERSIONS)))
+def test_new_library_version_runs_the_stages_that_use_it(reproduced):
+    """`check` writes the installed versions to a file, with which the stages compare."""
+    recorded = json.loads(reproduced.read(paths.VERSIONS))
     expected = {
         "albumentations": ({"train_convnext", "report"}, {"resize", "evaluate", "promote"}),
         "scikit-learn": ({"baseline", "evaluate"}, {"resize", "train_autoencoder", "download"}),
-        "pytest": (set(), set(STAGES)),
+        "pytest": (set(), set(STAGES) - {"check"}),
     }
-    lock = reproduced.read("requirements.lock")
-    for library, (runs_again, stays) in expected.items():
-        changed = recorded | {library: "9.9"}
-        reproduced.write(str(paths.VERSIONS), json.dumps(changed, indent=2) + "\n")
-        status = reproduced.run("dvc", "status")
-        if library in recorded:
-            assert runs_again <= set(re.findall(r"^(\w+):", status, flags=re.MULTILINE))
-        assert not (stays - {"check"}) & set(re.findall(r"^(\w+):", status, flags=re.MULTILINE))
-    refused = reproduced.run("python", "-m", "stages.resize", fails=True) if recorded != changed else ""
-    assert "pytest 9.9, but None is installed" in refused
+    assert {"albumentations", "scikit-learn"} <= set(recorded) and "pytest" not in recorded
+    for library, (changed, unchanged) in expected.items():
+        reproduced.write(paths.VERSIONS, json.dumps(recorded | {library: "9.9"}, indent=2) + "\n")
+        listed = changed_stages(reproduced.run("dvc", "status"))
+        assert changed <= listed and not unchanged & listed, library
+    assert "pytest 9.9, but None is installed" in reproduced.run("python", "-m", "stages.resize", fails=True)
     reproduced.run("dvc", "repro")
-    assert json.loads(reproduced.read(str(paths.VERSIONS))) == recorded
+    assert json.loads(reproduced.read(paths.VERSIONS)) == recorded
+    lock = reproduced.read("requirements.lock")
     reproduced.write("requirements.lock", f"{lock}# another version of pytest\n")
-    assert would_run(reproduced) == {"check"}
-    reproduced.write("requirements.lock", lock)
+    try:
+        assert stages_in(reproduced.run("dvc", "repro", "--dry")) == ["check"]
+    finally:
+        reproduced.write("requirements.lock", lock)
     assert "up to date" in reproduced.run("dvc", "repro")
 
 
-def test_stages_hang_under_one_parent_with_parameters_and_metrics(reproduced):
-    first = parents(reproduced)[-1]
-    below = runs(reproduced, **{"mlflow.parentRunId": first.info.run_id})
-    assert sorted(run.data.tags["stage"] for run in below) == sorted(set(STAGES) - {"check"})
-    assert {run.info.status for run in [first, *below]} == {"FINISHED"}
-    assert first.data.params["loss"] == "ce" and first.data.params["convnext.architecture"] == "test_convnext"
-    scores = json.loads(reproduced.read("metrics/evaluate.json"))
-    for name in ("accuracy", "f1", "roc_auc"):
-        assert first.data.metrics[name] == pytest.approx(scores["convnext"][name])
-    (training,) = (run for run in below if run.data.tags["stage"] == "train_convnext")
-    client = mlflow.MlflowClient(f"sqlite:///{reproduced.folder}/mlflow.db")
-    for name in ("train_loss", "validation_accuracy", "validation_precision", "train_f1", "lr", "images_per_second"):
-        assert len(client.get_metric_history(training.info.run_id, name)) == 2, name
-    (evaluation,) = (run for run in below if run.data.tags["stage"] == "evaluate")
-    assert evaluation.data.tags["made_by.artifacts/models/convnext"] == training.info.run_id
-    assert evaluation.data.tags["mlflow.source.git.commit"] == reproduced.run("git", "rev-parse", "HEAD").strip()
-
-
-def test_plots_show(reproduced):
+def test_plots_are_shown(reproduced):
     reproduced.run("dvc", "plots", "show", "--out", "shown")
     page = reproduced.read("shown/index.html")
     shutil.rmtree(reproduced.folder / "shown")
@@ -160,111 +158,25 @@ def test_plots_show(reproduced):
         assert title in page
 
 
-def test_the_champion_says_what_evaluate_measured(reproduced):
-    with (reproduced.folder / paths.PREDICTIONS).open() as stream:
-        measured = {row["path"]: row for row in csv.DictReader(stream)}
-    files = [str(paths.RAW / path) for path in measured]
-    answer = json.loads(reproduced.run("dfganext", "predict", "--json", *files))
-    assert len(answer) == len(measured) == 20
-    for row in answer:
-        expected = measured[row["path"].removeprefix(f"{paths.RAW.as_posix()}/")]
-        assert row["p_fake"] == pytest.approx(float(expected["p_fake"]), abs=1e-5)
-        assert row["label"] == expected["predicted"]
-
-
-def test_forced_again_with_other_workers_every_output_has_the_same_bytes(reproduced):
-    params, lock = reproduced.read("params.yaml"), reproduced.read("dvc.lock")
-    assert yaml.safe_load(params)["machine"]["workers"] != 0
-    reproduced.write("params.yaml", params.replace("  workers: 2", "  workers: 0"))
-    try:
-        reproduced.run("dvc", "repro", "--force")
-        outputs = {name: stage.get("outs") for name, stage in yaml.safe_load(lock)["stages"].items()}
-        again = yaml.safe_load(reproduced.read("dvc.lock"))["stages"]
-        assert {name: stage.get("outs") for name, stage in again.items()} == outputs
-    finally:
-        reproduced.write("params.yaml", params)
-        reproduced.run("dvc", "repro")
-    assert reproduced.read("dvc.lock") == lock
-    registered = mlflow.MlflowClient(f"sqlite:///{reproduced.folder}/mlflow.db").search_model_versions(
-        "name='df-ganext'"
-    )
-    assert len(registered) == 1, "the same weights are the same version"
-
-
-def test_experiments_of_every_kind_land_in_one_store(reproduced):
-    reproduced.run("git", "add", "--all")
-    reproduced.run("git", "commit", "--quiet", "--message", "Results")
-    before = {run.info.run_id for run in parents(reproduced)}
-    reproduced.run("dvc", "exp", "run", "--name", "here", "-S", "loss=bce")
-    assert json.loads(reproduced.read(f"{paths.CONVNEXT}/config.json"))["loss"] == "bce"
-    reproduced.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "loss=bce", "-S", "seed=3")
-
-    # queued with one version of the code, started with another in the workspace
-    source = "src/dfganext/evaluation/evaluate.py"
-    code = reproduced.read(source)
-    reproduced.write(source, code.replace('"temperature": temperature,', '"temperature": temperature, "queued": 1,', 1))
-    reproduced.run("dvc", "exp", "run", "--queue", "--name", "queued", "-S", "loss=bce", "-S", "seed=4")
-    reproduced.write(source, code)
-    reproduced.run("dvc", "queue", "start")
-    deadline = time.monotonic() + 300
-    while "Success" not in (status := reproduced.run("dvc", "queue", "status")):
-        assert "Failed" not in status and time.monotonic() < deadline, status + reproduced.run(
-            "dvc", "queue", "logs", "queued"
-        )
-        time.sleep(2)
-    refs = reproduced.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
-    (queued,) = (ref for ref in refs if ref.endswith("/queued"))
-    assert json.loads(reproduced.run("git", "show", f"{queued}:metrics/evaluate.json"))["convnext"]["queued"] == 1
-
-    new = {run.data.tags.get("dvc.experiment"): run for run in parents(reproduced) if run.info.run_id not in before}
-    assert set(new) == {"here", "apart", "queued"}
-    for name, run in new.items():
-        assert run.data.params["loss"] == "bce" and {"accuracy", "f1", "roc_auc"} <= set(run.data.metrics), name
-        assert run.info.artifact_uri.startswith((f"{reproduced.folder}/mlruns", f"file://{reproduced.folder}/mlruns"))
-    assert not list(reproduced.folder.glob(".dvc/tmp/exps/**/mlflow.db"))
-
-
-def test_table_1_is_run_and_collected(reproduced):
-    text = {"params.yaml": reproduced.read("params.yaml"), "dvc.lock": without_page(reproduced.read("dvc.lock"))}
-    reproduced.run("python", "-m", "dfganext.tracking.experiments")
-    assert "has all rows with 1 seeds" in reproduced.run("python", "-m", "dfganext.tracking.experiments")
-    reproduced.run("dvc", "repro", "--single-item", "--force", "report")
-    page = reproduced.read(str(paths.PAGE))
-    table = page[page.index('id="table1"') : page.index('id="detector"')]
-    assert "make table1" not in table and "McNemar p" in table
-    assert len(re.findall(r"\b20</small>", table)) == 5, (
-        "each row has this seed; others of the same split may be there too"
-    )
-    now = {"params.yaml": reproduced.read("params.yaml"), "dvc.lock": without_page(reproduced.read("dvc.lock"))}
-    assert now == text, "but for the page the workspace is as it was"
-
-
-def without_page(lock: str) -> dict:
-    """A dvc.lock, without the output that shows other experiments too."""
-    stages = yaml.safe_load(lock)["stages"]
-    stages["report"]["outs"] = [one for one in stages["report"]["outs"] if one["path"] != str(paths.PAGE)]
-    return stages
-
-
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("old", "new", "message"),
     [
-        (("loss: ce", "loss: foo"), "loss must be one of ce, bce, not 'foo'"),
-        (("loss: ce", "loss: ce\nlosss: ce"), "unknown key losss"),
+        ("loss: ce", "loss: foo", "loss must be one of ce, bce, not 'foo'"),
+        ("loss: ce", "loss: ce\nlosss: ce", "unknown key losss"),
         (
-            ("  bandwidth: 0.2", "  bandwidth: wide"),
+            "  bandwidth: 0.2",
+            "  bandwidth: wide",
             "density.bandwidth must be a number from 1e-06 to 1000000, not 'wide'",
         ),
     ],
 )
-def test_wrong_settings_are_refused_before_anything_runs(reproduced, change, says):
-    params = reproduced.read("params.yaml").replace("loss: bce", "loss: ce")
-    kept = reproduced.read("metrics/evaluate.json")
-    reproduced.write("params.yaml", params.replace(*change))
+def test_wrong_settings_are_refused_before_anything_runs(reproduced, old, new, message):
+    metrics = reproduced.read(paths.EVALUATE_METRICS)
+    params = reproduced.change("params.yaml", old, new)
     try:
         output = reproduced.run("dvc", "repro", fails=True)
-        assert says in output and "Traceback" not in output
-        assert "train_convnext" not in output and reproduced.read("metrics/evaluate.json") == kept
+        assert message in output and "Traceback" not in output
+        assert "train_convnext" not in output and reproduced.read(paths.EVALUATE_METRICS) == metrics
     finally:
         reproduced.write("params.yaml", params)
 
@@ -274,35 +186,51 @@ def test_experiment_with_a_wrong_value_is_refused(reproduced):
     assert "loss must be one of ce, bce, not 'foo'" in output
 
 
-def test_with_a_remote_a_clone_pulls_and_runs_only_what_acts_outside_dvc(reproduced, tmp_path):
-    reproduced.run("git", "reset", "--quiet", "--hard")
-    reproduced.run("dvc", "checkout", "--quiet")
-    reproduced.run("dvc", "remote", "add", "--force", "--default", "storage", str(tmp_path / "storage"))
-    reproduced.commit("A remote")
-    reproduced.run("dvc", "push")
-    other = reproduced.clone(tmp_path / "other")
+def without_page(lock: str) -> dict:
+    """The stages in dvc.lock, without the hash of the page, which also shows other evaluations of its MLflow store."""
+    stages = yaml.safe_load(lock)["stages"]
+    stages["report"]["outs"] = [one for one in stages["report"]["outs"] if one["path"] != str(paths.PAGE)]
+    return stages
+
+
+def test_clone_pulls_from_a_remote_and_runs_only_what_acts_outside_dvc(reproduced, tmp_path):
+    project = reproduced.copy(tmp_path / "one")
+    project.run("dvc", "remote", "add", "--default", "storage", str(tmp_path / "storage"))
+    project.commit("A remote")
+    project.run("dvc", "push")
+    other = project.clone(tmp_path / "other")
     other.run("dvc", "pull")
-    output = other.run("dvc", "repro")
-    assert sorted(re.findall(r"Running stage '(\w+)'", output)) == ["check", "promote", "report"]
+    assert sorted(stages_in(other.run("dvc", "repro"))) == ["check", "promote", "report"]
     assert "up to date" in other.run("dvc", "repro")
     assert (other.folder / paths.PAGE).is_file()
-    # this clone's own store has no other experiments to show on the page
-    assert other.run("git", "status", "--porcelain").split() in ([], ["M", "dvc.lock"])
-    assert without_page(other.read("dvc.lock")) == without_page(reproduced.read("dvc.lock"))
+    # the page shows the evaluations in the clone's own MLflow store, which has none
+    assert other.run("git", "status", "--porcelain").split() == ["M", "dvc.lock"]
+    assert without_page(other.read("dvc.lock")) == without_page(project.read("dvc.lock"))
 
 
-def test_a_clone_with_committed_results_gets_a_champion_and_a_page_too(reproduced, tmp_path):
-    """Without DVC's cache everything is made again, and what acts outside DVC is not taken for done."""
-    reproduced.run("git", "reset", "--quiet", "--hard")
-    other = reproduced.clone(tmp_path / "other")
-    other.run("dvc", "repro")
-    assert other.run("git", "status", "--porcelain") == "", "the same bytes as committed"
-    assert (other.folder / paths.PAGE).is_file()
-    image = next((other.folder / "samples" / "fake").iterdir())
-    assert "fake" in other.run("dfganext", "predict", str(image))
+def test_clone_without_the_cache_makes_the_same_bytes_with_other_workers(reproduced, tmp_path):
+    """It trains a champion of its own, which predicts what `evaluate` measured."""
+    project = reproduced.clone(tmp_path / "other")
+    params = project.change("params.yaml", "  workers: 2", "  workers: 0")
+    tracked = {"audit", "robustness"}  # their only outputs are in git
+    assert set(stages_in(project.run("dvc", "repro"))) == set(STAGES) - tracked
+    assert set(stages_in(project.run("dvc", "repro", "--force", "--single-item", *sorted(tracked)))) == tracked
+    project.write("params.yaml", params)
+    assert stages_in(project.run("dvc", "repro")) == ["check"], "`machine` is no stage's dependency"
+    assert project.run("git", "status", "--porcelain") == "", "dvc.lock has the hashes that were committed"
+    assert (project.folder / paths.PAGE).is_file()
+
+    with (project.folder / paths.PREDICTIONS).open() as stream:
+        evaluated = {row["path"]: row for row in csv.DictReader(stream)}
+    rows = json.loads(project.run("dfganext", "predict", "--json", *(str(paths.RAW / path) for path in evaluated)))
+    assert len(rows) == len(evaluated) == 20 and {row["label"] for row in rows} == {"real", "fake"}
+    for row in rows:
+        expected = evaluated[row["path"].removeprefix(f"{paths.RAW.as_posix()}/")]
+        assert row["p_fake"] == pytest.approx(float(expected["p_fake"]), abs=1e-5)
+        assert row["label"] == expected["predicted"]
 
 
-def test_ones_own_images(origin, tmp_path):
+def test_own_images(origin, tmp_path):
     project = origin.clone(tmp_path / "own")
     rng = np.random.default_rng(0)
     for label in ("real", "fake"):
@@ -311,72 +239,131 @@ def test_ones_own_images(origin, tmp_path):
         for number in range(30):
             picture = Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8))
             picture.save(folder / f"{number}.jpg", quality={"real": 90, "fake": 50}[label])
-    (project.folder / "data" / "notes.txt").write_text("not an image")
+    project.write("data/notes.txt", "not an image")
     project.run("dvc", "add", "data")
     refused = project.run("python", "-m", "stages.check", fails=True)
     assert "dvc remove data.dvc" in refused, "DVC would import the sample over these images"
     project.run("dvc", "remove", "data.dvc")
     project.run("dvc", "add", "data")
-    params = project.read("params.yaml")
     output = project.run("dvc", "repro", "subsample", fails=True)
     assert "60 images of each class were asked for, but there are 30 real and 30 fake" in output
-    params = params.replace("per_class: 60", "per_class: 30").replace("reencode: false", "reencode: true")
-    project.write("params.yaml", params)
+    project.change("params.yaml", "per_class: 60", "per_class: 30")
+    project.change("params.yaml", "reencode: false", "reencode: true")
     output = project.run("dvc", "repro", "audit")
     assert "WARNING" in output and "quantisation" in output and "resize.reencode" in output
-    assert "bytes_reencoded" in json.loads(project.read("metrics/audit.json"))["groups"]
+    assert "bytes_reencoded" in json.loads(project.read(paths.AUDIT_METRICS))["groups"]
     with (project.folder / paths.SPLIT).open() as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 60 and all(row["path"].split("/")[1] == "photos" for row in rows)
-    assert "notes.txt" in project.read(str(paths.REJECTS))
+    assert "notes.txt" in project.read(paths.REJECTS)
     assert "import" not in project.read("data.dvc") and "samples" not in project.read("data.dvc")
 
 
-def test_training_in_two_processes_is_one_run_with_the_same_curves(origin, tmp_path):
-    project = origin.clone(tmp_path / "df-ganext")
-    curves = []
-    for processes in (1, 2):
-        project.write(
-            "params.yaml", re.sub("  processes: . ", f"  processes: {processes} ", origin.read("params.yaml"))
-        )
-        project.run("dvc", "repro", "train_convnext")
-        (run,) = runs(project, stage="train_convnext", processes=processes)
-        assert run.info.status == "FINISHED" and f"made.{paths.CONVNEXT.as_posix()}" in run.data.tags
-        curves.append(pd.read_csv(project.folder / paths.CONVNEXT_CURVES)[["train_loss", "validation_loss"]])
-    assert len(runs(project, stage="train_convnext")) == 2
-    # where the processor has bfloat16, rounding differs by more than training/test_distributed.py allows float32
+def test_training_in_two_processes_is_one_run_with_the_same_curves(reproduced, tmp_path):
+    project = reproduced.copy(tmp_path / "df-ganext")
+    project.change("params.yaml", "  processes: 1 ", "  processes: 2 ")
+    project.run("dvc", "repro", "train_convnext")
+    two, one = project.runs(stage="train_convnext")
+    assert (one.data.tags["processes"], two.data.tags["processes"]) == ("1", "2")
+    assert two.info.status == "FINISHED" and f"made.{paths.CONVNEXT.as_posix()}" in two.data.tags
+    curves = [
+        pd.read_csv(folder / paths.CONVNEXT_CURVES)[["train_loss", "validation_loss"]]
+        for folder in (reproduced.folder, project.folder)
+    ]
+    # bfloat16 rounds by more than training/test_distributed.py allows float32
     np.testing.assert_allclose(*curves, rtol=0.01)
 
 
-def test_another_weights_file_under_the_same_name_trains_again(origin, tmp_path):
-    import torch
-
-    from dfganext.models import classifier
-
-    project = origin.clone(tmp_path / "df-ganext")
+def test_another_weights_file_of_the_same_name_trains_again(reproduced, tmp_path):
+    project = reproduced.copy(tmp_path / "df-ganext")
     weights = tmp_path / "weights.pth"
-    params = re.sub(r"(  weights: )\S+", rf"\g<1>{weights}", project.read("params.yaml"), count=1)
-    project.write("params.yaml", params)
-    hashes = []
+    project.change("params.yaml", "  weights: random", f"  weights: {weights}")
+    curves = []
     for seed in (1, 2):
         torch.save(classifier.build("test_convnext", "ce", 32, seed=seed)[0].state_dict(), weights)
-        output = project.run("dvc", "repro", "train_convnext")
-        assert "Running stage 'train_convnext'" in output
-        hashes.append(project.read("plots/convnext.csv"))
+        assert "train_convnext" in stages_in(project.run("dvc", "repro", "train_convnext"))
+        curves.append(project.read(paths.CONVNEXT_CURVES))
         assert "up to date" in project.run("dvc", "repro", "train_convnext")
-    assert hashes[0] != hashes[1]
-    listed = yaml.safe_load(project.read("dvc.lock"))["stages"]["train_convnext"]
-    assert not [one["path"] for one in listed["deps"] if one["path"].startswith("/")]
-    (run,) = runs(project, stage="train_convnext")[:1]
-    assert run.data.tags["read.artifacts/weights"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert curves[0] != curves[1]
+    lock = yaml.safe_load(project.read("dvc.lock"))["stages"]["train_convnext"]
+    assert not [one["path"] for one in lock["deps"] if one["path"].startswith("/")]
+    latest = project.runs(stage="train_convnext")[0]
+    assert latest.data.tags["read.artifacts/weights"] == hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
-def test_experiments_with_another_seed_are_compared_on_the_same_images(origin, tmp_path):
-    project = origin.clone(tmp_path / "df-ganext")
-    project.run("dvc", "repro", "promote")
-    split = project.read(str(paths.SPLIT))
-    project.run("dvc", "exp", "run", "-S", "seed=1", "promote")
-    assert project.read(str(paths.SPLIT)) == split
-    client = mlflow.MlflowClient(f"sqlite:///{project.folder}/mlflow.db")
-    found = {int(one.version): one.tags for one in client.search_model_versions("name='df-ganext'")}
-    assert found[2]["promotion.against"] == "1" and found[2]["promotion.images"] == "5 real, 5 fake"
+QUEUE_SECONDS = 300
+"""After which a queued experiment counts as failed."""
+
+
+@pytest.fixture(scope="module")
+def experiments(reproduced, tmp_path_factory):
+    """A copy of `reproduced` in which three experiments ran: `here`, `apart` (in a temporary workspace) and `queued`.
+
+    The last two run only the stages that the tests look at.
+    """
+    project = reproduced.copy(tmp_path_factory.mktemp("experiments") / "df-ganext")
+    project.run("dvc", "exp", "run", "--name", "here", "-S", "loss=bce")
+    project.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "loss=bce", "-S", "seed=3", "promote")
+
+    # queued with one version of the code, started with another in the workspace
+    source = "src/dfganext/evaluation/evaluate.py"
+    code = project.change(source, '"temperature": temperature,', '"temperature": temperature, "queued": 1,')
+    project.run("dvc", "exp", "run", "--queue", "--name", "queued", "-S", "convnext.lr=0.002", "evaluate")
+    project.write(source, code)
+    project.run("dvc", "queue", "start")
+    deadline = time.monotonic() + QUEUE_SECONDS
+    while "Success" not in (status := project.run("dvc", "queue", "status")):
+        failed = "Failed" in status or time.monotonic() > deadline
+        assert not failed, status + project.run("dvc", "queue", "logs", "queued")
+        time.sleep(2)
+    return project
+
+
+def test_experiments_of_every_kind_share_one_store(experiments):
+    assert json.loads(experiments.read(paths.CONVNEXT / "config.json"))["loss"] == "bce"
+    expected = {
+        "here": {"loss": "bce", "seed": "20", "convnext.lr": "0.001"},
+        "apart": {"loss": "bce", "seed": "3", "convnext.lr": "0.001"},
+        "queued": {"loss": "bce", "seed": "20", "convnext.lr": "0.002"},
+    }
+    parents = [run for run in experiments.parents() if "dvc.experiment" in run.data.tags]
+    assert sorted(run.data.tags["dvc.experiment"] for run in parents) == sorted(expected)
+    for run in parents:
+        name = run.data.tags["dvc.experiment"]
+        assert expected[name].items() <= run.data.params.items(), name
+        assert {"accuracy", "f1", "roc_auc"} <= set(run.data.metrics), name
+        assert run.info.artifact_uri.removeprefix("file://").startswith(f"{experiments.folder}/mlruns"), name
+    assert not list(experiments.folder.glob(".dvc/tmp/exps/**/mlflow.db"))
+
+
+def test_queued_experiment_runs_the_code_it_was_queued_with(experiments):
+    refs = experiments.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    (queued,) = (ref for ref in refs if ref.endswith("/queued"))
+    assert json.loads(experiments.run("git", "show", f"{queued}:{paths.EVALUATE_METRICS}"))["convnext"]["queued"] == 1
+
+
+def test_another_seed_keeps_the_split_and_is_compared_on_the_same_images(experiments):
+    refs = experiments.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    (apart,) = (ref for ref in refs if ref.endswith("/apart"))
+    ours = yaml.safe_load(experiments.read("dvc.lock"))["stages"]
+    theirs = yaml.safe_load(experiments.run("git", "show", f"{apart}:dvc.lock"))["stages"]
+    assert theirs["subsample"] == ours["subsample"]
+    assert theirs["train_convnext"]["outs"] != ours["train_convnext"]["outs"]
+    first, here, apart = (experiments.versions()[number] for number in (1, 2, 3))
+    assert here.tags["promotion.against"] == str(first.version)
+    champion = here if here.tags["promotion"] == "promoted" else first
+    assert apart.tags["promotion.against"] == str(champion.version)
+    assert here.tags["promotion.images"] == apart.tags["promotion.images"] == "5 real, 5 fake"
+
+
+def test_table1_runs_what_it_lacks_and_the_page_shows_it(experiments):
+    """The settings and results of the workspace stay, except for the page."""
+    before = experiments.read("params.yaml"), without_page(experiments.read("dvc.lock"))
+    assert "done, 0 to go" in experiments.run("python", "-m", "dfganext.tracking.experiments")
+    assert "has all rows with 1 seeds" in experiments.run("python", "-m", "dfganext.tracking.experiments")
+    experiments.run("dvc", "repro", "--single-item", "--force", "report")
+    page = experiments.read(paths.PAGE)
+    table = page[page.index('id="table1"') : page.index('id="detector"')]
+    assert "make table1" not in table and "McNemar p" in table
+    assert len(re.findall(r"\b20</small>", table)) == 5, "each row has seed 20"
+    assert (experiments.read("params.yaml"), without_page(experiments.read("dvc.lock"))) == before
