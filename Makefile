@@ -55,7 +55,7 @@ serve: .venv/ready
 
 # uv installs in under a minute, pip takes over two; with compiled modules every stage starts seconds sooner
 .venv/ready: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "DF-GANeXt needs Python 3.11 or newer, not " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.12 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "DF-GANeXt needs Python 3.11.4 or newer, not " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes --python $(BIN)/python requirements.lock
