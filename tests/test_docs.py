@@ -44,8 +44,8 @@ PROGRAMS = [
 """Code in a sentence that begins with one of these is a command."""
 
 RUN_BY = {
-    "test_a_fresh_clone_reproduces": ["dvc repro", "python -m stages.check", "python -m stages.NAME"],
-    "test_experiments_of_every_kind_land_in_one_store": [
+    "test_fresh_clone_reproduces": ["dvc repro", "python -m stages.check", "python -m stages.NAME"],
+    "test_experiments_of_every_kind_share_one_store": [
         "dvc exp run",
         "dvc exp run -S loss=bce",
         "dvc exp run --temp",
@@ -54,11 +54,20 @@ RUN_BY = {
         "dvc exp run --queue -S seed=2",
         "dvc queue start",
     ],
-    "test_forced_again_with_other_workers_every_output_has_the_same_bytes": ["dvc repro --force"],
+    "test_clone_without_the_cache_makes_the_same_bytes_with_other_workers": [
+        "dvc repro --force",
+        "dfganext predict",
+        "dfganext predict photo.jpg",
+    ],
     "test_training_in_two_processes_is_one_run_with_the_same_curves": ["dvc repro NAME", "dvc repro evaluate"],
-    "test_ones_own_images": ["dvc remove data.dvc", "dvc add data"],
-    "test_table_1_is_run_and_collected": ["make table1", "make table1 SEEDS=5", "make table1 SEEDS=3", "make report"],
-    "test_with_a_remote_a_clone_pulls_and_runs_only_what_acts_outside_dvc": [
+    "test_own_images": ["dvc remove data.dvc", "dvc add data"],
+    "test_table1_runs_what_it_lacks_and_the_page_shows_it": [
+        "make table1",
+        "make table1 SEEDS=5",
+        "make table1 SEEDS=3",
+        "make report",
+    ],
+    "test_clone_pulls_from_a_remote_and_runs_only_what_acts_outside_dvc": [
         "dvc remote add -d storage s3://bucket/df-ganext",
         "dvc push",
         "dvc pull",
@@ -69,30 +78,29 @@ RUN_BY = {
         "dvc exp apply NAME",
         "export MLFLOW_TRACKING_URI=http://mlflow.example.org:5000 MLFLOW_TRACKING_USERNAME=… MLFLOW_TRACKING_PASSWORD=…",
     ],
-    "test_the_champion_says_what_evaluate_measured": ["dfganext predict", "dfganext predict photo.jpg"],
     "test_the_table": ["dfganext predict PATH..."],
-    "test_json_and_csv_have_a_row_an_image_in_path_order": [
+    "test_json_and_csv_have_one_row_per_image_in_path_order": [
         "dfganext predict folder/ --csv predictions.csv --heatmaps maps",
     ],
     "test_resolve_finds_detectors_wherever_they_are": ["dfganext predict folder/ --json --model models:/df-ganext/2"],
-    "test_rows_are_what_predict_says": ["dfganext score", "dfganext score IN OUT", "dfganext score photos/ rows/"],
+    "test_rows_are_what_predict_prints": ["dfganext score", "dfganext score IN OUT", "dfganext score photos/ rows/"],
     "test_places_stand_for_images": ["dfganext score 'photos/2026-*/**/*.jpg' rows/ --workers 8"],
-    "test_an_object_store_at_both_ends": ["dfganext score s3://bucket/photos s3://bucket/rows"],
-    "test_every_form_with_good_images_and_broken_ones": [
+    "test_images_and_rows_in_an_object_store": ["dfganext score s3://bucket/photos s3://bucket/rows"],
+    "test_every_form_with_good_and_broken_images": [
         "make serve",
         "mlflow models serve",
         "curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' -d @- <<JSON",
     ],
-    "test_a_champion_chosen_by_hand_is_met_and_no_earlier_one_returns": [
+    "test_a_champion_set_by_hand_is_compared_and_no_earlier_champion_returns": [
         'python -c \'import mlflow; mlflow.MlflowClient().set_registered_model_alias("df-ganext", "champion", 3)\'',
     ],
     "test_torchrun_of_two_machines": [
         "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 -m stages.train_convnext",
     ],
-    "test_drawn_again_the_sample_is_the_committed_one": ["python -m dfganext.synthetic.samples"],
-    "test_the_readme_quotes_the_files": ["python -m benchmarks.summary"],
+    "test_a_new_drawing_equals_the_committed_sample": ["python -m dfganext.synthetic.samples"],
+    "test_readme_quotes_the_files": ["python -m benchmarks.summary"],
     "test_references_to_code_name_the_right_line": ["python -m tests.test_docs"],
-    "test_paper_profile_has_the_papers_values": ["python -m dfganext.settings profiles/paper.yaml"],
+    "test_the_paper_profile_changes_these_settings_and_no_others": ["python -m dfganext.settings profiles/paper.yaml"],
 }
 """By test, the commands of the documents that it runs: with other values in place of names, or the commands of a make target's recipe."""
 
@@ -355,7 +363,8 @@ def test_settings_exist(path):
 
 @pytest.mark.parametrize("path", CURRENT, ids=named)
 def test_source_files_that_are_named_exist(path):
-    files = [named(file) for file in ROOT.rglob("*.py") if ".venv" not in file.parts]
+    folders = ("src", "stages", "tests", "benchmarks")
+    files = [named(file) for folder in folders for file in (ROOT / folder).rglob("*.py")]
     mentioned = {code for code in inline_code(path) if re.fullmatch(r"[a-z_/0-9]+\.py", code)}
     assert {code for code in mentioned if not any(f"/{file}".endswith(f"/{code}") for file in files)} == set()
 
