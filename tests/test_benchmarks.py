@@ -69,6 +69,7 @@ def cases(table):
     return {(row["case"], row["against"]) for row in table.rows if row["rival"]}
 
 
+@pytest.mark.slow
 def test_resize_is_compared_with_pillow_in_a_pool_of_as_many_workers(tmp_path):
     table = Table("resize")
     resize.compare(table, "JPEG", 4, source=512, rounds=1)
@@ -112,6 +113,7 @@ def test_numpy_rival_computes_in_chunks(monkeypatch):
     test_log_densities_of_both_rivals_are_correct()
 
 
+@pytest.mark.slow
 def test_density_is_compared_with_both_rivals():
     table = Table("density")
     density.compare(table, 40, 6, 64, rounds=1)
@@ -178,6 +180,7 @@ def test_training_fails_if_the_rivals_losses_differ(ours, theirs, message):
         training.assert_same_training(child(ours), child(theirs), "folder", {})
 
 
+@pytest.mark.slow
 def test_training_on_a_cpu_is_compared_with_its_rival():
     table = Table("train_cpu")
     train_cpu.compare(table, 32, 32, 16, "test_convnext", rounds=1)
