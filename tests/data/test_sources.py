@@ -231,7 +231,7 @@ from dfganext.errors import UserError
 from dfganext.settings import Download
 repository, revision, work = json.loads(sys.argv[1])
 try:
-    found = sources.collect(Download("huggingface", "", repository, revision, None, None, 1.0, 16), Path("data"), Path(work))
+    found = sources.collect(Download("huggingface", "owner/name", repository, revision, None, None, 1.0, 16), Path("data"), Path(work))
 except UserError as error:
     print(json.dumps(str(error)))
 else:

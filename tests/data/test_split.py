@@ -15,7 +15,7 @@ from dfganext.data.split import COLUMNS, draw, near_duplicate_groups, read, unpa
 from dfganext.errors import UserError
 from dfganext.settings import Subsample
 
-SETTINGS = Subsample(seed=None, per_class=None, train_to_test=5, validation=0.1, near_duplicate_bits=10)
+SETTINGS = Subsample(seed=0, per_class=None, train_to_test=5, validation=0.1, near_duplicate_bits=10)
 HASHES = ["phash", "phash_mirrored"]
 
 
