@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from dfganext import runtime as process
+from dfganext import runtime
 
 if "BENCHMARKS_PLAIN" not in os.environ:  # a rival's process keeps the defaults of Python and PyTorch
-    process.prepare()
+    runtime.prepare()

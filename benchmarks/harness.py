@@ -18,8 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from dfganext import runtime as process
-from dfganext import settings
+from dfganext import runtime, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -156,7 +155,7 @@ def alternate(
 
 
 def plain_environment() -> dict[str, str]:
-    """This process's environment without the variables that `process.prepare` set, with this Python first on PATH."""
+    """This process's environment without the variables that `runtime.prepare` set, with this Python first on PATH."""
     kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE")}
     return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
@@ -178,7 +177,7 @@ class Child:
 
     Args:
         module: the name of the module.
-        plain: run it without `process.prepare`, as rivals run.
+        plain: run it without `runtime.prepare`, as rivals run.
     """
 
     def __init__(self, module: str, plain: bool = False) -> None:
@@ -226,7 +225,7 @@ def hardware() -> str:
 
     info = Path("/proc/cpuinfo")
     named = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else None
-    parts = [named[1] if named else platform.processor() or platform.machine(), f"{process.cores()} cores"]
+    parts = [named[1] if named else platform.processor() or platform.machine(), f"{runtime.cores()} cores"]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     return "-".join(re.sub(r"[^A-Za-z0-9]+", "_", part).strip("_") for part in parts)

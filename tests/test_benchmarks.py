@@ -11,8 +11,7 @@ import torch
 
 from benchmarks import density, harness, pictures, resize, scale, serve, summary, train_cpu, training
 from benchmarks.harness import Child, Goal, Table
-from dfganext import images
-from dfganext import runtime as process
+from dfganext import images, runtime
 from dfganext.models import classifier
 
 
@@ -62,7 +61,7 @@ def test_child_returns_results_and_reports_failures():
     with Child("benchmarks.pictures") as child, pytest.raises(RuntimeError, match="picture failed"):
         child.call("picture", 8, "no seed")
     with Child("dfganext.runtime", plain=True) as child:
-        assert child.call("cores") == process.cores()
+        assert child.call("cores") == runtime.cores()
 
 
 def cases(table):
@@ -73,7 +72,7 @@ def cases(table):
 def test_resize_is_compared_with_pillow_in_a_pool_of_as_many_workers(tmp_path):
     table = Table("resize")
     resize.compare(table, "JPEG", 4, source=512, rounds=1)
-    cores = process.cores()
+    cores = runtime.cores()
     for filter in resize.INTERPOLATIONS:
         case = f"JPEG 512 to 256, {filter}"
         pools = {f"Pillow in a pool of {cores} {kind}" for kind in ("threads", "processes")}
@@ -118,7 +117,7 @@ def test_density_is_compared_with_both_rivals():
     table = Table("density")
     density.compare(table, 40, 6, 64, rounds=1)
     rivals = {row["against"] for row in table.rows if row["measure"] == "time"}
-    assert rivals == {f"scikit-learn, `leaf_size` = n, {process.cores()} processes", density.NUMPY}
+    assert rivals == {f"scikit-learn, `leaf_size` = n, {runtime.cores()} processes", density.NUMPY}
     assert {row["reached"] for row in table.rows if row["measure"] == "error"} == {"yes"}
 
 

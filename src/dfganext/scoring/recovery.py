@@ -88,10 +88,7 @@ class PartRunner:
 
     def _start(self) -> None:
         worker = self.start_worker()
-        self._running[worker.ready.remote()] = (
-            worker,
-            None,
-        )  # jobs go only to workers that run, as a cluster may have no room
+        self._running[worker.ready.remote()] = worker, None  # no job yet: the cluster may have no room for the worker
 
     def _assign(self) -> None:
         while self._jobs and self._idle:
