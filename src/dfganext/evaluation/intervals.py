@@ -85,14 +85,14 @@ def roc_auc(labels: np.ndarray, scores: np.ndarray, groups: Groups = None, folds
 
 
 def average_precision_and_eer(
-    labels: np.ndarray, scores: np.ndarray, groups: Groups = None, count: int = bootstrap.RESAMPLES, seed: int = 0
+    labels: np.ndarray, scores: np.ndarray, groups: Groups = None, count: int = bootstrap.RESAMPLES
 ) -> dict[str, Interval]:
     """Intervals of average precision and equal error rate: Clopper and Pearson's with an effective number of trials.
 
     The variance is the bootstrap's. It is shrunk (see `_shrunk`) towards the variance of a proportion of the smaller class.
     """
     area = _area(labels, scores, groups)
-    drawn = bootstrap.distribution(labels, partial(metrics.ranking, labels, scores), groups, count, seed)
+    drawn = bootstrap.distribution(labels, partial(metrics.ranking, labels, scores), groups, count)
     found = metrics.ranking(labels, scores)
     errors = {"average_precision": area.events, "eer": min(found["eer"], 1 - found["eer"]) * area.images}
     intervals = {}
@@ -131,13 +131,7 @@ def tpr_at_fpr(labels: np.ndarray, scores: np.ndarray, rate: float, groups: Grou
     return [low, high]
 
 
-def probability(
-    labels: np.ndarray,
-    p_fake: np.ndarray,
-    groups: Groups = None,
-    count: int = bootstrap.RESAMPLES,
-    seed: int = 0,
-) -> dict[str, Interval]:
+def probability(labels: np.ndarray, p_fake: np.ndarray, groups: Groups = None) -> dict[str, Interval]:
     """Intervals of `metrics.probability`: bootstrap percentiles, widened by the cost of errors that this sample may lack.
 
     The share of images on the wrong side of 0.5 has a Wilson interval. Log loss and Brier score are computed for both ends of
@@ -145,7 +139,8 @@ def probability(
     labels. So a sample without errors does not make a metric certain. The calibration error changes by at most the change of
     that share. Resampling increases a calibration error, so its interval lies high.
     """
-    found = bootstrap.percentiles(labels, partial(metrics.probability, labels, p_fake), groups, count, seed)
+    drawn = bootstrap.distribution(labels, partial(metrics.probability, labels, p_fake), groups)
+    found = {name: bootstrap.percentiles(values) for name, values in drawn.items()}
     wrong = (p_fake > 0.5) != (labels == 1)
     shares = proportion(wrong, groups)
     costs = {"log_loss": metrics.losses, "brier": lambda labels, p_fake: (p_fake - labels) ** 2}

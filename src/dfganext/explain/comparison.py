@@ -27,7 +27,7 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         table: one row per map, with the columns path, label and target ("real" or "fake": the image's class and the class that
-            the map explains) and those of `statistics.describe`; optionally group, the near-duplicate group of each image.
+            the map explains), group (of near duplicates) and those of `statistics.describe`.
 
     Returns:
         One row per comparison ("target fake", "target real", "target own class") and statistic: fake and real (numbers of maps
@@ -41,7 +41,7 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
     }
     rows = []
     for comparison, part in parts.items():
-        for name in (name for name in NAMES if name in table):
+        for name in NAMES:
             rows.append({"comparison": comparison, "statistic": name, **_difference(part.dropna(subset=[name]), name)})
     found = pd.DataFrame(rows)
     found["p_holm"] = found.groupby("comparison").p.transform(lambda p: holm(p.to_numpy()))
@@ -58,13 +58,7 @@ def holm(p: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def within_class_correlation(
-    first: pd.Series,
-    second: pd.Series,
-    groups: pd.Series | None = None,
-    seed: int = 0,
-    count: int = bootstrap.RESAMPLES,
-) -> dict[str, Any]:
+def within_class_correlation(first: pd.Series, second: pd.Series, groups: pd.Series | None = None) -> dict[str, Any]:
     """Spearman's rho of two measurements of the same images, with a 95 % interval.
 
     The interval is the union of a bootstrap of near-duplicate groups and of Bonett and Wright's (2000), which has a width even
@@ -81,9 +75,9 @@ def within_class_correlation(
     if len(x) < MIN_PAIRS or np.ptp(x) == 0 or np.ptp(y) == 0:
         return unknown
     rho = float(stats.spearmanr(x, y).statistic)
-    drawn = bootstrap.percentiles(
-        np.zeros(len(x), int), lambda weights: {"rho": _weighted_spearman(x, y, weights)}, group, count, seed
-    )["rho"]
+    one_class = np.zeros(len(x), int)
+    rhos = bootstrap.distribution(one_class, lambda weights: {"rho": _weighted_spearman(x, y, weights)}, group)["rho"]
+    drawn = bootstrap.percentiles(rhos)
     independent = len(x) ** 2 / np.sum(np.unique(group, return_counts=True)[1] ** 2)  # Kish's effective number
     half = intervals.Z * np.sqrt((1 + rho**2 / 2) / max(1.0, independent - 3))
     middle = np.arctanh(np.clip(rho, 1 / independent - 1, 1 - 1 / independent))
@@ -112,7 +106,7 @@ def _difference(maps: pd.DataFrame, statistic: str) -> dict[str, float]:
     found = {"fake": len(fake), "real": len(real)}
     if min(found.values()) < MIN_MAPS:
         return found | dict.fromkeys(("fake_median", "real_median", "cliffs_delta", "low", "high", "p"), np.nan)
-    low, high = intervals.roc_auc(labels, values, maps.group.to_numpy() if "group" in maps else None)
+    low, high = intervals.roc_auc(labels, values, maps.group.to_numpy())
     test = stats.mannwhitneyu(fake, real)
     return found | {
         "fake_median": float(np.median(fake)),

@@ -100,10 +100,6 @@ class Row:
         table = self.records[0].predictions
         return metrics.at_threshold(is_fake(table).astype(int), table.logit.to_numpy(), 0.0)["f1"]
 
-    def of_seed(self, seed: int) -> tuple[Record, np.ndarray]:
-        place = self.seeds.index(seed)
-        return self.records[place], self.correct[place]
-
 
 def variants(settings: Settings) -> dict[str, dict[str, Any]]:
     """The settings in which the four trained rows differ."""
@@ -121,8 +117,8 @@ def matching(records: Sequence[Record], settings: Settings, key: str) -> tuple[R
     """
     part = NETWORK if key.startswith(NETWORK) else AUTOENCODER
     sections = ("resize.", f"{part}.", "loss") if part == NETWORK else ("resize.", f"{part}.")
-    expected = as_texts({**flatten(settings), **variants(settings)[key]})
-    expected = {name: text for name, text in expected.items() if name.startswith(sections)}
+    settings_of_row = as_texts({**flatten(settings), **variants(settings)[key]})
+    expected = {name: text for name, text in settings_of_row.items() if name.startswith(sections)}
     expected.pop(f"{NETWORK}.processes", None)  # affects only rounding
     found: dict[int, Record] = {}
     for record in records:
@@ -142,12 +138,11 @@ def collect(records: Sequence[Record], settings: Settings) -> list[Row]:
     network = settings.convnext.architecture
     size = f"{settings.convnext.size} px"
     bce = by_key["convnext_bce"]
+    binary = f"{size}, binary cross entropy"
     rows = [
-        _row("convnext_ce", network, f"{size}, cross entropy", by_key["convnext_ce"], _by_prediction),
-        _row("convnext_bce", network, f"{size}, binary cross entropy, fake where logit > 0", bce, _by_prediction),
-        _row(
-            "convnext_bce_argmax", network, f"{size}, binary cross entropy, argmax over its one logit", bce, _by_argmax
-        ),
+        _row("convnext_ce", network, f"{size}, cross entropy", by_key["convnext_ce"], _by_logit),
+        _row("convnext_bce", network, f"{binary}, fake where logit > 0", bce, _by_logit),
+        _row("convnext_bce_argmax", network, f"{binary}, argmax over its one logit", bce, _by_argmax),
     ]
     for name in ("first", "second"):
         row = getattr(settings.table1, name)
@@ -180,23 +175,23 @@ def compare(first: Row, second: Row) -> dict[str, Any] | None:
     Returns:
         seed; difference (first - second) and its paired interval; and the result of `intervals.mcnemar`.
     """
-    seed = _common_seed(first, second)
-    if seed is None:
+    found = _common_seed(first, second)
+    if found is None:
         return None
-    (record, ours), (_, theirs) = first.of_seed(seed), second.of_seed(seed)
-    gap = intervals.accuracy_difference(ours, theirs, groups_of(_ordered(record)))
-    return {"seed": seed, **gap, **intervals.mcnemar(ours, theirs)}
+    one, other = found
+    ours, theirs = first.correct[one], second.correct[other]
+    gap = intervals.accuracy_difference(ours, theirs, groups_of(_ordered(first.records[one])))
+    return {"seed": first.seeds[one], **gap, **intervals.mcnemar(ours, theirs)}
 
 
 def roc_auc_difference(first: Row, second: Row) -> dict[str, Any] | None:
     """`intervals.roc_auc_difference` of two autoencoders for the first seed that both have; None without a common seed."""
-    seed = _common_seed(first, second)
-    if seed is None:
+    found = _common_seed(first, second)
+    if found is None:
         return None
-    tables = [_ordered(row.of_seed(seed)[0]) for row in (first, second)]
-    labels = is_fake(tables[0]).astype(int)
-    errors = [table.reconstruction_error.to_numpy() for table in tables]
-    return intervals.roc_auc_difference(labels, errors[0], errors[1], groups_of(tables[0]))
+    one, other = _ordered(first.records[found[0]]), _ordered(second.records[found[1]])
+    errors = one.reconstruction_error.to_numpy(), other.reconstruction_error.to_numpy()
+    return intervals.roc_auc_difference(is_fake(one).astype(int), *errors, groups_of(one))
 
 
 def is_fake(table: pd.DataFrame) -> np.ndarray:
@@ -217,12 +212,13 @@ def _ordered(record: Record) -> pd.DataFrame:
     return record.predictions.sort_values("path", ignore_index=True)
 
 
-def _common_seed(first: Row, second: Row) -> int | None:
-    return next((seed for seed in first.seeds if seed in second.seeds), None)
+def _common_seed(first: Row, second: Row) -> tuple[int, int] | None:
+    """Positions of the first common seed in the two rows' records."""
+    common = (seed for seed in first.seeds if seed in second.seeds)
+    return next(((first.seeds.index(seed), second.seeds.index(seed)) for seed in common), None)
 
 
-def _by_prediction(table: pd.DataFrame) -> np.ndarray:
-    """A decision at logit > 0 needs no validation split."""
+def _by_logit(table: pd.DataFrame) -> np.ndarray:
     return (table.logit > 0).to_numpy() == is_fake(table)
 
 
