@@ -9,7 +9,7 @@ import pandas as pd
 
 from dfganext.data.arrays import Images
 from dfganext.evaluation import calibration, intervals, metrics
-from dfganext.evaluation.intervals import Groups, Interval
+from dfganext.evaluation.intervals import Groups
 from dfganext.labels import FAKE, NAMES
 
 KEY_METRICS = ("accuracy", "precision", "recall", "f1", "roc_auc", "average_precision", "eer")
@@ -31,18 +31,24 @@ def evaluate_scores(labels: np.ndarray, scores: np.ndarray, threshold: float, gr
         images and threshold; accuracy, precision, recall and f1 at the threshold; the metrics of `metrics.ranking`; and under
         "intervals" [low, high] of each.
     """
-    rates = metrics.FALSE_POSITIVE_RATES
+    predicted, fake = scores > threshold, labels == FAKE
+    correct = predicted == fake
     return {
         "images": len(labels),
         "threshold": threshold,
         **metrics.at_threshold(labels, scores, threshold),
         **metrics.ranking(labels, scores),
         "intervals": {
-            **_proportions(labels, scores, threshold, groups),
-            "f1": intervals.f1(labels, scores > threshold, groups),
+            "accuracy": intervals.proportion(correct, groups),
+            "precision": intervals.proportion(correct, groups, predicted),
+            "recall": intervals.proportion(correct, groups, fake),
+            "f1": intervals.f1(labels, predicted, groups),
             "roc_auc": intervals.roc_auc(labels, scores, groups),
             **intervals.average_precision_and_eer(labels, scores, groups),
-            **{name: intervals.tpr_at_fpr(labels, scores, rate, groups) for name, rate in rates.items()},
+            **{
+                name: intervals.tpr_at_fpr(labels, scores, rate, groups)
+                for name, rate in metrics.FALSE_POSITIVE_RATES.items()
+            },
         },
     }
 
@@ -96,10 +102,7 @@ def evaluate_classifier(
         **evaluate_probabilities(validation_labels, validation_p, test_labels, test_p, test_groups),
         "temperature": temperature,
         "uncalibrated": metrics.probability(test_labels, calibration.apply(test_logits, 1.0)),
-        "argmax": {
-            "accuracy": float(right.mean()),
-            "interval": intervals.proportion(right, test_groups),
-        },
+        "argmax": {"accuracy": float(right.mean()), "interval": intervals.proportion(right, test_groups)},
     }
 
 
@@ -131,7 +134,7 @@ def evaluate_autoencoder(
         "paper": {
             "threshold": paper_threshold,
             "accuracy": at_paper["accuracy"],
-            "interval": _proportions(test_labels, test_errors, paper_threshold, test_groups)["accuracy"],
+            "interval": intervals.proportion((test_errors > paper_threshold) == (test_labels == FAKE), test_groups),
             "recall": at_paper["recall"],
         },
         "reversed": {
@@ -171,14 +174,3 @@ def reliability(labels: np.ndarray, logits: np.ndarray, temperature: float) -> p
         for one in (1.0, temperature)
     ]
     return pd.concat(parts, ignore_index=True)
-
-
-def _proportions(labels: np.ndarray, scores: np.ndarray, threshold: float, groups: Groups) -> dict[str, Interval]:
-    """Wilson intervals of accuracy, precision and recall."""
-    predicted, fake = scores > threshold, labels == FAKE
-    correct = predicted == fake
-    subsets = {"accuracy": np.ones(len(labels), bool), "precision": predicted, "recall": fake}
-    return {
-        name: intervals.proportion(correct[rows], None if groups is None else groups[rows])
-        for name, rows in subsets.items()
-    }

@@ -30,9 +30,7 @@ Compared = Literal["roc_auc", "accuracy", "log_loss"]
 
 
 def wilson(successes: float, trials: float) -> Interval:
-    """Interval of a proportion (Wilson 1927), in 0...1. Counts may be fractional. ValueError for less than one trial."""
-    if trials < 1 - 1e-9:
-        raise ValueError("a proportion needs at least one trial")
+    """Interval of a proportion (Wilson 1927), in 0...1. Counts may be fractional."""
     share = successes / trials
     centre = (share + Z**2 / (2 * trials)) / (1 + Z**2 / trials)
     half = Z / (1 + Z**2 / trials) * np.sqrt(max(0.0, share * (1 - share)) / trials + Z**2 / (4 * trials**2))
@@ -47,12 +45,15 @@ def clopper_pearson(share: float, trials: float, confidence: float = CONFIDENCE)
     return [low, high]
 
 
-def proportion(hits: np.ndarray, groups: Groups = None) -> Interval:
+def proportion(hits: np.ndarray, groups: Groups = None, among: np.ndarray | None = None) -> Interval:
     """Wilson's interval of the share of True, with `effective_images` as the number of trials; [0, 1] without images.
 
     Args:
         hits: bool, (n,).
+        among: bool, (n,): only these images count.
     """
+    if among is not None:
+        hits, groups = hits[among], None if groups is None else groups[among]
     if not len(hits):
         return [0.0, 1.0]
     trials = effective_images(hits, groups)
@@ -66,15 +67,12 @@ def f1(labels: np.ndarray, predicted: np.ndarray, groups: Groups = None) -> Inte
         predicted: bool, (n,): which images are predicted fake.
     """
     fake = labels == 1
-    either = predicted | fake
-    low, high = proportion((predicted & fake)[either], None if groups is None else groups[either])
+    low, high = proportion(predicted & fake, groups, predicted | fake)
     return [2 * low / (1 + low), 2 * high / (1 + high)]
 
 
 def roc_auc(labels: np.ndarray, scores: np.ndarray, groups: Groups = None, folds: np.ndarray | None = None) -> Interval:
-    """Interval of the ROC AUC: Clopper and Pearson's with an effective number of trials, see `_area`.
-
-    A perfect separation of 80 and 80 images gives [0.955, 1].
+    """Interval of the ROC AUC; a perfect separation of 80 and 80 images gives [0.955, 1].
 
     Args:
         folds: (n,), the cross-validation fold of each image: only images of one fold are compared, and the area is over all
@@ -87,19 +85,18 @@ def roc_auc(labels: np.ndarray, scores: np.ndarray, groups: Groups = None, folds
 def average_precision_and_eer(
     labels: np.ndarray, scores: np.ndarray, groups: Groups = None, count: int = bootstrap.RESAMPLES
 ) -> dict[str, Interval]:
-    """Intervals of average precision and equal error rate: Clopper and Pearson's with an effective number of trials.
+    """Intervals of average precision and equal error rate.
 
-    The variance is the bootstrap's. It is shrunk (see `_shrunk`) towards the variance of a proportion of the smaller class.
+    The variance is the bootstrap's, shrunk (see `_shrunk`) towards that of a proportion of the smaller class.
     """
     area = _area(labels, scores, groups)
     drawn = bootstrap.distribution(labels, partial(metrics.ranking, labels, scores), groups, count)
     found = metrics.ranking(labels, scores)
     errors = {"average_precision": area.events, "eer": min(found["eer"], 1 - found["eer"]) * area.images}
-    intervals = {}
+    worst, intervals = 1 / area.images, {}
     for name, events in errors.items():
-        value, worst = float(found[name]), 1 / area.images
-        inside = 0 < value < 1
-        estimated = min(worst, float(np.var(drawn[name])) / (value * (1 - value))) if inside else worst
+        value = float(found[name])
+        estimated = min(worst, float(np.var(drawn[name])) / (value * (1 - value))) if 0 < value < 1 else worst
         intervals[name] = clopper_pearson(value, 1 / _shrunk(estimated, worst, events))
     return intervals
 
@@ -108,9 +105,8 @@ def tpr_at_fpr(labels: np.ndarray, scores: np.ndarray, rate: float, groups: Grou
     """Interval of the true positive rate at the threshold that has the false positive rate `rate` on *all* real images.
 
     This threshold is unknown. The real images bound it (Woodruff 1952, with Clopper and Pearson's bounds of the false
-    positive rate); at each bound the fake images bound the true positive rate. Each of these bounds fails in at most 1.25 %
-    of samples, so the interval covers in at least 95 %, whatever the distributions. With fewer than 437 real images at a
-    rate of 1 %, or 875 at 0.5 %, no threshold surely keeps to the rate, and the low end is 0.
+    positive rate); at each bound the fake images bound the true positive rate. Each bound fails in at most 1.25 % of samples, so
+    the interval covers in at least 95 %. With fewer than 437 real images at a rate of 1 %, or 875 at 0.5 %, the low end is 0.
     """
     real, fake = scores[labels == 0], scores[labels == 1]
     real_groups, fake_groups = (None if groups is None else groups[labels == label] for label in (0, 1))
@@ -134,10 +130,9 @@ def tpr_at_fpr(labels: np.ndarray, scores: np.ndarray, rate: float, groups: Grou
 def probability(labels: np.ndarray, p_fake: np.ndarray, groups: Groups = None) -> dict[str, Interval]:
     """Intervals of `metrics.probability`: bootstrap percentiles, widened by the cost of errors that this sample may lack.
 
-    The share of images on the wrong side of 0.5 has a Wilson interval. Log loss and Brier score are computed for both ends of
-    it, where a wrong image costs the mean of the wrong images, or without any, the mean cost of all images with exchanged
-    labels. So a sample without errors does not make a metric certain. The calibration error changes by at most the change of
-    that share. Resampling increases a calibration error, so its interval lies high.
+    The share of images on the wrong side of 0.5 has a Wilson interval. Log loss and Brier score are computed for both of its
+    ends, where a wrong image costs the mean of the wrong images, or without any, the mean of all images with exchanged labels.
+    The calibration error changes by at most the change of that share. Resampling increases it, so its interval lies high.
     """
     drawn = bootstrap.distribution(labels, partial(metrics.probability, labels, p_fake), groups)
     found = {name: bootstrap.percentiles(values) for name, values in drawn.items()}
@@ -185,23 +180,12 @@ def paired_difference(
     groups: Groups = None,
     thresholds: tuple[float, float] = (0.5, 0.5),
 ) -> dict[str, Any]:
-    """A metric of one model minus that of another, on the same images, with its 95 % interval.
-
-    - "accuracy": `accuracy_difference`, fake where the score is above the model's own threshold.
-    - "roc_auc": `roc_auc_difference`.
-    - "log_loss", nats; scores are p_fake: Student's t of the differences per image. No width only where both models give
-      every image the same probability.
+    """A metric of one model minus that of another, on the same images: difference (first - second) and its 95 % interval.
 
     Args:
         labels: (n,), 0 real and 1 fake, both classes.
-        first, second: (n,), scores of the two models; higher is "more likely fake".
-        thresholds: of first and second, for "accuracy".
-
-    Returns:
-        difference (first - second) and interval [low, high].
-
-    Raises:
-        ValueError: the metric is unknown.
+        first, second: (n,), scores of the two models, higher is "more likely fake"; for "log_loss" (nats) p_fake.
+        thresholds: of first and second, for "accuracy": fake where the score is above it.
     """
     if metric == "accuracy":
         fake = labels == 1
@@ -209,23 +193,18 @@ def paired_difference(
         return accuracy_difference(ours, theirs, groups)
     if metric == "roc_auc":
         return roc_auc_difference(labels, first, second, groups)
-    if metric == "log_loss":
-        gaps = metrics.losses(labels, first) - metrics.losses(labels, second)
-        return {"difference": float(np.mean(gaps)), "interval": mean(gaps, groups, labels)}
-    raise ValueError(f"unknown metric {metric!r}: choose roc_auc, accuracy or log_loss")
+    gaps = metrics.losses(labels, first) - metrics.losses(labels, second)
+    return {"difference": float(np.mean(gaps)), "interval": mean(gaps, groups, labels)}
 
 
 def roc_auc_difference(
     labels: np.ndarray, first: np.ndarray, second: np.ndarray, groups: Groups = None
 ) -> dict[str, Any]:
-    """ROC AUC of one model minus another's on the same images, and its interval.
+    """ROC AUC of one model minus another's on the same images: difference (first - second) and interval.
 
     The two intervals of `roc_auc` and the correlation of the two areas (DeLong 1988) are combined by square and add (Zou and
     Donner 2008). The correlation is at most 1 - 2 / n, n the images of the smaller class, as Newcombe (1998) does for
     proportions, so that two models which agree on all images are not certain to be equal.
-
-    Returns:
-        difference (first - second) and interval [low, high].
     """
     one, other = _area(labels, first, groups), _area(labels, second, groups)
     gap = one.value - other.value
@@ -236,26 +215,20 @@ def roc_auc_difference(
     def square_and_add(one: float, other: float) -> float:
         return float(np.sqrt(max(0.0, one**2 + other**2 - 2 * correlation * one * other)))
 
-    spans = [clopper_pearson(area.value, area.trials) for area in (one, other)]
-    (below_one, above_one), (below_other, above_other) = (
-        (area.value - low, high - area.value) for area, (low, high) in zip((one, other), spans, strict=True)
-    )
-    low = gap - square_and_add(below_one, above_other)
-    high = gap + square_and_add(above_one, below_other)
+    (low_one, high_one), (low_other, high_other) = (clopper_pearson(area.value, area.trials) for area in (one, other))
+    low = gap - square_and_add(one.value - low_one, high_other - other.value)
+    high = gap + square_and_add(high_one - one.value, other.value - low_other)
     return {"difference": gap, "interval": [max(-1.0, low), min(1.0, high)]}
 
 
 def accuracy_difference(first_right: np.ndarray, second_right: np.ndarray, groups: Groups = None) -> dict[str, Any]:
-    """Accuracy of one model minus another's on the same images, and its interval (Bonett and Price 2012, adjusted Wald).
+    """Accuracy of one model minus another's on the same images: difference (first - second) and interval.
 
-    The method adds one image that only the first model predicts correctly and one that only the second does, so that models
-    which agree on all images are not certain to be equally accurate. Counts are divided by the design effect of the groups.
+    The method (Bonett and Price 2012, adjusted Wald) adds one image that only the first model predicts correctly and one that
+    only the second does. Counts are divided by the design effect of the groups.
 
     Args:
         first_right, second_right: bool, (n,): whether each model's prediction of each image is correct.
-
-    Returns:
-        difference (first - second) and interval [low, high].
     """
     images = len(first_right)
     gain = first_right.astype(float) - second_right
@@ -268,16 +241,12 @@ def accuracy_difference(first_right: np.ndarray, second_right: np.ndarray, group
 
 
 def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict[str, float | int]:
-    """Exact McNemar test of two models on the same images.
-
-    Args:
-        first_right, second_right: bool, (n,): whether each model's prediction of each image is correct.
+    """Exact McNemar test of two models on the same images; arguments as for `accuracy_difference`.
 
     Returns:
         only_first and only_second, the images that only one model predicts correctly; p, two-sided, 1 without any.
     """
-    only_first = int(np.sum(first_right & ~second_right))
-    only_second = int(np.sum(second_right & ~first_right))
+    only_first, only_second = int(np.sum(first_right & ~second_right)), int(np.sum(second_right & ~first_right))
     discordant = only_first + only_second
     p = stats.binomtest(only_first, discordant, 0.5).pvalue if discordant else 1.0
     return {"only_first": only_first, "only_second": only_second, "p": float(p)}

@@ -64,19 +64,17 @@ _PREDICATES = {
 """What is said of the images that have a value, by feature."""
 
 
-def measure(rows: pd.DataFrame, seed: int = 0, reencoded_bytes: pd.Series | None = None) -> dict[str, Any]:
+def measure(rows: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     """Predict the class of held-out images from metadata.
 
     Gradient-boosted trees, cross-validated in up to five folds stratified by class; no near-duplicate group is split. The ROC
-    AUC is the mean over folds, weighted by their pairs of images: each fold has its own model, and pooling scores of several
-    models would push chance below 0.5. A slight bias of this kind remains in any cross-validation, so an area slightly below
-    0.5 means chance. Results do not depend on the order of rows.
+    AUC is the mean over folds, weighted by their pairs of images, because pooled scores of several models would push chance below
+    0.5. Results do not depend on the order of rows.
 
     Args:
         rows: one row per image: path, label ("real" or "fake"), width, height, format, mode, quantisation, bytes as in the
-            manifest, and its near-duplicate group.
-        reencoded_bytes: bytes of each image after both classes were encoded in the same way, with the index of `rows`; adds
-            the group "bytes_reencoded", which is not part of "all".
+            manifest, and its near-duplicate group; optionally bytes_reencoded, the bytes of each image after both classes were
+            encoded in the same way: a group of features that is not part of "all".
 
     Returns:
         images: the number of rows.
@@ -87,14 +85,7 @@ def measure(rows: pd.DataFrame, seed: int = 0, reencoded_bytes: pd.Series | None
             the value or cut point whose shares differ most between the classes, if they differ by more than 0.2 and by more
             than chance allows (Kolmogorov-Smirnov, 1 % over all columns).
         warnings: one sentence per leaking group, and one if a group could not be measured.
-
-    Raises:
-        ValueError: reencoded_bytes and rows describe different images.
     """
-    if reencoded_bytes is not None:
-        if not reencoded_bytes.index.sort_values().equals(rows.index.sort_values()):
-            raise ValueError("reencoded_bytes and rows have different indices")
-        rows = rows.assign(bytes_reencoded=reencoded_bytes)
     rows = rows.sort_values("path", ignore_index=True)
     rows = rows.assign(aspect=rows.width / rows.height, bytes_per_pixel=rows.bytes / (rows.width * rows.height))
     rows[["format", "mode", "quantisation"]] = rows[["format", "mode", "quantisation"]].fillna("")
@@ -119,10 +110,6 @@ def measure(rows: pd.DataFrame, seed: int = 0, reencoded_bytes: pd.Series | None
     return {"images": len(rows), "groups": groups, "offenders": _offenders(rows, labels), "warnings": warnings}
 
 
-_Split = tuple[np.ndarray, np.ndarray]
-"""Row numbers to train on, and those held out."""
-
-
 def _tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The features of each group as numbers.
 
@@ -145,8 +132,8 @@ def _tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def _splits(labels: np.ndarray, groups: np.ndarray, seed: int) -> list[_Split]:
-    """Folds whose training and held-out rows contain both classes; [] where a class is too small."""
+def _splits(labels: np.ndarray, groups: np.ndarray, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Row numbers to train on and held out, for folds in which both contain both classes; [] where a class is too small."""
     smallest = min(len(np.unique(groups[labels == label])) for label in (REAL, FAKE))
     if smallest < FOLD_SIZE:
         return []
@@ -156,7 +143,7 @@ def _splits(labels: np.ndarray, groups: np.ndarray, seed: int) -> list[_Split]:
 
 
 def _separation(
-    values: np.ndarray, labels: np.ndarray, groups: np.ndarray, splits: list[_Split], seed: int
+    values: np.ndarray, labels: np.ndarray, groups: np.ndarray, splits: list[tuple[np.ndarray, np.ndarray]], seed: int
 ) -> tuple[float, intervals.Interval]:
     """ROC AUC of held-out scores, each by a model trained on the other rows of its split, and its 95 % interval."""
     scores, areas = [], []

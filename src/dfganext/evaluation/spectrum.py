@@ -79,13 +79,11 @@ def fit(
     """
     # In float32 the solver cannot reach TOLERANCE
     train, validation = train.astype(np.float64), validation.astype(np.float64)
-    fitted = {}
+    fitted, losses = {}, {}
     for strength in GRID:
         regression = LogisticRegression(C=strength, solver="lbfgs", tol=TOLERANCE, max_iter=10_000, random_state=seed)
-        fitted[strength] = make_pipeline(StandardScaler(), regression).fit(train, train_labels)
-    losses = {
-        strength: metrics.log_loss(validation_labels, pipeline.predict_proba(validation)[:, FAKE])
-        for strength, pipeline in fitted.items()
-    }
+        pipeline = make_pipeline(StandardScaler(), regression).fit(train, train_labels)
+        fitted[strength] = pipeline
+        losses[strength] = metrics.log_loss(validation_labels, pipeline.predict_proba(validation)[:, FAKE])
     best = min(losses, key=lambda strength: losses[strength])
     return SpectrumBaseline(fitted[best], best, losses)

@@ -61,19 +61,17 @@ def holm(p: np.ndarray) -> np.ndarray:
 def within_class_correlation(first: pd.Series, second: pd.Series, groups: pd.Series | None = None) -> dict[str, Any]:
     """Spearman's rho of two measurements of the same images, with a 95 % interval.
 
-    The interval is the union of a bootstrap of near-duplicate groups and of Bonett and Wright's (2000), which has a width even
-    where both measurements rank all images equally. Pairs with a NaN are left out.
+    The interval is the union of a bootstrap of near-duplicate groups and of Bonett and Wright's (2000), which always has a width.
+    Pairs with a NaN are left out.
 
     Returns:
         spearman, low, high: None where fewer than MIN_PAIRS images are left or a measurement is constant. images: their number.
     """
-    pairs = np.stack([first.to_numpy(float), second.to_numpy(float)])
-    known = ~np.isnan(pairs).any(axis=0)
-    x, y = pairs[:, known]
+    known = (first.notna() & second.notna()).to_numpy()
+    x, y = first.to_numpy(float)[known], second.to_numpy(float)[known]
     group = np.arange(len(x)) if groups is None else groups.to_numpy()[known]
-    unknown = {"spearman": None, "low": None, "high": None, "images": len(x)}
     if len(x) < MIN_PAIRS or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return unknown
+        return {"spearman": None, "low": None, "high": None, "images": len(x)}
     rho = float(stats.spearmanr(x, y).statistic)
     one_class = np.zeros(len(x), int)
     rhos = bootstrap.distribution(one_class, lambda weights: {"rho": _weighted_spearman(x, y, weights)}, group)["rho"]
@@ -104,7 +102,7 @@ def _difference(maps: pd.DataFrame, statistic: str) -> dict[str, float]:
     labels, values = (maps.label == CLASSES[FAKE]).to_numpy(int), maps[statistic].to_numpy(float)
     fake, real = values[labels == FAKE], values[labels == REAL]
     found = {"fake": len(fake), "real": len(real)}
-    if min(found.values()) < MIN_MAPS:
+    if min(len(fake), len(real)) < MIN_MAPS:
         return found | dict.fromkeys(("fake_median", "real_median", "cliffs_delta", "low", "high", "p"), np.nan)
     low, high = intervals.roc_auc(labels, values, maps.group.to_numpy())
     test = stats.mannwhitneyu(fake, real)
