@@ -77,12 +77,9 @@ def summarise(scores: pd.DataFrame, points: int, dimension: int, bandwidth: floa
         points, dimension: number and dimension of the vectors that the estimate was fitted to.
 
     Returns:
-        points, dimension, bandwidth, and for each protocol {"real": {"mean", "std"}, "fake": {"mean", "std"}} and:
-
-        - paper: lone_point, see `lone_point`.
-        - heldout: roc_auc of "the lower the density, the more likely fake"; roc_auc_interval, its 95 % interval; higher, the
-          class with the higher mean ("real" where they are equal).
-        - tree: largest_error, the largest absolute difference from the exact values of the same images; images, their number.
+        points, dimension, bandwidth, and for each protocol {"real": {"mean", "std"}, "fake": {"mean", "std"}}. "paper" also has
+        lone_point; "heldout" roc_auc of "the lower the density, the more likely fake", roc_auc_interval (95 %), and higher, the
+        class with the higher mean; "tree" largest_error, the largest absolute difference from the exact values of its images.
     """
     summary: dict[str, Any] = {
         str(protocol): {

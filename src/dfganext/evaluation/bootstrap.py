@@ -19,8 +19,7 @@ def resamples(
 ) -> np.ndarray:
     """Weights (count, n): how often each resample holds each image.
 
-    Whole groups are drawn within strata: the groups of one class only, and for each mixture of classes the groups that
-    contain it. A resample has as many draws from a stratum as the stratum has groups, so every class keeps weight; where
+    Whole groups are drawn, as many as there are, within strata: groups with the same classes. So every class keeps weight; where
     groups differ in size, the number of images drawn varies.
 
     Args:

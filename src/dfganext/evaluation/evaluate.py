@@ -22,14 +22,13 @@ def key_metrics(scores: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def evaluate_scores(labels: np.ndarray, scores: np.ndarray, threshold: float, groups: Groups = None) -> dict[str, Any]:
-    """Metrics of any detector whose higher scores mean "fake", with 95 % intervals.
+    """Metrics of any detector whose higher scores mean "fake".
 
     Args:
-        groups: (n,), the near-duplicate group of each image; groups are independent of each other.
+        groups: (n,), the near-duplicate group of each image.
 
     Returns:
-        images and threshold; accuracy, precision, recall and f1 at the threshold; the metrics of `metrics.ranking`; and under
-        "intervals" [low, high] of each.
+        images; threshold; the metrics of `metrics.at_threshold` and `metrics.ranking`; under "intervals" [low, high] of each.
     """
     predicted, fake = scores > threshold, labels == FAKE
     correct = predicted == fake
@@ -60,9 +59,7 @@ def evaluate_probabilities(
     test_p: np.ndarray,
     test_groups: Groups = None,
 ) -> dict[str, Any]:
-    """Metrics of a detector that gives p_fake, 0...1.
-
-    The threshold is the one nearest to 0.5 among those with the highest balanced accuracy on validation images.
+    """Metrics of a detector that gives p_fake, 0...1; the threshold is `metrics.best_threshold` on validation images.
 
     Returns:
         The metrics of `evaluate_scores` and of `metrics.probability`; accuracy_at_half, the accuracy at p_fake > 0.5.
@@ -92,8 +89,8 @@ def evaluate_classifier(
         test_argmax: (n,), index of the largest output of the head; always 0 for a head with one output.
 
     Returns:
-        The metrics of `evaluate_probabilities`; temperature; under "uncalibrated" those of `metrics.probability` at
-        temperature 1; under "argmax" the accuracy of predicting the class test_argmax, with its interval.
+        The metrics of `evaluate_probabilities`; temperature; "uncalibrated", `metrics.probability` at temperature 1; "argmax",
+        the accuracy of predicting the class test_argmax and its interval.
     """
     temperature = calibration.fit_temperature(validation_labels, validation_logits)
     validation_p, test_p = (calibration.apply(logits, temperature) for logits in (validation_logits, test_logits))
@@ -114,16 +111,15 @@ def evaluate_autoencoder(
     paper_threshold: float,
     test_groups: Groups = None,
 ) -> dict[str, Any]:
-    """Metrics of the autoencoder as a detector: an image is predicted fake where its reconstruction error is above a threshold.
+    """Metrics of the autoencoder as a detector: fake where the reconstruction error is above a threshold.
 
     Args:
         validation_errors, test_errors: (n,), mean squared error of each image.
-        paper_threshold: the paper's fixed threshold.
 
     Returns:
-        The metrics of `evaluate_scores` at a threshold chosen on validation images; under "paper" accuracy, its interval, and
-        recall at `paper_threshold`; under "reversed" ROC AUC, threshold and accuracy of the opposite rule, fake where the
-        error is *below* the threshold, because smooth fakes may reconstruct better; and the mean error of each class.
+        The metrics of `evaluate_scores` at a threshold chosen on validation images; "paper", the results at paper_threshold;
+        "reversed", those of the opposite rule, fake where the error is *below* a threshold, because smooth fakes may
+        reconstruct better; mean_error of each class.
     """
     threshold = metrics.best_threshold(validation_labels, validation_errors, preferred=paper_threshold)
     at_paper = metrics.at_threshold(test_labels, test_errors, paper_threshold)
@@ -143,7 +139,7 @@ def evaluate_autoencoder(
             "roc_auc": opposite["roc_auc"],
             "intervals": {name: opposite["intervals"][name] for name in ("accuracy", "roc_auc")},
         },
-        "mean_error": {name: float(test_errors[test_labels == code].mean()) for code, name in enumerate(NAMES)},
+        "mean_error": {name: float(test_errors[test_labels == label].mean()) for label, name in enumerate(NAMES)},
     }
 
 

@@ -1,11 +1,8 @@
-"""95 % confidence intervals for images that come in near-duplicate groups; they also cover where a sample has no errors.
+"""95 % confidence intervals for images in near-duplicate groups; they also cover where a sample has no errors.
 
-Images of one near-duplicate group resemble each other, so groups, not images, are independent. Every function takes `groups`
-(n,), the group of each image; without it each image is a group of its own. A group may hold both classes.
-
-Proportions have Wilson's interval; ROC AUC, average precision and the equal error rate have Clopper and Pearson's. Both are
-given an effective number of trials: as many independent trials as would have the same variance. benchmarks/coverage.py
-measures how often the intervals contain the true value.
+Groups, not images, are independent; a group may hold both classes. Proportions have Wilson's interval; ROC AUC, average
+precision and the equal error rate have Clopper and Pearson's. Both are given an effective number of trials: as many independent
+trials as would have the same variance. benchmarks/coverage.py measures how often the intervals contain the true value.
 """
 
 from __future__ import annotations
@@ -75,8 +72,7 @@ def roc_auc(labels: np.ndarray, scores: np.ndarray, groups: Groups = None, folds
     """Interval of the ROC AUC; a perfect separation of 80 and 80 images gives [0.955, 1].
 
     Args:
-        folds: (n,), the cross-validation fold of each image: only images of one fold are compared, and the area is over all
-            those pairs. Every fold holds both classes.
+        folds: (n,), the cross-validation fold of each image, each with both classes: only images of one fold are compared.
     """
     area = _area(labels, scores, groups, folds)
     return clopper_pearson(area.value, area.trials)
@@ -156,8 +152,7 @@ def mean(values: np.ndarray, groups: Groups = None, strata: np.ndarray | None = 
         strata: (n,), for example classes with fixed numbers of images; only the spread within each stratum counts.
 
     Returns:
-        [low, high]; [-inf, inf] for a single group. No width where all values are equal: this sample does not show how
-        much values vary.
+        [low, high]; [-inf, inf] for a single group. No width where all values are equal.
     """
     middle = float(values.mean())
     centred = values - middle
@@ -255,8 +250,7 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict[str, floa
 def effective_images(values: np.ndarray, groups: Groups) -> float:
     """As many independent images would give the mean of these values the same variance: images / design effect, 1...n.
 
-    The design effect is estimated from the totals of groups, and shrunk (see `_shrunk`) towards that of groups within which
-    all values are equal.
+    The design effect is shrunk (see `_shrunk`) towards that of groups within which all values are equal.
     """
     images, values = len(values), values.astype(float)
     if groups is None:
@@ -272,9 +266,8 @@ def effective_images(values: np.ndarray, groups: Groups) -> float:
 class _Area:
     """A ROC AUC and what its interval needs.
 
-    value: the area.
     totals: (groups,), deviation from the area summed over each group; their squares sum to the variance.
-    trials: the number of independent trials whose share of successes would have the same variance.
+    trials: the effective number of trials.
     images: effective number of images of the smaller class (Kish 1965).
     events: effective number of images with errors, of the class that has fewer.
     """
@@ -289,21 +282,20 @@ class _Area:
 def _area(labels: np.ndarray, scores: np.ndarray, groups: Groups = None, folds: np.ndarray | None = None) -> _Area:
     """The ROC AUC as the mean placement of a class: for each fake image, the share of real images that score lower.
 
-    Its variance is DeLong's (1988), summed over groups as by Obuchowski (1997). The part of each class is shrunk towards its
-    greatest possible value (see `_shrunk`), and the whole is at most van Dantzig's (1951) bound: the variance of as many
-    trials as the smaller class has images.
+    Its variance is DeLong's (1988), summed over groups as by Obuchowski (1997). The part of each class is shrunk (see `_shrunk`),
+    and the whole is at most van Dantzig's (1951) bound: that of as many trials as the smaller class has images.
     """
     placements, shares = _placements(labels, scores, np.zeros(len(labels), int) if folds is None else folds)
     fake = labels == 1
     value = min(1.0, float(shares[fake] @ placements[fake]))
-    inside, room = 0 < value < 1, value * (1 - value)
+    room = value * (1 - value)
     lacking = shares * (1 - placements if value >= 0.5 else placements)
     inverse, worst, events = 0.0, [], []
     for member in (~fake, fake):
         worst.append(1 / _effective_number(_totals(shares * member, groups)))
         events.append(_effective_number(_totals(lacking * member, groups)))
         variance = float(np.sum(_totals(shares * member * (placements - value), groups) ** 2))
-        estimated = min(worst[-1], variance / room) if inside else worst[-1]
+        estimated = min(worst[-1], variance / room) if room > 0 else worst[-1]
         inverse += _shrunk(estimated, worst[-1], events[-1])
     totals = _totals(shares * (placements - value), groups)
     return _Area(value, totals, 1 / min(inverse, max(worst)), 1 / max(worst), min(events))
@@ -337,8 +329,6 @@ def _effective_number(totals: np.ndarray) -> float:
 
 
 def _shrunk(estimated: float, worst: float, events: float) -> float:
-    """An estimated variance, shrunk towards its greatest possible value as if one more image with an error had shown that value.
-
-    The estimate rests on the images with errors (events): without any it would be 0; with many the added one hardly counts.
-    """
+    """A variance estimated from the images with errors (events), shrunk towards its greatest possible value as if one more image
+    with an error had shown that value: without errors the estimate would be 0."""
     return (events * estimated + worst) / (events + 1)

@@ -19,13 +19,10 @@ from dfganext.labels import FAKE, NAMES, REAL
 
 LEAK = 0.6
 """A group of features leaks if the lower end of the interval of its ROC AUC is above this."""
-
 GAP = 0.2
 """Smallest difference between the shares of real and fake images that is reported as an offender."""
-
 OFFENDERS = 5
 """Offenders reported at most."""
-
 FOLDS = 5
 FOLD_SIZE = 10
 """Near-duplicate groups of each class per fold: smaller data sets get fewer folds, and none below this number."""
@@ -79,11 +76,10 @@ def measure(rows: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     Returns:
         images: the number of rows.
         groups: {container, size, quantisation, bytes, all, bytes_reencoded if given: {features, roc_auc, interval, leak}}.
-            interval is [low, high] (95 %, `intervals.roc_auc` of held-out scores); leak is low > 0.6. A group of constant
-            features has 0.5 and [0.5, 0.5]. With too few images, roc_auc and interval are None and "note" says why.
-        offenders: at most five, the largest difference first: {feature, value or above, real, fake, sentence}. For each column
-            the value or cut point whose shares differ most between the classes, if they differ by more than 0.2 and by more
-            than chance allows (Kolmogorov-Smirnov, 1 % over all columns).
+            interval is [low, high] (95 %); leak is low > 0.6. A group of constant features has 0.5 and [0.5, 0.5]. With too few
+            images, roc_auc and interval are None and "note" says why.
+        offenders: at most five: for each feature the value or cut point whose shares differ most between the classes, if by more
+            than 0.2 and than chance allows (Kolmogorov-Smirnov, 1 %): {feature, value or above, real, fake, sentence}.
         warnings: one sentence per leaking group, and one if a group could not be measured.
     """
     rows = rows.sort_values("path", ignore_index=True)
@@ -111,11 +107,8 @@ def measure(rows: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
 
 
 def _tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The features of each group as numbers.
-
-    Column "tables" counts an image's quantisation tables; the mean of a missing table is -1, because a column that is NaN in all
-    rows of a training fold cannot be binned.
-    """
+    """The features of each group as numbers; -1 for the mean of a missing quantisation table, because a column that is NaN in all
+    rows of a training fold cannot be binned."""
     means = [[float(mean) for mean in text.split()] for text in rows.quantisation]
     quantisation = pd.DataFrame({"tables": [len(row) for row in means]})
     for i in range(max(map(len, means), default=0)):
@@ -182,11 +175,7 @@ def _gap(offender: dict[str, Any]) -> float:
 
 
 def _worst(feature: str, column: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """The value, or for numbers the cut point, with the largest gap; among equal gaps a value, and one that fakes have.
-
-    Returns:
-        feature, value or above, real and fake: the shares of each class with this value, or above this cut point.
-    """
+    """The value, or for numbers the cut point, with the largest gap; among equal gaps a value, and one that fakes have."""
     values, number = np.unique(column, return_inverse=True)
     counts = np.stack([np.bincount(number[labels == label], minlength=len(values)) for label in (REAL, FAKE)])
     totals = counts.sum(axis=1, keepdims=True)

@@ -1,7 +1,7 @@
 """Metrics of a binary detector. Labels are 0 real and 1 fake; a higher score means "more likely fake".
 
 With `weights` (b, n), how often each of b bootstrap resamples holds each image, a function returns arrays (b,) in place of
-floats. Own code, because scikit-learn takes one weighting per call and a bootstrap needs thousands.
+floats; scikit-learn takes one weighting per call, and a bootstrap needs thousands.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ BLOCK = 64
 
 @dataclass(frozen=True)
 class Condition:
-    """One transform at one strength, in the transform's unit; see `apply`."""
+    """See `apply`."""
 
     transform: str
     strength: float
@@ -93,14 +93,12 @@ def measure(
     Args:
         predict: from uint8 (n, S, S, 3), n at most 64, to p_fake (n,).
         images: uint8, (N, S, S, 3); may be memory-mapped: one block is in memory at a time.
-        labels: (N,), both classes.
+        labels, groups: (N,), both classes, and near-duplicate groups.
         threshold: an image is predicted fake where p_fake > threshold.
-        groups: (N,), the near-duplicate group of each image.
 
     Returns:
-        One row per condition: transform, strength, images, accuracy with accuracy_low and accuracy_high (95 %, Wilson), roc_auc
-        with roc_auc_low and roc_auc_high (95 %, `intervals.roc_auc`), fake_recall and real_recall, the share of fake images
-        predicted fake and of real images predicted real.
+        One row per condition: transform, strength, images, accuracy and roc_auc with their 95 % intervals (accuracy_low, ...),
+        fake_recall and real_recall, the share of each class that is predicted correctly.
     """
     rows = []
     for condition in conditions:

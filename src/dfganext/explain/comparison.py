@@ -22,17 +22,17 @@ MIN_PAIRS = 8
 def compare(table: pd.DataFrame) -> pd.DataFrame:
     """Compare each statistic between the maps of fake and of real images.
 
-    The two logits are nearly opposite, so an image's maps for the two classes are nearly complementary. Images are therefore
+    An image's maps for the two classes are nearly complementary, because the two logits are nearly opposite. Images are therefore
     compared for the same target class, for each of the two; and each for its own class, as printed maps usually show.
 
     Args:
-        table: one row per map, with the columns path, label and target ("real" or "fake": the image's class and the class that
-            the map explains), group (of near duplicates) and those of `statistics.describe`.
+        table: one row per map: path, label and target ("real" or "fake": the image's class and the class that the map explains),
+            group (of near duplicates) and the columns of `statistics.describe`.
 
     Returns:
-        One row per comparison ("target fake", "target real", "target own class") and statistic: fake and real (numbers of maps
-        with the statistic), fake_median, real_median, cliffs_delta (P(fake > real) - P(fake < real)), low and high (95 %,
-        `intervals.roc_auc`), p (Mann-Whitney, two-sided) and p_holm (Holm 1979, over the statistics of one comparison).
+        One row per comparison and statistic: fake and real (numbers of maps with the statistic), fake_median, real_median,
+        cliffs_delta (P(fake > real) - P(fake < real)), low and high (95 %, `intervals.roc_auc`), p (Mann-Whitney, two-sided) and
+        p_holm (Holm 1979, over the statistics of one comparison).
     """
     parts = {
         "target fake": table[table.target == CLASSES[FAKE]],

@@ -30,8 +30,7 @@ def curves(
     """Probability of the target class as pixels are removed (deletion) or shown (insertion), the highest-ranked first.
 
     Deletion replaces a pixel by the image's mean colour; insertion starts from the image blurred with a sigma of a tenth of
-    its size. Pixels are ranked by the map, enlarged bilinearly; by a random map of the same resolution; and by nearness to the
-    centre. The random map also orders ties, so that a blank map is exactly as good as a random one.
+    its size. Pixels are ranked by the map, by a random map, which also orders ties, and by nearness to the centre.
 
     Args:
         images: uint8, (N, size, size, 3).

@@ -21,15 +21,12 @@ DEPTHS: tuple[Depth, ...] = ("head", "all")
 def after_randomising(
     model: nn.Module, config: ClassifierConfig, images: np.ndarray, maps: np.ndarray, targets: np.ndarray, seed: int
 ) -> pd.DataFrame:
-    """Similarity of maps before and after the weights are shuffled.
+    """`similarity` of maps before and after the weights are shuffled: one row per depth and image.
 
     Args:
         images: uint8, (N, size, size, 3).
         maps: (N, h, w), of the trained model.
         targets: (N,), the class that each map explains.
-
-    Returns:
-        One row per depth and image: depth, image, similarity.
     """
     parts = []
     for depth in DEPTHS:

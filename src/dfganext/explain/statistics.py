@@ -1,4 +1,4 @@
-"""Statistics of Grad-CAM maps, computed on raw maps, before any rescaling."""
+"""Statistics of raw Grad-CAM maps."""
 
 from __future__ import annotations
 
@@ -71,11 +71,7 @@ def face_weights(rows: int, columns: int, face: Face) -> np.ndarray:
 
 
 def means(table: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Mean of each statistic by the columns `target` and `label`, without NaN; None where all are NaN.
-
-    Returns:
-        {target: {label: {statistic: mean}}}.
-    """
+    """Mean of each statistic without NaN, None where all are NaN: {target: {label: {statistic: mean}}}."""
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for (target, label), rows in table.groupby(["target", "label"]):
         row = {name: None if rows[name].isna().all() else float(rows[name].mean()) for name in NAMES}

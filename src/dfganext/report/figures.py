@@ -81,8 +81,8 @@ def evaluation(roc: pd.DataFrame, precision_recall: pd.DataFrame, predictions: p
 
     Args:
         roc, precision_recall: from `metrics.roc_curve` and `metrics.precision_recall_curve`.
-        predictions: columns label and predicted, "real" or "fake", one row per test image.
-        model: its name, for the title.
+        predictions: columns label and predicted, one row per test image.
+        model: its name.
     """
     figure, [[left, middle, right]] = _panels(10.5, 4.2, columns=3)
     left.plot(roc.false_positive_rate, roc.true_positive_rate, color=FAKE_COLOUR)
@@ -136,7 +136,7 @@ def grid(images: Sequence[Sequence[np.ndarray] | np.ndarray], size: float, title
 
 
 def curves(table: pd.DataFrame, test: dict[str, Any]) -> Figure:
-    """Accuracy, precision, recall and F1 by epoch on training and validation images, and of the best epoch on test images.
+    """Accuracy, precision, recall and F1 by epoch, and of the best epoch on test images.
 
     Args:
         table: columns epoch, train_..., validation_..., as written by training.

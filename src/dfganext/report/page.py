@@ -50,11 +50,7 @@ def draw(evidence: Evidence) -> dict[str, Path]:
 
 
 def render(evidence: Evidence, figure_paths: dict[str, Path]) -> str:
-    """The page as HTML, with embedded figures.
-
-    Args:
-        figure_paths: from `draw`.
-    """
+    """The page as HTML, with the figures from `draw` embedded."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dfganext.report", "."),
         autoescape=True,
@@ -92,10 +88,9 @@ def code(sentence: str) -> Markup:
 
 
 def augmentation_examples(images: Images, augment: Augment, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """A random real and a random fake image, unchanged, with each augmentation alone, and with all as in training.
+    """A random real and a random fake image, unchanged, with each augmentation alone, and with all: {title: (real, fake)}, uint8.
 
-    Returns:
-        {title: (real, fake)}, uint8 images. A title gives the probability of its augmentation in training.
+    A title gives the probability of its augmentation in training.
     """
     off = Augment(horizontal_flip=0.0, vertical_flip=0.0, rotation=0.0, distortion=0.0, colour_jitter=0.0)
     versions: dict[str, Augment | None] = {"original": None}

@@ -27,9 +27,8 @@ class Conclusion:
     effect: the measured effects, as text.
     because: why the rule gives this verdict.
     rule: the rule, as text.
-    confidence: the highest confidence level of the intervals, 0.95...1, at which the rule still gives this verdict; None where
-        the verdict is inconclusive or not tested. For other levels than 95 %, both sides of an interval are stretched by the
-        ratio of the normal quantiles.
+    confidence: the highest confidence level of the intervals, 0.95...1, at which the rule still gives this verdict, if any. For
+        other levels than 95 %, both sides of an interval are stretched by the ratio of the normal quantiles.
     """
 
     letter: str

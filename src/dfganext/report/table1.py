@@ -41,9 +41,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of Table I: one model and one decision rule, with one or several seeds.
+    """A row of Table I: one model and one decision rule.
 
-    records: the latest evaluation of each seed, sorted by seed; empty without any.
+    records: the latest evaluation of each seed, sorted by seed.
+    correct: for each record, whether the prediction of each test image is correct, in order of path: bool, (n,).
     """
 
     key: str
@@ -51,7 +52,6 @@ class Row:
     variation: str
     records: tuple[Record, ...]
     correct: tuple[np.ndarray, ...]
-    """For each record, whether the prediction of each test image is correct, in order of path: bool, (n,)."""
 
     @property
     def seeds(self) -> list[int]:
@@ -77,10 +77,7 @@ class Row:
 
     @property
     def interval(self) -> Interval:
-        """95 % Wilson interval of the mean accuracy over test images; more seeds do not narrow it.
-
-        It uses the smallest effective number of images of any seed.
-        """
+        """95 % Wilson interval of the mean accuracy, from the smallest effective number of test images of any seed."""
         groups = groups_of(_ordered(self.records[0]))
         images = min(intervals.effective_images(correct, groups) for correct in self.correct)
         return intervals.wilson(self.mean * images, images)
@@ -111,10 +108,7 @@ def variants(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def matching(records: Sequence[Record], settings: Settings, key: str) -> tuple[Record, ...]:
-    """For each seed, the first record with a row's settings, code, library versions and weights file.
-
-    Settings of sections that do not affect the row may differ.
-    """
+    """For each seed, the first record with the code, library versions, weights file and settings that affect a row."""
     part = NETWORK if key.startswith(NETWORK) else AUTOENCODER
     sections = ("resize.", f"{part}.", "loss") if part == NETWORK else ("resize.", f"{part}.")
     settings_of_row = as_texts({**flatten(settings), **variants(settings)[key]})
@@ -132,7 +126,7 @@ def collect(records: Sequence[Record], settings: Settings) -> list[Row]:
 
     Args:
         records: evaluations on the same split, newest first.
-        settings: this workspace's settings; all that a row does not vary must be equal to these.
+        settings: this workspace's; all that a row does not vary must be equal to these.
     """
     by_key = {key: matching(records, settings, key) for key in variants(settings)}
     network = settings.convnext.architecture
@@ -155,8 +149,7 @@ def collect(records: Sequence[Record], settings: Settings) -> list[Row]:
 def experiments(records: Sequence[Record], settings: Settings, seeds: int) -> list[dict[str, Any]]:
     """Settings of the experiments that are missing for every row to have `seeds` seeds, from settings.seed upwards.
 
-    There are two experiments per seed, on the same split: one trains cross entropy and the first autoencoder, the other
-    binary cross entropy and the second.
+    A seed has two experiments: cross entropy with the first autoencoder, and binary cross entropy with the second.
     """
     rows = variants(settings)
     pairs = [("convnext_ce", "autoencoder_first"), ("convnext_bce", "autoencoder_second")]
@@ -170,11 +163,8 @@ def experiments(records: Sequence[Record], settings: Settings, seeds: int) -> li
 
 
 def compare(first: Row, second: Row) -> dict[str, Any] | None:
-    """Accuracies of two rows on the same test images, for the first seed that both have; None without a common seed.
-
-    Returns:
-        seed; difference (first - second) and its paired interval; and the result of `intervals.mcnemar`.
-    """
+    """Accuracies of two rows on the same test images: seed, and the results of `intervals.accuracy_difference` and
+    `intervals.mcnemar`, for the first seed that both have; None without one."""
     found = _common_seed(first, second)
     if found is None:
         return None
@@ -185,7 +175,7 @@ def compare(first: Row, second: Row) -> dict[str, Any] | None:
 
 
 def roc_auc_difference(first: Row, second: Row) -> dict[str, Any] | None:
-    """`intervals.roc_auc_difference` of two autoencoders for the first seed that both have; None without a common seed."""
+    """`intervals.roc_auc_difference` of two autoencoders for the first seed that both have; None without one."""
     found = _common_seed(first, second)
     if found is None:
         return None
