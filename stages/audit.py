@@ -19,8 +19,9 @@ def main() -> None:
     with runs.stage_run("audit", settings, reads=[paths.SPLIT, paths.MANIFEST], makes=[paths.AUDIT_METRICS]) as run:
         rows = manifest.read(paths.MANIFEST).merge(split.read(paths.SPLIT)[["path", "split", "group"]], on="path")
         rows = rows[rows.split != split.TEST].reset_index(drop=True)
-        sizes = reencoded_bytes(rows) if settings.resize.reencode else None
-        audit = metadata_leak.measure(rows, settings.seed, sizes)
+        if settings.resize.reencode:
+            rows["bytes_reencoded"] = reencoded_bytes(rows)
+        audit = metadata_leak.measure(rows, settings.seed)
 
         files.write_json(paths.AUDIT_METRICS, audit)
         groups = audit["groups"].items()

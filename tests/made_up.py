@@ -1,11 +1,13 @@
 """Synthetic evaluations, map statistics and evidence with known effects, for tests of Table I and of the report."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 
 from dfganext.data.arrays import Images
 from dfganext.evaluation import evaluate, robustness
-from dfganext.explain import comparison
+from dfganext.explain import comparison, faithfulness
 from dfganext.labels import NAMES
 from dfganext.report import table1
 from dfganext.report.evidence import Evidence
@@ -14,6 +16,7 @@ from dfganext.settings import Settings, as_texts, flatten
 
 IMAGES = 200
 """In each synthetic test split."""
+METRICS = ("accuracy", "precision", "recall", "f1")
 
 
 def predictions(accuracy: float, seed: int, loss: str = "ce", apart: float = 0.0) -> pd.DataFrame:
@@ -115,97 +118,90 @@ def evidence_of(chosen: Settings, records: list[Record], maps: pd.DataFrame, den
     rng = np.random.default_rng(3)
     here = records[0]
     table = here.predictions.assign(p_fake=1 / (1 + np.exp(-here.predictions.logit)))
-    own = maps[maps.label == maps.target].set_index("path").entropy
-    heldout = pd.DataFrame({"path": table.path, "label": table.label})
-    heldout["log_density"] = (
-        1000 + rng.normal(size=IMAGES) + density_slope * (own.reindex(table.path).to_numpy() - 0.5) / 0.05
-    )
-    parts = [
-        heldout.assign(protocol="heldout"),
-        heldout[heldout.label == "fake"].assign(protocol="paper"),
-        heldout[heldout.label == "real"].assign(protocol="paper", log_density=1500.0),
-        heldout[heldout.label == "fake"][:50].assign(protocol="tree", log_density=900.0),
-    ]
+    densities = _densities(table, maps, density_slope, rng)
     labels = (table.label == "fake").to_numpy().astype(int)
     guess = rng.random(IMAGES)
     pixels = rng.integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
-    spread = {name: {"mean": 1000.0, "std": 5.0} for name in NAMES}
-    curve = {
-        f"{part}_{name}": [0.5, 0.9]
-        for part in ("train", "validation")
-        for name in ("accuracy", "precision", "recall", "f1", "loss")
-    }
-    fractions = np.linspace(0, 1, 5)
+    logits, temperature = table.logit.to_numpy(), here.scores["convnext"]["temperature"]
     return Evidence(
         settings=chosen,
         rows=table1.collect(records, chosen),
         excluded=0,
-        split=pd.DataFrame(
-            {
-                "path": table.path,
-                "label": table.label,
-                "split": np.array(["train", "validation", "test", "test"])[np.arange(IMAGES) // 2 % 4],
-                "sha256": [str(number) for number in range(IMAGES)],
-                "group": range(IMAGES),
-            }
-        ),
+        split=_split(table),
         sample=False,
         train=Images(pixels, labels, list(table.path), np.arange(IMAGES)),
-        audit={
-            "images": 100,
-            "groups": {
-                "bytes": {"features": ["bytes"], "roc_auc": 0.9, "interval": [0.8, 0.95], "leak": True},
-                "size": {"features": ["width"], "roc_auc": None, "interval": None, "leak": False, "note": "too few"},
-            },
-            "offenders": [
-                {"feature": "bytes", "above": 9, "real": 0.0, "fake": 1.0, "sentence": "All <fakes> are large."}
-            ],
-            "warnings": ["The bytes give the class away."],
-        },
+        audit=AUDIT,
         evaluate=here.scores,
         baseline=evaluate.evaluate_probabilities(labels, guess, labels, guess),
-        density={
-            "paper": {**spread, "lone_point": 1500.0},
-            "heldout": {**spread, "roc_auc": 0.5, "roc_auc_interval": [0.4, 0.6], "higher": "fake"},
-            "tree": {**spread, "largest_error": 100.0, "images": 50},
-            "points": 100,
-            "dimension": 64,
-            "bandwidth": 0.2,
-        },
-        curves=pd.DataFrame({"epoch": [1, 2], **curve}),
+        density=DENSITY,
+        curves=_curves(),
         robustness=robustness.measure(lambda images: images[:, 0, 0, 0] / 255, pixels[:20], labels[:20], 0.5),
         predictions=table,
-        baseline_predictions=pd.DataFrame(
-            {"path": table.path, "label": table.label, "group": table.group, "p_fake": guess}
-        ),
-        reliability=evaluate.reliability(
-            labels, here.predictions.logit.to_numpy(), here.scores["convnext"]["temperature"]
-        ),
-        densities=pd.concat(parts, ignore_index=True),
+        baseline_predictions=table[["path", "label", "group"]].assign(p_fake=guess),
+        reliability=evaluate.reliability(labels, logits, temperature),
+        densities=densities,
         maps=maps,
         comparison=comparison.compare(maps),
-        faithfulness=pd.DataFrame(
-            [
-                {
-                    "curve": curve,
-                    "ranking": ranking,
-                    "difference": -0.1,
-                    "low": -0.2,
-                    "high": 0.0,
-                    "p": 0.01,
-                    "images": 20,
-                }
-                for curve in ("deletion", "insertion")
-                for ranking in ("random", "centred")
-            ]
-        ),
-        faithfulness_curves=pd.DataFrame(
-            [
-                {"curve": curve, "ranking": ranking, "fraction": fraction, "probability": 1 - fraction}
-                for curve in ("deletion", "insertion")
-                for ranking in ("gradcam", "random", "centred")
-                for fraction in fractions
-            ]
-        ),
+        faithfulness=_faithfulness(),
+        faithfulness_curves=_faithfulness_curves(),
         sanity=pd.DataFrame({"depth": ["head", "head", "all"], "image": [0, 1, 0], "similarity": [0.2, 0.3, np.nan]}),
     )
+
+
+AUDIT = {
+    "images": 100,
+    "groups": {
+        "bytes": {"features": ["bytes"], "roc_auc": 0.9, "interval": [0.8, 0.95], "leak": True},
+        "size": {"features": ["width"], "roc_auc": None, "interval": None, "leak": False, "note": "too few"},
+    },
+    "offenders": [{"feature": "bytes", "above": 9, "real": 0.0, "fake": 1.0, "sentence": "All <fakes> are large."}],
+    "warnings": ["The bytes give the class away."],
+}
+
+SPREAD = {name: {"mean": 1000.0, "std": 5.0} for name in NAMES}
+DENSITY = {
+    "paper": {**SPREAD, "lone_point": 1500.0},
+    "heldout": {**SPREAD, "roc_auc": 0.5, "roc_auc_interval": [0.4, 0.6], "higher": "fake"},
+    "tree": {**SPREAD, "largest_error": 100.0, "images": 50},
+    "points": 100,
+    "dimension": 64,
+    "bandwidth": 0.2,
+}
+
+
+def _densities(table: pd.DataFrame, maps: pd.DataFrame, slope: float, rng: np.random.Generator) -> pd.DataFrame:
+    own = maps[maps.label == maps.target].set_index("path").entropy
+    values = 1000 + rng.normal(size=IMAGES) + slope * (own.reindex(table.path).to_numpy() - 0.5) / 0.05
+    heldout = table[["path", "label"]].assign(log_density=values)
+    fakes, reals = heldout[heldout.label == "fake"], heldout[heldout.label == "real"]
+    parts = [
+        heldout.assign(protocol="heldout"),
+        fakes.assign(protocol="paper"),
+        reals.assign(protocol="paper", log_density=1500.0),
+        fakes[:50].assign(protocol="tree", log_density=900.0),
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _split(table: pd.DataFrame) -> pd.DataFrame:
+    return table[["path", "label", "group"]].assign(
+        split=np.array(["train", "validation", "test", "test"])[np.arange(IMAGES) // 2 % 4],
+        sha256=[str(number) for number in range(IMAGES)],
+    )
+
+
+def _curves() -> pd.DataFrame:
+    names = [f"{part}_{name}" for part in ("train", "validation") for name in (*METRICS, "loss")]
+    return pd.DataFrame({"epoch": [1, 2], **{name: [0.5, 0.9] for name in names}})
+
+
+def _faithfulness() -> pd.DataFrame:
+    keys = product(faithfulness.CURVES, faithfulness.BASELINES)
+    rows = pd.DataFrame(keys, columns=["curve", "ranking"])
+    return rows.assign(difference=-0.1, low=-0.2, high=0.0, p=0.01, images=20)
+
+
+def _faithfulness_curves() -> pd.DataFrame:
+    keys = product(faithfulness.CURVES, faithfulness.RANKINGS, np.linspace(0, 1, 5))
+    rows = pd.DataFrame(keys, columns=["curve", "ranking", "fraction"])
+    return rows.assign(probability=1 - rows.fraction)

@@ -34,5 +34,5 @@ def test_blocks_add_up_to_the_number_of_resamples(monkeypatch):
         return {"mean": weights[:, 0]}
 
     monkeypatch.setattr(bootstrap, "BLOCK", 100 * 300)
-    bootstrap.percentiles(labels, statistics, count=1000)
+    bootstrap.distribution(labels, statistics, count=1000)
     assert seen == [300, 300, 300, 100]

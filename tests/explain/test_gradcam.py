@@ -10,7 +10,9 @@ from pytorch_grad_cam.utils.model_targets import BinaryClassifierOutputTarget, C
 
 from dfganext.explain import gradcam, statistics
 from dfganext.models import classifier
+from dfganext.settings import Face
 
+FACE = Face(0.5, 0.5, 0.6, 0.8)
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
 
 
@@ -101,12 +103,12 @@ def test_statistics_of_known_maps():
     maps = np.zeros((3, 4, 4))
     maps[0] = 2.0
     maps[1, 0, 0] = 5.0
-    table = statistics.describe(maps)
-    assert set(table.columns) == set(statistics.NAMES) - {"face_mass"}
+    table = statistics.describe(maps, FACE)
+    assert set(table.columns) == set(statistics.NAMES)
     assert table.entropy[:2].tolist() == pytest.approx([1, 0]) and table.above_half[:2].tolist() == [1, 1 / 16]
     assert table.maximum.tolist() == [2, 5, 0] and table["mean"].tolist() == pytest.approx([2, 5 / 16, 0])
     assert np.isnan(table.entropy[2]) and np.isnan(table.above_half[2])
     means = statistics.means(table.assign(label=["real", "real", "fake"], target="real"))["real"]
     assert means["real"]["entropy"] == pytest.approx(0.5) and means["fake"]["maximum"] == 0
     assert means["fake"]["entropy"] is None, "no map has one"
-    assert np.isnan(statistics.describe(np.ones((1, 1, 1))).entropy[0]), "one cell cannot spread"
+    assert np.isnan(statistics.describe(np.ones((1, 1, 1)), FACE).entropy[0]), "one cell cannot spread"

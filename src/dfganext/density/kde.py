@@ -15,19 +15,14 @@ from scipy.special import logsumexp
 
 TOLERANCE = 2e-7
 """Nats. Where distances from a matrix product could be off by more, those that matter are computed by subtraction."""
-
 MARGIN = 45.0
 """Terms this many nats below the largest do not matter: even 10^9 of them add up to 10^9 e^-45 = 3e-11 nats."""
-
 BLOCK = 128 * 2**20
 """Bytes of a block of float64 vectors or distances. A few blocks are in memory at a time."""
-
 CACHED = 128
 """A thread works on 1/128 of a block at a time, 1 MiB, which fits a processor's cache."""
-
 FEW = 0.03
-"""Largest share of pairs to recompute after a product in float32. To subtract a pair takes about 30 times its part of a product in
-float64, so with more pairs a float64 product is faster."""
+"""Largest share of pairs to recompute after a product in float32; with more, a product in float64 is faster."""
 
 
 def log_density(points: np.ndarray, queries: np.ndarray, bandwidth: float) -> np.ndarray:
@@ -35,11 +30,9 @@ def log_density(points: np.ndarray, queries: np.ndarray, bandwidth: float) -> np
 
     log p(q) = logsumexp_i(-|q - x_i|^2 / 2h^2) - log n - (d/2) log(2 pi h^2)
 
-    Squared distances come from a matrix product of centred vectors, |q|^2 - 2 q.x + |x|^2. Its rounding error is bounded for
-    each query; where the bound exceeds TOLERANCE, the distances that the result depends on are computed by subtraction, in
-    float64. Where these are few, as with latents and a small bandwidth, the product is in float32, which is twice as fast.
-    The distance of equal vectors is exactly 0 in both cases. Vectors are centred block by block: besides its arguments, a
-    call holds a few times BLOCK bytes.
+    Squared distances come from a matrix product of centred vectors, |q|^2 - 2 q.x + |x|^2, in float32 where few pairs matter, as
+    with latents and a small bandwidth. Distances that matter and that the product may get wrong by more than TOLERANCE are
+    computed by subtraction, in float64. Besides its arguments, a call holds a few times BLOCK bytes.
 
     Args:
         points: (n, d), the points that the estimate is fitted to, of any real type.
@@ -85,10 +78,8 @@ def log_density(points: np.ndarray, queries: np.ndarray, bandwidth: float) -> np
 
 
 class _Distances:
-    """Squared distances to points, from matrix products of centred vectors.
-
-    Subtracting a centre keeps the products, and so their rounding error, small. The centre is the mean of about 256 points.
-    """
+    """Squared distances to points, from matrix products. Vectors are centred on the mean of about 256 points: smaller products
+    have smaller rounding errors."""
 
     def __init__(self, points: np.ndarray, threads: ThreadPoolExecutor) -> None:
         self.points, self.threads = points, threads
@@ -98,8 +89,12 @@ class _Distances:
     def norms_of(self, vectors: np.ndarray) -> np.ndarray:
         """Squared norms of vectors (n, d) minus the centre: float64 (n,)."""
         slices = list(_blocks(len(vectors), CACHED * vectors.shape[1]))
-        found = self.threads.map(lambda rows: _norms(np.subtract(vectors[rows], self.centre, dtype=np.float64)), slices)
-        return np.concatenate([np.empty(0), *found])
+
+        def squared(rows: slice) -> np.ndarray:
+            centred = np.subtract(vectors[rows], self.centre, dtype=np.float64)
+            return np.einsum("ij,ij->i", centred, centred)
+
+        return np.concatenate([np.empty(0), *self.threads.map(squared, slices)])
 
     def reach(self, norms: np.ndarray) -> np.ndarray:
         """The largest possible sum of the norms of a query and of a point, (q,)."""
@@ -149,9 +144,8 @@ class _Distances:
 def _rounding_error(reach: np.ndarray, dimension: int, precision: type[np.floating]) -> np.ndarray:
     """Bound of the rounding error of a squared distance from the matrix product, for vectors whose norms sum to `reach`.
 
-    With the unit roundoff u, the three sums of d products are together off by at most d u reach^2, in any order of summation
-    (Higham 2002, section 3.1); rounding the centred vectors and adding the three sums contribute 2 u reach^2 each. The 8 is
-    larger than needed.
+    With the unit roundoff u, the sums of d products are off by at most d u reach^2 (Higham 2002, section 3.1); the other roundings
+    add 4 u reach^2. The 8 is larger than needed.
     """
     return (dimension + 8) * np.finfo(precision).eps / 2 * reach**2
 
@@ -159,17 +153,11 @@ def _rounding_error(reach: np.ndarray, dimension: int, precision: type[np.floati
 def _matters(exponents: np.ndarray, bound: np.ndarray) -> np.ndarray:
     """Which exponents (q, n), known to within the bound of their query (q,), must be recomputed exactly.
 
-    An exponent more than 2 bound + MARGIN below the largest known one is truly more than MARGIN below the true largest, and
-    so is its inexact value: it changes neither the true sum nor the computed one. All others must be exact. A bound within
-    TOLERANCE needs no recomputation: log-sum-exp is off by no more than the worst of its exponents.
+    An exponent more than 2 bound + MARGIN below the largest known one is truly more than MARGIN below the true largest: it does
+    not change the sum. Log-sum-exp is off by no more than the worst of its exponents, so a bound within TOLERANCE is enough.
     """
     least = np.where(bound > TOLERANCE, exponents.max(axis=1) - 2 * bound - MARGIN, np.inf)
     return exponents >= least[:, None]
-
-
-def _norms(vectors: np.ndarray) -> np.ndarray:
-    """Squared norms, (n,)."""
-    return np.einsum("ij,ij->i", vectors, vectors)
 
 
 def _rows(width: int) -> int:

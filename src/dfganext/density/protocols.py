@@ -10,7 +10,6 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KernelDensity
 
 from dfganext.data.arrays import Images
-from dfganext.data.split import TEST, TRAIN
 from dfganext.density.kde import log_density
 from dfganext.evaluation import intervals
 from dfganext.labels import NAMES, REAL
@@ -29,11 +28,9 @@ def score(train_real: np.ndarray, heldout_real: np.ndarray, heldout_fake: np.nda
     Returns:
         Columns protocol, label, row (in the array of that label), log_density (nats).
 
-        - "paper" scores real images that the estimate was fitted to. This gives a constant of (d, h, n), not a property of the
-          images.
+        - "paper" scores real images that the estimate was fitted to: a constant of (d, h, n), not a property of the images.
         - "tree" holds the values of scikit-learn's KernelDensity with its defaults, which the paper evidently used, for at most
-          TREE_QUERIES evenly spaced rows of "paper". They are wrong in high dimension, where even random vectors of one
-          distribution fall into two groups; "paper" has the exact value for the same label and row.
+          TREE_QUERIES evenly spaced rows of "paper". They are wrong in high dimension.
         - "heldout" scores only images that the estimate was not fitted to.
     """
     real = log_density(train_real, heldout_real, bandwidth)
@@ -47,7 +44,8 @@ def score(train_real: np.ndarray, heldout_real: np.ndarray, heldout_fake: np.nda
     ]
     tree = KernelDensity(bandwidth=bandwidth).fit(train_real)
     for label, vectors in (("real", train_real), ("fake", heldout_fake)):
-        rows = _evenly_spaced(len(vectors), TREE_QUERIES)
+        count = min(len(vectors), TREE_QUERIES)
+        rows = np.arange(count) * len(vectors) // max(1, count)
         parts.append(_rows("tree", label, rows, tree.score_samples(vectors[rows])))
     return pd.concat(parts, ignore_index=True)
 
@@ -58,17 +56,12 @@ def identify(scores: pd.DataFrame, train: Images, test: Images) -> pd.DataFrame:
     Args:
         train, test: the images whose latents were scored; the estimate was fitted to the real images of train.
     """
-    tables: dict[tuple[str, str], pd.DataFrame] = {}
-    for part, images in ((TRAIN, train), (TEST, test)):
-        rows = pd.DataFrame({"path": images.paths, "group": images.groups})
-        tables |= {
-            (part, name): rows.loc[images.only(label)].reset_index(drop=True) for label, name in enumerate(NAMES)
-        }
-    found = [
-        tables[TRAIN if label == NAMES[REAL] and protocol != "heldout" else TEST, label].loc[row]
-        for protocol, label, row in zip(scores.protocol, scores.label, scores.row, strict=True)
-    ]
-    return pd.concat([scores, pd.DataFrame(found).reset_index(drop=True)], axis=1)
+    parts = []
+    for (protocol, label), rows in scores.groupby(["protocol", "label"]):
+        images = train if label == NAMES[REAL] and protocol != "heldout" else test
+        numbers = images.only(NAMES.index(label))[rows.row]
+        parts.append(rows.assign(path=np.array(images.paths)[numbers], group=images.groups[numbers]))
+    return pd.concat(parts).sort_index()
 
 
 def lone_point(dimension: int, bandwidth: float, points: int) -> float:
@@ -84,12 +77,9 @@ def summarise(scores: pd.DataFrame, points: int, dimension: int, bandwidth: floa
         points, dimension: number and dimension of the vectors that the estimate was fitted to.
 
     Returns:
-        points, dimension, bandwidth, and for each protocol {"real": {"mean", "std"}, "fake": {"mean", "std"}} and:
-
-        - paper: lone_point, see `lone_point`.
-        - heldout: roc_auc of "the lower the density, the more likely fake"; roc_auc_interval, its 95 % interval; higher, the
-          class with the higher mean ("real" where they are equal).
-        - tree: largest_error, the largest absolute difference from the exact values of the same images; images, their number.
+        points, dimension, bandwidth, and for each protocol {"real": {"mean", "std"}, "fake": {"mean", "std"}}. "paper" also has
+        lone_point; "heldout" roc_auc of "the lower the density, the more likely fake", roc_auc_interval (95 %), and higher, the
+        class with the higher mean; "tree" largest_error, the largest absolute difference from the exact values of its images.
     """
     summary: dict[str, Any] = {
         str(protocol): {
@@ -110,18 +100,10 @@ def summarise(scores: pd.DataFrame, points: int, dimension: int, bandwidth: floa
     }
 
     both = scores[scores.protocol == "tree"].merge(scores[scores.protocol == "paper"], on=["label", "row"])
-    summary["tree"] |= {
-        "largest_error": float((both.log_density_x - both.log_density_y).abs().max()),
-        "images": len(both),
-    }
+    largest_error = float((both.log_density_x - both.log_density_y).abs().max())
+    summary["tree"] |= {"largest_error": largest_error, "images": len(both)}
     return summary | {"points": points, "dimension": dimension, "bandwidth": bandwidth}
 
 
 def _rows(protocol: str, label: str, rows: np.ndarray, log_densities: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"protocol": protocol, "label": label, "row": rows, "log_density": log_densities})
-
-
-def _evenly_spaced(count: int, most: int) -> np.ndarray:
-    """Row numbers below count, in order: all of them, or `most`."""
-    rows = min(count, most)
-    return np.arange(rows) * count // max(1, rows)

@@ -19,8 +19,7 @@ def resamples(
 ) -> np.ndarray:
     """Weights (count, n): how often each resample holds each image.
 
-    Whole groups are drawn within strata: the groups of one class only, and for each mixture of classes the groups that
-    contain it. A resample has as many draws from a stratum as the stratum has groups, so every class keeps weight; where
+    Whole groups are drawn, as many as there are, within strata: groups with the same classes. So every class keeps weight; where
     groups differ in size, the number of images drawn varies.
 
     Args:
@@ -41,31 +40,19 @@ def resamples(
 
 
 def distribution(
-    labels: np.ndarray,
-    statistics: Statistics,
-    groups: np.ndarray | None = None,
-    count: int = RESAMPLES,
-    seed: int = 0,
+    labels: np.ndarray, statistics: Statistics, groups: np.ndarray | None = None, count: int = RESAMPLES
 ) -> dict[str, np.ndarray]:
     """The statistics of all resamples, computed block by block: {name: (count,)}. Arguments as for `resamples`."""
     rows = max(1, BLOCK // max(1, len(labels)))
     parts = [
-        statistics(resamples(labels, groups, min(rows, count - start), seed + 7919 * start))
-        for start in range(0, count, rows)
+        statistics(resamples(labels, groups, min(rows, count - start), 7919 * start)) for start in range(0, count, rows)
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def percentiles(
-    labels: np.ndarray,
-    statistics: Statistics,
-    groups: np.ndarray | None = None,
-    count: int = RESAMPLES,
-    seed: int = 0,
-) -> dict[str, list[float]]:
-    """Intervals that hold the middle 95 % of the statistics' finite values: {name: [low, high]}. Arguments as for `resamples`.
+def percentiles(values: np.ndarray) -> list[float]:
+    """The interval that holds the middle 95 % of a statistic's finite values in `distribution`.
 
     Not for a statistic at the edge of its range: there all resamples are equal and the interval has no width.
     """
-    values = distribution(labels, statistics, groups, count, seed)
-    return {name: np.percentile(one[np.isfinite(one)], [2.5, 97.5]).tolist() for name, one in values.items()}
+    return np.percentile(values[np.isfinite(values)], [2.5, 97.5]).tolist()

@@ -12,8 +12,8 @@ RANGE = (0.01, 100.0)
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     """The temperature T that maximises the likelihood of validation labels under sigmoid(logit / T).
 
-    The labels are Platt's (1999) targets, (fakes + 1) / (fakes + 2) for a fake and 1 / (reals + 2) for a real image, instead
-    of 1 and 0. With 1 and 0, a few perfectly separated images would give T = 0 and probabilities of exactly 0 or 1.
+    The labels are Platt's (1999) targets, (fakes + 1) / (fakes + 2) for a fake and 1 / (reals + 2) for a real image: with 1 and
+    0, a few perfectly separated images would give T = 0.
 
     Args:
         labels: (n,), 0 real and 1 fake.
@@ -26,9 +26,8 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
         scaled = logits * np.exp(-log_temperature)
         return float(np.mean(np.logaddexp(0, scaled) - targets * scaled))
 
-    low, high = np.log(RANGE)
     # the loss is convex in 1 / T, so there is one minimum
-    best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-9})
+    best = minimize_scalar(loss, bounds=tuple(np.log(RANGE)), method="bounded", options={"xatol": 1e-9})
     return round(float(np.exp(best.x)), 6)
 
 

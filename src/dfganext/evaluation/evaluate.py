@@ -9,7 +9,7 @@ import pandas as pd
 
 from dfganext.data.arrays import Images
 from dfganext.evaluation import calibration, intervals, metrics
-from dfganext.evaluation.intervals import Groups, Interval
+from dfganext.evaluation.intervals import Groups
 from dfganext.labels import FAKE, NAMES
 
 KEY_METRICS = ("accuracy", "precision", "recall", "f1", "roc_auc", "average_precision", "eer")
@@ -22,27 +22,32 @@ def key_metrics(scores: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def evaluate_scores(labels: np.ndarray, scores: np.ndarray, threshold: float, groups: Groups = None) -> dict[str, Any]:
-    """Metrics of any detector whose higher scores mean "fake", with 95 % intervals.
+    """Metrics of any detector whose higher scores mean "fake".
 
     Args:
-        groups: (n,), the near-duplicate group of each image; groups are independent of each other.
+        groups: (n,), the near-duplicate group of each image.
 
     Returns:
-        images and threshold; accuracy, precision, recall and f1 at the threshold; the metrics of `metrics.ranking`; and under
-        "intervals" [low, high] of each.
+        images; threshold; the metrics of `metrics.at_threshold` and `metrics.ranking`; under "intervals" [low, high] of each.
     """
-    rates = metrics.FALSE_POSITIVE_RATES
+    predicted, fake = scores > threshold, labels == FAKE
+    correct = predicted == fake
     return {
         "images": len(labels),
         "threshold": threshold,
         **metrics.at_threshold(labels, scores, threshold),
         **metrics.ranking(labels, scores),
         "intervals": {
-            **_proportions(labels, scores, threshold, groups),
-            "f1": intervals.f1(labels, scores > threshold, groups),
+            "accuracy": intervals.proportion(correct, groups),
+            "precision": intervals.proportion(correct, groups, predicted),
+            "recall": intervals.proportion(correct, groups, fake),
+            "f1": intervals.f1(labels, predicted, groups),
             "roc_auc": intervals.roc_auc(labels, scores, groups),
             **intervals.average_precision_and_eer(labels, scores, groups),
-            **{name: intervals.tpr_at_fpr(labels, scores, rate, groups) for name, rate in rates.items()},
+            **{
+                name: intervals.tpr_at_fpr(labels, scores, rate, groups)
+                for name, rate in metrics.FALSE_POSITIVE_RATES.items()
+            },
         },
     }
 
@@ -54,9 +59,7 @@ def evaluate_probabilities(
     test_p: np.ndarray,
     test_groups: Groups = None,
 ) -> dict[str, Any]:
-    """Metrics of a detector that gives p_fake, 0...1.
-
-    The threshold is the one nearest to 0.5 among those with the highest balanced accuracy on validation images.
+    """Metrics of a detector that gives p_fake, 0...1; the threshold is `metrics.best_threshold` on validation images.
 
     Returns:
         The metrics of `evaluate_scores` and of `metrics.probability`; accuracy_at_half, the accuracy at p_fake > 0.5.
@@ -86,8 +89,8 @@ def evaluate_classifier(
         test_argmax: (n,), index of the largest output of the head; always 0 for a head with one output.
 
     Returns:
-        The metrics of `evaluate_probabilities`; temperature; under "uncalibrated" those of `metrics.probability` at
-        temperature 1; under "argmax" the accuracy of predicting the class test_argmax, with its interval.
+        The metrics of `evaluate_probabilities`; temperature; "uncalibrated", `metrics.probability` at temperature 1; "argmax",
+        the accuracy of predicting the class test_argmax and its interval.
     """
     temperature = calibration.fit_temperature(validation_labels, validation_logits)
     validation_p, test_p = (calibration.apply(logits, temperature) for logits in (validation_logits, test_logits))
@@ -96,10 +99,7 @@ def evaluate_classifier(
         **evaluate_probabilities(validation_labels, validation_p, test_labels, test_p, test_groups),
         "temperature": temperature,
         "uncalibrated": metrics.probability(test_labels, calibration.apply(test_logits, 1.0)),
-        "argmax": {
-            "accuracy": float(right.mean()),
-            "interval": intervals.proportion(right, test_groups),
-        },
+        "argmax": {"accuracy": float(right.mean()), "interval": intervals.proportion(right, test_groups)},
     }
 
 
@@ -111,16 +111,15 @@ def evaluate_autoencoder(
     paper_threshold: float,
     test_groups: Groups = None,
 ) -> dict[str, Any]:
-    """Metrics of the autoencoder as a detector: an image is predicted fake where its reconstruction error is above a threshold.
+    """Metrics of the autoencoder as a detector: fake where the reconstruction error is above a threshold.
 
     Args:
         validation_errors, test_errors: (n,), mean squared error of each image.
-        paper_threshold: the paper's fixed threshold.
 
     Returns:
-        The metrics of `evaluate_scores` at a threshold chosen on validation images; under "paper" accuracy, its interval, and
-        recall at `paper_threshold`; under "reversed" ROC AUC, threshold and accuracy of the opposite rule, fake where the
-        error is *below* the threshold, because smooth fakes may reconstruct better; and the mean error of each class.
+        The metrics of `evaluate_scores` at a threshold chosen on validation images; "paper", the results at paper_threshold;
+        "reversed", those of the opposite rule, fake where the error is *below* a threshold, because smooth fakes may
+        reconstruct better; mean_error of each class.
     """
     threshold = metrics.best_threshold(validation_labels, validation_errors, preferred=paper_threshold)
     at_paper = metrics.at_threshold(test_labels, test_errors, paper_threshold)
@@ -131,7 +130,7 @@ def evaluate_autoencoder(
         "paper": {
             "threshold": paper_threshold,
             "accuracy": at_paper["accuracy"],
-            "interval": _proportions(test_labels, test_errors, paper_threshold, test_groups)["accuracy"],
+            "interval": intervals.proportion((test_errors > paper_threshold) == (test_labels == FAKE), test_groups),
             "recall": at_paper["recall"],
         },
         "reversed": {
@@ -140,7 +139,7 @@ def evaluate_autoencoder(
             "roc_auc": opposite["roc_auc"],
             "intervals": {name: opposite["intervals"][name] for name in ("accuracy", "roc_auc")},
         },
-        "mean_error": {name: float(test_errors[test_labels == code].mean()) for code, name in enumerate(NAMES)},
+        "mean_error": {name: float(test_errors[test_labels == label].mean()) for label, name in enumerate(NAMES)},
     }
 
 
@@ -171,14 +170,3 @@ def reliability(labels: np.ndarray, logits: np.ndarray, temperature: float) -> p
         for one in (1.0, temperature)
     ]
     return pd.concat(parts, ignore_index=True)
-
-
-def _proportions(labels: np.ndarray, scores: np.ndarray, threshold: float, groups: Groups) -> dict[str, Interval]:
-    """Wilson intervals of accuracy, precision and recall."""
-    predicted, fake = scores > threshold, labels == FAKE
-    correct = predicted == fake
-    subsets = {"accuracy": np.ones(len(labels), bool), "precision": predicted, "recall": fake}
-    return {
-        name: intervals.proportion(correct[rows], None if groups is None else groups[rows])
-        for name, rows in subsets.items()
-    }

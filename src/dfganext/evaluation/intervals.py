@@ -1,11 +1,8 @@
-"""95 % confidence intervals for images that come in near-duplicate groups; they also cover where a sample has no errors.
+"""95 % confidence intervals for images in near-duplicate groups; they also cover where a sample has no errors.
 
-Images of one near-duplicate group resemble each other, so groups, not images, are independent. Every function takes `groups`
-(n,), the group of each image; without it each image is a group of its own. A group may hold both classes.
-
-Proportions have Wilson's interval; ROC AUC, average precision and the equal error rate have Clopper and Pearson's. Both are
-given an effective number of trials: as many independent trials as would have the same variance. benchmarks/coverage.py
-measures how often the intervals contain the true value.
+Groups, not images, are independent; a group may hold both classes. Proportions have Wilson's interval; ROC AUC, average
+precision and the equal error rate have Clopper and Pearson's. Both are given an effective number of trials: as many independent
+trials as would have the same variance. benchmarks/coverage.py measures how often the intervals contain the true value.
 """
 
 from __future__ import annotations
@@ -30,9 +27,7 @@ Compared = Literal["roc_auc", "accuracy", "log_loss"]
 
 
 def wilson(successes: float, trials: float) -> Interval:
-    """Interval of a proportion (Wilson 1927), in 0...1. Counts may be fractional. ValueError for less than one trial."""
-    if trials < 1 - 1e-9:
-        raise ValueError("a proportion needs at least one trial")
+    """Interval of a proportion (Wilson 1927), in 0...1. Counts may be fractional."""
     share = successes / trials
     centre = (share + Z**2 / (2 * trials)) / (1 + Z**2 / trials)
     half = Z / (1 + Z**2 / trials) * np.sqrt(max(0.0, share * (1 - share)) / trials + Z**2 / (4 * trials**2))
@@ -47,12 +42,15 @@ def clopper_pearson(share: float, trials: float, confidence: float = CONFIDENCE)
     return [low, high]
 
 
-def proportion(hits: np.ndarray, groups: Groups = None) -> Interval:
+def proportion(hits: np.ndarray, groups: Groups = None, among: np.ndarray | None = None) -> Interval:
     """Wilson's interval of the share of True, with `effective_images` as the number of trials; [0, 1] without images.
 
     Args:
         hits: bool, (n,).
+        among: bool, (n,): only these images count.
     """
+    if among is not None:
+        hits, groups = hits[among], None if groups is None else groups[among]
     if not len(hits):
         return [0.0, 1.0]
     trials = effective_images(hits, groups)
@@ -66,40 +64,35 @@ def f1(labels: np.ndarray, predicted: np.ndarray, groups: Groups = None) -> Inte
         predicted: bool, (n,): which images are predicted fake.
     """
     fake = labels == 1
-    either = predicted | fake
-    low, high = proportion((predicted & fake)[either], None if groups is None else groups[either])
+    low, high = proportion(predicted & fake, groups, predicted | fake)
     return [2 * low / (1 + low), 2 * high / (1 + high)]
 
 
 def roc_auc(labels: np.ndarray, scores: np.ndarray, groups: Groups = None, folds: np.ndarray | None = None) -> Interval:
-    """Interval of the ROC AUC: Clopper and Pearson's with an effective number of trials, see `_area`.
-
-    A perfect separation of 80 and 80 images gives [0.955, 1].
+    """Interval of the ROC AUC; a perfect separation of 80 and 80 images gives [0.955, 1].
 
     Args:
-        folds: (n,), the cross-validation fold of each image: only images of one fold are compared, and the area is over all
-            those pairs. Every fold holds both classes.
+        folds: (n,), the cross-validation fold of each image, each with both classes: only images of one fold are compared.
     """
     area = _area(labels, scores, groups, folds)
     return clopper_pearson(area.value, area.trials)
 
 
 def average_precision_and_eer(
-    labels: np.ndarray, scores: np.ndarray, groups: Groups = None, count: int = bootstrap.RESAMPLES, seed: int = 0
+    labels: np.ndarray, scores: np.ndarray, groups: Groups = None, count: int = bootstrap.RESAMPLES
 ) -> dict[str, Interval]:
-    """Intervals of average precision and equal error rate: Clopper and Pearson's with an effective number of trials.
+    """Intervals of average precision and equal error rate.
 
-    The variance is the bootstrap's. It is shrunk (see `_shrunk`) towards the variance of a proportion of the smaller class.
+    The variance is the bootstrap's, shrunk (see `_shrunk`) towards that of a proportion of the smaller class.
     """
     area = _area(labels, scores, groups)
-    drawn = bootstrap.distribution(labels, partial(metrics.ranking, labels, scores), groups, count, seed)
+    drawn = bootstrap.distribution(labels, partial(metrics.ranking, labels, scores), groups, count)
     found = metrics.ranking(labels, scores)
     errors = {"average_precision": area.events, "eer": min(found["eer"], 1 - found["eer"]) * area.images}
-    intervals = {}
+    worst, intervals = 1 / area.images, {}
     for name, events in errors.items():
-        value, worst = float(found[name]), 1 / area.images
-        inside = 0 < value < 1
-        estimated = min(worst, float(np.var(drawn[name])) / (value * (1 - value))) if inside else worst
+        value = float(found[name])
+        estimated = min(worst, float(np.var(drawn[name])) / (value * (1 - value))) if 0 < value < 1 else worst
         intervals[name] = clopper_pearson(value, 1 / _shrunk(estimated, worst, events))
     return intervals
 
@@ -108,9 +101,8 @@ def tpr_at_fpr(labels: np.ndarray, scores: np.ndarray, rate: float, groups: Grou
     """Interval of the true positive rate at the threshold that has the false positive rate `rate` on *all* real images.
 
     This threshold is unknown. The real images bound it (Woodruff 1952, with Clopper and Pearson's bounds of the false
-    positive rate); at each bound the fake images bound the true positive rate. Each of these bounds fails in at most 1.25 %
-    of samples, so the interval covers in at least 95 %, whatever the distributions. With fewer than 437 real images at a
-    rate of 1 %, or 875 at 0.5 %, no threshold surely keeps to the rate, and the low end is 0.
+    positive rate); at each bound the fake images bound the true positive rate. Each bound fails in at most 1.25 % of samples, so
+    the interval covers in at least 95 %. With fewer than 437 real images at a rate of 1 %, or 875 at 0.5 %, the low end is 0.
     """
     real, fake = scores[labels == 0], scores[labels == 1]
     real_groups, fake_groups = (None if groups is None else groups[labels == label] for label in (0, 1))
@@ -131,21 +123,15 @@ def tpr_at_fpr(labels: np.ndarray, scores: np.ndarray, rate: float, groups: Grou
     return [low, high]
 
 
-def probability(
-    labels: np.ndarray,
-    p_fake: np.ndarray,
-    groups: Groups = None,
-    count: int = bootstrap.RESAMPLES,
-    seed: int = 0,
-) -> dict[str, Interval]:
+def probability(labels: np.ndarray, p_fake: np.ndarray, groups: Groups = None) -> dict[str, Interval]:
     """Intervals of `metrics.probability`: bootstrap percentiles, widened by the cost of errors that this sample may lack.
 
-    The share of images on the wrong side of 0.5 has a Wilson interval. Log loss and Brier score are computed for both ends of
-    it, where a wrong image costs the mean of the wrong images, or without any, the mean cost of all images with exchanged
-    labels. So a sample without errors does not make a metric certain. The calibration error changes by at most the change of
-    that share. Resampling increases a calibration error, so its interval lies high.
+    The share of images on the wrong side of 0.5 has a Wilson interval. Log loss and Brier score are computed for both of its
+    ends, where a wrong image costs the mean of the wrong images, or without any, the mean of all images with exchanged labels.
+    The calibration error changes by at most the change of that share. Resampling increases it, so its interval lies high.
     """
-    found = bootstrap.percentiles(labels, partial(metrics.probability, labels, p_fake), groups, count, seed)
+    drawn = bootstrap.distribution(labels, partial(metrics.probability, labels, p_fake), groups)
+    found = {name: bootstrap.percentiles(values) for name, values in drawn.items()}
     wrong = (p_fake > 0.5) != (labels == 1)
     shares = proportion(wrong, groups)
     costs = {"log_loss": metrics.losses, "brier": lambda labels, p_fake: (p_fake - labels) ** 2}
@@ -166,8 +152,7 @@ def mean(values: np.ndarray, groups: Groups = None, strata: np.ndarray | None = 
         strata: (n,), for example classes with fixed numbers of images; only the spread within each stratum counts.
 
     Returns:
-        [low, high]; [-inf, inf] for a single group. No width where all values are equal: this sample does not show how
-        much values vary.
+        [low, high]; [-inf, inf] for a single group. No width where all values are equal.
     """
     middle = float(values.mean())
     centred = values - middle
@@ -190,23 +175,12 @@ def paired_difference(
     groups: Groups = None,
     thresholds: tuple[float, float] = (0.5, 0.5),
 ) -> dict[str, Any]:
-    """A metric of one model minus that of another, on the same images, with its 95 % interval.
-
-    - "accuracy": `accuracy_difference`, fake where the score is above the model's own threshold.
-    - "roc_auc": `roc_auc_difference`.
-    - "log_loss", nats; scores are p_fake: Student's t of the differences per image. No width only where both models give
-      every image the same probability.
+    """A metric of one model minus that of another, on the same images: difference (first - second) and its 95 % interval.
 
     Args:
         labels: (n,), 0 real and 1 fake, both classes.
-        first, second: (n,), scores of the two models; higher is "more likely fake".
-        thresholds: of first and second, for "accuracy".
-
-    Returns:
-        difference (first - second) and interval [low, high].
-
-    Raises:
-        ValueError: the metric is unknown.
+        first, second: (n,), scores of the two models, higher is "more likely fake"; for "log_loss" (nats) p_fake.
+        thresholds: of first and second, for "accuracy": fake where the score is above it.
     """
     if metric == "accuracy":
         fake = labels == 1
@@ -214,23 +188,18 @@ def paired_difference(
         return accuracy_difference(ours, theirs, groups)
     if metric == "roc_auc":
         return roc_auc_difference(labels, first, second, groups)
-    if metric == "log_loss":
-        gaps = metrics.losses(labels, first) - metrics.losses(labels, second)
-        return {"difference": float(np.mean(gaps)), "interval": mean(gaps, groups, labels)}
-    raise ValueError(f"unknown metric {metric!r}: choose roc_auc, accuracy or log_loss")
+    gaps = metrics.losses(labels, first) - metrics.losses(labels, second)
+    return {"difference": float(np.mean(gaps)), "interval": mean(gaps, groups, labels)}
 
 
 def roc_auc_difference(
     labels: np.ndarray, first: np.ndarray, second: np.ndarray, groups: Groups = None
 ) -> dict[str, Any]:
-    """ROC AUC of one model minus another's on the same images, and its interval.
+    """ROC AUC of one model minus another's on the same images: difference (first - second) and interval.
 
     The two intervals of `roc_auc` and the correlation of the two areas (DeLong 1988) are combined by square and add (Zou and
     Donner 2008). The correlation is at most 1 - 2 / n, n the images of the smaller class, as Newcombe (1998) does for
     proportions, so that two models which agree on all images are not certain to be equal.
-
-    Returns:
-        difference (first - second) and interval [low, high].
     """
     one, other = _area(labels, first, groups), _area(labels, second, groups)
     gap = one.value - other.value
@@ -241,26 +210,20 @@ def roc_auc_difference(
     def square_and_add(one: float, other: float) -> float:
         return float(np.sqrt(max(0.0, one**2 + other**2 - 2 * correlation * one * other)))
 
-    spans = [clopper_pearson(area.value, area.trials) for area in (one, other)]
-    (below_one, above_one), (below_other, above_other) = (
-        (area.value - low, high - area.value) for area, (low, high) in zip((one, other), spans, strict=True)
-    )
-    low = gap - square_and_add(below_one, above_other)
-    high = gap + square_and_add(above_one, below_other)
+    (low_one, high_one), (low_other, high_other) = (clopper_pearson(area.value, area.trials) for area in (one, other))
+    low = gap - square_and_add(one.value - low_one, high_other - other.value)
+    high = gap + square_and_add(high_one - one.value, other.value - low_other)
     return {"difference": gap, "interval": [max(-1.0, low), min(1.0, high)]}
 
 
 def accuracy_difference(first_right: np.ndarray, second_right: np.ndarray, groups: Groups = None) -> dict[str, Any]:
-    """Accuracy of one model minus another's on the same images, and its interval (Bonett and Price 2012, adjusted Wald).
+    """Accuracy of one model minus another's on the same images: difference (first - second) and interval.
 
-    The method adds one image that only the first model predicts correctly and one that only the second does, so that models
-    which agree on all images are not certain to be equally accurate. Counts are divided by the design effect of the groups.
+    The method (Bonett and Price 2012, adjusted Wald) adds one image that only the first model predicts correctly and one that
+    only the second does. Counts are divided by the design effect of the groups.
 
     Args:
         first_right, second_right: bool, (n,): whether each model's prediction of each image is correct.
-
-    Returns:
-        difference (first - second) and interval [low, high].
     """
     images = len(first_right)
     gain = first_right.astype(float) - second_right
@@ -273,16 +236,12 @@ def accuracy_difference(first_right: np.ndarray, second_right: np.ndarray, group
 
 
 def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict[str, float | int]:
-    """Exact McNemar test of two models on the same images.
-
-    Args:
-        first_right, second_right: bool, (n,): whether each model's prediction of each image is correct.
+    """Exact McNemar test of two models on the same images; arguments as for `accuracy_difference`.
 
     Returns:
         only_first and only_second, the images that only one model predicts correctly; p, two-sided, 1 without any.
     """
-    only_first = int(np.sum(first_right & ~second_right))
-    only_second = int(np.sum(second_right & ~first_right))
+    only_first, only_second = int(np.sum(first_right & ~second_right)), int(np.sum(second_right & ~first_right))
     discordant = only_first + only_second
     p = stats.binomtest(only_first, discordant, 0.5).pvalue if discordant else 1.0
     return {"only_first": only_first, "only_second": only_second, "p": float(p)}
@@ -291,8 +250,7 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> dict[str, floa
 def effective_images(values: np.ndarray, groups: Groups) -> float:
     """As many independent images would give the mean of these values the same variance: images / design effect, 1...n.
 
-    The design effect is estimated from the totals of groups, and shrunk (see `_shrunk`) towards that of groups within which
-    all values are equal.
+    The design effect is shrunk (see `_shrunk`) towards that of groups within which all values are equal.
     """
     images, values = len(values), values.astype(float)
     if groups is None:
@@ -308,9 +266,8 @@ def effective_images(values: np.ndarray, groups: Groups) -> float:
 class _Area:
     """A ROC AUC and what its interval needs.
 
-    value: the area.
     totals: (groups,), deviation from the area summed over each group; their squares sum to the variance.
-    trials: the number of independent trials whose share of successes would have the same variance.
+    trials: the effective number of trials.
     images: effective number of images of the smaller class (Kish 1965).
     events: effective number of images with errors, of the class that has fewer.
     """
@@ -325,21 +282,20 @@ class _Area:
 def _area(labels: np.ndarray, scores: np.ndarray, groups: Groups = None, folds: np.ndarray | None = None) -> _Area:
     """The ROC AUC as the mean placement of a class: for each fake image, the share of real images that score lower.
 
-    Its variance is DeLong's (1988), summed over groups as by Obuchowski (1997). The part of each class is shrunk towards its
-    greatest possible value (see `_shrunk`), and the whole is at most van Dantzig's (1951) bound: the variance of as many
-    trials as the smaller class has images.
+    Its variance is DeLong's (1988), summed over groups as by Obuchowski (1997). The part of each class is shrunk (see `_shrunk`),
+    and the whole is at most van Dantzig's (1951) bound: that of as many trials as the smaller class has images.
     """
     placements, shares = _placements(labels, scores, np.zeros(len(labels), int) if folds is None else folds)
     fake = labels == 1
     value = min(1.0, float(shares[fake] @ placements[fake]))
-    inside, room = 0 < value < 1, value * (1 - value)
+    room = value * (1 - value)
     lacking = shares * (1 - placements if value >= 0.5 else placements)
     inverse, worst, events = 0.0, [], []
     for member in (~fake, fake):
         worst.append(1 / _effective_number(_totals(shares * member, groups)))
         events.append(_effective_number(_totals(lacking * member, groups)))
         variance = float(np.sum(_totals(shares * member * (placements - value), groups) ** 2))
-        estimated = min(worst[-1], variance / room) if inside else worst[-1]
+        estimated = min(worst[-1], variance / room) if room > 0 else worst[-1]
         inverse += _shrunk(estimated, worst[-1], events[-1])
     totals = _totals(shares * (placements - value), groups)
     return _Area(value, totals, 1 / min(inverse, max(worst)), 1 / max(worst), min(events))
@@ -373,8 +329,6 @@ def _effective_number(totals: np.ndarray) -> float:
 
 
 def _shrunk(estimated: float, worst: float, events: float) -> float:
-    """An estimated variance, shrunk towards its greatest possible value as if one more image with an error had shown that value.
-
-    The estimate rests on the images with errors (events): without any it would be 0; with many the added one hardly counts.
-    """
+    """A variance estimated from the images with errors (events), shrunk towards its greatest possible value as if one more image
+    with an error had shown that value: without errors the estimate would be 0."""
     return (events * estimated + worst) / (events + 1)

@@ -1,7 +1,7 @@
 """Metrics of a binary detector. Labels are 0 real and 1 fake; a higher score means "more likely fake".
 
 With `weights` (b, n), how often each of b bootstrap resamples holds each image, a function returns arrays (b,) in place of
-floats. Own code, because scikit-learn takes one weighting per call and a bootstrap needs thousands.
+floats; scikit-learn takes one weighting per call, and a bootstrap needs thousands.
 """
 
 from __future__ import annotations
@@ -20,25 +20,20 @@ FALSE_POSITIVE_RATES = {"tpr_at_1_percent_fpr": 0.01, "tpr_at_half_percent_fpr":
 
 
 def at_threshold(labels: np.ndarray, scores: np.ndarray, threshold: float) -> Metrics:
-    """Accuracy, and precision, recall and F1 of "fake", which is predicted where score > threshold.
-
-    Precision, recall and F1 are 0 where their denominator is 0.
-    """
+    """Accuracy, precision, recall and F1; fake is predicted where score > threshold. 0 where a denominator is 0."""
     predicted = scores > threshold
     (true_real, false_fake), (false_real, true_fake) = sk.confusion_matrix(labels, predicted, labels=[0, 1]).tolist()
     return {
         "accuracy": (true_fake + true_real) / len(labels),
-        "precision": _ratio(true_fake, true_fake + false_fake),
-        "recall": _ratio(true_fake, true_fake + false_real),
-        "f1": _ratio(2 * true_fake, 2 * true_fake + false_fake + false_real),
+        "precision": true_fake / max(1, true_fake + false_fake),
+        "recall": true_fake / max(1, true_fake + false_real),
+        "f1": 2 * true_fake / max(1, 2 * true_fake + false_fake + false_real),
     }
 
 
 def ranking(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> Metrics:
-    """Metrics that depend on the order of the scores only.
-
-    ROC AUC, average precision, equal error rate (interpolated along the ROC curve), and the highest true positive rate at a
-    false positive rate of at most 1 % and 0.5 %.
+    """ROC AUC, average precision, equal error rate (interpolated along the ROC curve), and the highest true positive rate at a
+    false positive rate of at most 1 % and 0.5 %: metrics that depend on the order of the scores only.
 
     Args:
         weights: (b, n), zero or above; each row must leave weight on both classes.
@@ -60,11 +55,7 @@ def ranking(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None =
 
 
 def probability(labels: np.ndarray, p_fake: np.ndarray, weights: np.ndarray | None = None) -> Metrics:
-    """How good the probabilities are: log loss in nats, Brier score, expected calibration error.
-
-    Raises:
-        ValueError: a probability is NaN or infinite.
-    """
+    """Log loss in nats, Brier score, expected calibration error. ValueError where a probability is NaN or infinite."""
     return {
         "log_loss": _mean(losses(labels, p_fake), weights),
         "brier": _mean((p_fake - labels) ** 2, weights),
@@ -112,12 +103,12 @@ def best_threshold(labels: np.ndarray, scores: np.ndarray, preferred: float) -> 
 
 
 def log_loss(labels: np.ndarray, p_fake: np.ndarray) -> float:
-    """Mean negative log likelihood, in nats. ValueError where a probability is NaN or infinite."""
+    """Mean of `losses`."""
     return float(losses(labels, p_fake).mean())
 
 
 def losses(labels: np.ndarray, p_fake: np.ndarray) -> np.ndarray:
-    """Negative log likelihood of each image, in nats: (n,)."""
+    """Negative log likelihood of each image, in nats: (n,). ValueError where a probability is NaN or infinite."""
     _refuse_infinite(p_fake)
     clipped = np.clip(p_fake, np.finfo(float).eps, 1 - np.finfo(float).eps)  # as scikit-learn does
     return -np.log(np.where(labels == 1, clipped, 1 - clipped))
@@ -138,7 +129,7 @@ def precision_recall_curve(labels: np.ndarray, scores: np.ndarray) -> pd.DataFra
 def _positives(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Weight of the false and of the true positives at each threshold, the highest first: (thresholds,) or (b, thresholds).
 
-    The first threshold is above all scores; each further one lets in the images of the next lower score.
+    The first threshold is above all scores.
     """
     _refuse_infinite(scores)
     order = np.argsort(-scores, kind="stable")
@@ -164,10 +155,6 @@ def _equal_error_rate(fpr: np.ndarray, tpr: np.ndarray) -> Any:
 
 def _mean(values: np.ndarray, weights: np.ndarray | None) -> Any:
     return values.mean() if weights is None else weights @ values / weights.sum(axis=-1)
-
-
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
 
 
 def _refuse_infinite(values: np.ndarray) -> None:

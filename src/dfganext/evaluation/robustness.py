@@ -25,7 +25,7 @@ BLOCK = 64
 
 @dataclass(frozen=True)
 class Condition:
-    """One transform at one strength, in the transform's unit; see `apply`."""
+    """See `apply`."""
 
     transform: str
     strength: float
@@ -45,7 +45,7 @@ CONDITIONS = (
 def apply(condition: Condition, image: np.ndarray, seed: int) -> np.ndarray:
     """Degrade one image. The condition's strength is:
 
-    - "none": ignored; the image stays as it is.
+    - "none": ignored.
     - "jpeg", "webp": the encoder's quality (JPEG with 4:2:0 chroma).
     - "blur": sigma of a Gaussian, in pixels.
     - "downscale": scale factor; the image is then resized back, both times antialiased.
@@ -53,14 +53,8 @@ def apply(condition: Condition, image: np.ndarray, seed: int) -> np.ndarray:
     - "crop": share of the side; the centred square is kept and resized back.
 
     Args:
-        image: uint8, (S, S, 3).
+        image: uint8, (S, S, 3), as the result.
         seed: of the noise.
-
-    Returns:
-        uint8, (S, S, 3).
-
-    Raises:
-        ValueError: the transform is unknown.
     """
     side, strength = len(image), condition.strength
     match condition.transform:
@@ -94,19 +88,17 @@ def measure(
 ) -> pd.DataFrame:
     """Evaluate a detector on the same images under every condition.
 
-    Noise depends only on the seed and the image's row, so all conditions of a transform see the same noise pattern.
+    All strengths of noise have the same pattern: it depends on the seed and the image's row.
 
     Args:
         predict: from uint8 (n, S, S, 3), n at most 64, to p_fake (n,).
         images: uint8, (N, S, S, 3); may be memory-mapped: one block is in memory at a time.
-        labels: (N,), both classes.
+        labels, groups: (N,), both classes, and near-duplicate groups.
         threshold: an image is predicted fake where p_fake > threshold.
-        groups: (N,), the near-duplicate group of each image.
 
     Returns:
-        One row per condition: transform, strength, images, accuracy with accuracy_low and accuracy_high (95 %, Wilson), roc_auc
-        with roc_auc_low and roc_auc_high (95 %, `intervals.roc_auc`), fake_recall and real_recall, the share of fake images
-        predicted fake and of real images predicted real.
+        One row per condition: transform, strength, images, accuracy and roc_auc with their 95 % intervals (accuracy_low, ...),
+        fake_recall and real_recall, the share of each class that is predicted correctly.
     """
     rows = []
     for condition in conditions:
@@ -114,36 +106,23 @@ def measure(
         correct = (score > threshold) == (labels == FAKE)
         accuracy_low, accuracy_high = intervals.proportion(correct, groups)
         roc_auc_low, roc_auc_high = intervals.roc_auc(labels, score, groups)
-        rows.append(
-            {
-                "transform": condition.transform,
-                "strength": float(condition.strength),
-                "images": len(labels),
-                "accuracy": correct.mean(),
-                "accuracy_low": accuracy_low,
-                "accuracy_high": accuracy_high,
-                "roc_auc": roc_auc_score(labels, score),
-                "roc_auc_low": roc_auc_low,
-                "roc_auc_high": roc_auc_high,
-                "fake_recall": correct[labels == FAKE].mean(),
-                "real_recall": correct[labels == REAL].mean(),
-            }
-        )
+        row = {"transform": condition.transform, "strength": float(condition.strength), "images": len(labels)}
+        row |= {"accuracy": correct.mean(), "accuracy_low": accuracy_low, "accuracy_high": accuracy_high}
+        row |= {"roc_auc": roc_auc_score(labels, score), "roc_auc_low": roc_auc_low, "roc_auc_high": roc_auc_high}
+        row |= {"fake_recall": correct[labels == FAKE].mean(), "real_recall": correct[labels == REAL].mean()}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
 def _scores(
     predict: Callable[[np.ndarray], np.ndarray], images: np.ndarray, condition: Condition, seed: int
 ) -> np.ndarray:
-    parts = []
-    for start in range(0, len(images), BLOCK):
-        rows = range(start, min(start + BLOCK, len(images)))
-        parts.append(predict(np.stack([apply(condition, images[row], _seed_of(seed, row)) for row in rows])))
-    return np.concatenate(parts).astype(float)
+    def degraded(row: int) -> np.ndarray:
+        own_seed = np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0]
+        return apply(condition, images[row], int(own_seed))
 
-
-def _seed_of(seed: int, row: int) -> int:
-    return int(np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0])
+    blocks = (range(start, min(start + BLOCK, len(images))) for start in range(0, len(images), BLOCK))
+    return np.concatenate([predict(np.stack([degraded(row) for row in rows])) for rows in blocks]).astype(float)
 
 
 def _encoded(image: np.ndarray, kind: str, **settings: int | str) -> np.ndarray:

@@ -15,16 +15,12 @@ from dfganext.labels import FAKE
 
 BLOCK = 32
 """Images transformed at a time."""
-
 LUMA = (0.299, 0.587, 0.114)
 """Luminance from R, G, B (ITU-R BT.601)."""
-
 TINY = 1e-6
 """Grey levels added before the logarithm: far below the effect of pixel rounding, far above that of float64 rounding."""
-
 TOLERANCE = 1e-8
 """Of the solver: small enough that six digits of p_fake are the same on any processor."""
-
 GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Values of C, the inverse strength of the L2 penalty, to select from."""
 
@@ -44,8 +40,6 @@ class SpectrumBaseline:
 
 def features(images: np.ndarray, bins: int = 64) -> np.ndarray:
     """Log-spectrum of each image's luminance: log |orthonormal 2-D DCT-II|, averaged over a grid of bins x bins.
-
-    Where bins does not divide S, neighbouring cells differ by one coefficient per side; where S <= bins, nothing is averaged.
 
     Args:
         images: uint8, (N, S, S, 3); may be memory-mapped: one block is in memory at a time.
@@ -75,17 +69,15 @@ def fit(
     Args:
         train, validation: (n, k), from `features`.
         train_labels, validation_labels: (n,), both classes.
-        seed: of the solver; L-BFGS draws no random numbers, so the seed does not change the result.
+        seed: of the solver; L-BFGS draws no random numbers.
     """
     # In float32 the solver cannot reach TOLERANCE
     train, validation = train.astype(np.float64), validation.astype(np.float64)
-    fitted = {}
+    fitted, losses = {}, {}
     for strength in GRID:
         regression = LogisticRegression(C=strength, solver="lbfgs", tol=TOLERANCE, max_iter=10_000, random_state=seed)
-        fitted[strength] = make_pipeline(StandardScaler(), regression).fit(train, train_labels)
-    losses = {
-        strength: metrics.log_loss(validation_labels, pipeline.predict_proba(validation)[:, FAKE])
-        for strength, pipeline in fitted.items()
-    }
+        pipeline = make_pipeline(StandardScaler(), regression).fit(train, train_labels)
+        fitted[strength] = pipeline
+        losses[strength] = metrics.log_loss(validation_labels, pipeline.predict_proba(validation)[:, FAKE])
     best = min(losses, key=lambda strength: losses[strength])
     return SpectrumBaseline(fitted[best], best, losses)

@@ -22,17 +22,17 @@ MIN_PAIRS = 8
 def compare(table: pd.DataFrame) -> pd.DataFrame:
     """Compare each statistic between the maps of fake and of real images.
 
-    The two logits are nearly opposite, so an image's maps for the two classes are nearly complementary. Images are therefore
+    An image's maps for the two classes are nearly complementary, because the two logits are nearly opposite. Images are therefore
     compared for the same target class, for each of the two; and each for its own class, as printed maps usually show.
 
     Args:
-        table: one row per map, with the columns path, label and target ("real" or "fake": the image's class and the class that
-            the map explains) and those of `statistics.describe`; optionally group, the near-duplicate group of each image.
+        table: one row per map: path, label and target ("real" or "fake": the image's class and the class that the map explains),
+            group (of near duplicates) and the columns of `statistics.describe`.
 
     Returns:
-        One row per comparison ("target fake", "target real", "target own class") and statistic: fake and real (numbers of maps
-        with the statistic), fake_median, real_median, cliffs_delta (P(fake > real) - P(fake < real)), low and high (95 %,
-        `intervals.roc_auc`), p (Mann-Whitney, two-sided) and p_holm (Holm 1979, over the statistics of one comparison).
+        One row per comparison and statistic: fake and real (numbers of maps with the statistic), fake_median, real_median,
+        cliffs_delta (P(fake > real) - P(fake < real)), low and high (95 %, `intervals.roc_auc`), p (Mann-Whitney, two-sided) and
+        p_holm (Holm 1979, over the statistics of one comparison).
     """
     parts = {
         "target fake": table[table.target == CLASSES[FAKE]],
@@ -41,7 +41,7 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
     }
     rows = []
     for comparison, part in parts.items():
-        for name in (name for name in NAMES if name in table):
+        for name in NAMES:
             rows.append({"comparison": comparison, "statistic": name, **_difference(part.dropna(subset=[name]), name)})
     found = pd.DataFrame(rows)
     found["p_holm"] = found.groupby("comparison").p.transform(lambda p: holm(p.to_numpy()))
@@ -58,32 +58,24 @@ def holm(p: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def within_class_correlation(
-    first: pd.Series,
-    second: pd.Series,
-    groups: pd.Series | None = None,
-    seed: int = 0,
-    count: int = bootstrap.RESAMPLES,
-) -> dict[str, Any]:
+def within_class_correlation(first: pd.Series, second: pd.Series, groups: pd.Series | None = None) -> dict[str, Any]:
     """Spearman's rho of two measurements of the same images, with a 95 % interval.
 
-    The interval is the union of a bootstrap of near-duplicate groups and of Bonett and Wright's (2000), which has a width even
-    where both measurements rank all images equally. Pairs with a NaN are left out.
+    The interval is the union of a bootstrap of near-duplicate groups and of Bonett and Wright's (2000), which always has a width.
+    Pairs with a NaN are left out.
 
     Returns:
         spearman, low, high: None where fewer than MIN_PAIRS images are left or a measurement is constant. images: their number.
     """
-    pairs = np.stack([first.to_numpy(float), second.to_numpy(float)])
-    known = ~np.isnan(pairs).any(axis=0)
-    x, y = pairs[:, known]
+    known = (first.notna() & second.notna()).to_numpy()
+    x, y = first.to_numpy(float)[known], second.to_numpy(float)[known]
     group = np.arange(len(x)) if groups is None else groups.to_numpy()[known]
-    unknown = {"spearman": None, "low": None, "high": None, "images": len(x)}
     if len(x) < MIN_PAIRS or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return unknown
+        return {"spearman": None, "low": None, "high": None, "images": len(x)}
     rho = float(stats.spearmanr(x, y).statistic)
-    drawn = bootstrap.percentiles(
-        np.zeros(len(x), int), lambda weights: {"rho": _weighted_spearman(x, y, weights)}, group, count, seed
-    )["rho"]
+    one_class = np.zeros(len(x), int)
+    rhos = bootstrap.distribution(one_class, lambda weights: {"rho": _weighted_spearman(x, y, weights)}, group)["rho"]
+    drawn = bootstrap.percentiles(rhos)
     independent = len(x) ** 2 / np.sum(np.unique(group, return_counts=True)[1] ** 2)  # Kish's effective number
     half = intervals.Z * np.sqrt((1 + rho**2 / 2) / max(1.0, independent - 3))
     middle = np.arctanh(np.clip(rho, 1 / independent - 1, 1 - 1 / independent))
@@ -110,9 +102,9 @@ def _difference(maps: pd.DataFrame, statistic: str) -> dict[str, float]:
     labels, values = (maps.label == CLASSES[FAKE]).to_numpy(int), maps[statistic].to_numpy(float)
     fake, real = values[labels == FAKE], values[labels == REAL]
     found = {"fake": len(fake), "real": len(real)}
-    if min(found.values()) < MIN_MAPS:
+    if min(len(fake), len(real)) < MIN_MAPS:
         return found | dict.fromkeys(("fake_median", "real_median", "cliffs_delta", "low", "high", "p"), np.nan)
-    low, high = intervals.roc_auc(labels, values, maps.group.to_numpy() if "group" in maps else None)
+    low, high = intervals.roc_auc(labels, values, maps.group.to_numpy())
     test = stats.mannwhitneyu(fake, real)
     return found | {
         "fake_median": float(np.median(fake)),

@@ -30,8 +30,7 @@ def curves(
     """Probability of the target class as pixels are removed (deletion) or shown (insertion), the highest-ranked first.
 
     Deletion replaces a pixel by the image's mean colour; insertion starts from the image blurred with a sigma of a tenth of
-    its size. Pixels are ranked by the map, enlarged bilinearly; by a random map of the same resolution; and by nearness to the
-    centre. The random map also orders ties, so that a blank map is exactly as good as a random one.
+    its size. Pixels are ranked by the map, by a random map, which also orders ties, and by nearness to the centre.
 
     Args:
         images: uint8, (N, size, size, 3).
@@ -45,7 +44,7 @@ def curves(
         One row per curve, ranking and fraction of pixels: probability, the mean over images.
     """
     device = next(model.parameters()).device
-    areas, means = [], []
+    areas = []
     fractions = np.linspace(0, 1, steps + 1)
     total = {(curve, ranking): np.zeros(steps + 1) for curve in CURVES for ranking in RANKINGS}
     for number, (image, one, target) in enumerate(zip(images, maps, targets, strict=True)):
@@ -57,9 +56,10 @@ def curves(
             total[curve, ranking] += values
             area = float(np.trapezoid(values, fractions))
             areas.append({"image": number, "curve": curve, "ranking": ranking, "auc": area})
-    for (curve, ranking), values in total.items():
-        rows = {"curve": curve, "ranking": ranking, "fraction": fractions, "probability": values / len(images)}
-        means.append(pd.DataFrame(rows))
+    means = [
+        pd.DataFrame({"curve": curve, "ranking": ranking, "fraction": fractions, "probability": values / len(images)})
+        for (curve, ranking), values in total.items()
+    ]
     return pd.DataFrame(areas), pd.concat(means, ignore_index=True)
 
 
@@ -81,18 +81,8 @@ def against(areas: pd.DataFrame, groups: intervals.Groups = None) -> pd.DataFram
             gaps = (by_ranking["gradcam"] - by_ranking[ranking]).to_numpy()
             low, high = intervals.mean(gaps, groups)
             p = float(stats.wilcoxon(gaps).pvalue) if np.any(gaps != 0) else 1.0
-            rows.append(
-                {
-                    "curve": curve,
-                    "ranking": ranking,
-                    "difference": float(gaps.mean()),
-                    "low": low,
-                    "high": high,
-                    "p": p,
-                    "images": len(gaps),
-                }
-            )
-    return pd.DataFrame(rows)
+            rows.append((curve, ranking, float(gaps.mean()), low, high, p, len(gaps)))
+    return pd.DataFrame(rows, columns=["curve", "ranking", "difference", "low", "high", "p", "images"])
 
 
 def _orders(raw: np.ndarray, size: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -106,9 +96,7 @@ def _orders(raw: np.ndarray, size: int, rng: np.random.Generator) -> dict[str, n
     orders = {}
     for name, values in ranked_by.items():
         first = np.lexsort([-ranked_by["random"].ravel(), -values.ravel()])
-        place = np.empty(size * size, int)
-        place[first] = np.arange(size * size)
-        orders[name] = place.reshape(size, size)
+        orders[name] = np.argsort(first).reshape(size, size)  # the inverse permutation
     return orders
 
 

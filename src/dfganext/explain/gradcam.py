@@ -1,7 +1,6 @@
 """Grad-CAM (Selvaraju et al. 2017) on the last block of the last stage, by pytorch-grad-cam, without its rescaling.
 
-pytorch-grad-cam rescales each map to 0...1, which hides its intensity. Here a map stays as computed: the gradient-weighted
-sum of the block's channels, negative values set to 0, at the block's own resolution.
+pytorch-grad-cam rescales each map to 0...1, which hides its intensity. Here a map stays as computed, at the block's resolution.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ def maps_of_both(model: nn.Module, config: ClassifierConfig, images: np.ndarray)
 
 @contextmanager
 def _gradients_from(model: nn.Module, layer: nn.Module) -> Iterator[None]:
-    """Compute gradients only down to this layer: a map needs no others. A layer without weights changes nothing."""
+    """Compute gradients only down to this layer, if it has weights: a map needs no others."""
     before = {weight: weight.requires_grad for weight in model.parameters()}
     kept = set(layer.parameters())
     try:
@@ -100,12 +99,9 @@ def overlay(image: np.ndarray, raw: np.ndarray, top: float | None = None) -> np.
     """Lay a map over its image, blue low and red high.
 
     Args:
-        image: uint8, (size, size, 3).
+        image: uint8, (size, size, 3), as the result.
         raw: (h, w), from `raw_maps`.
         top: the value shown as full red; by default the map's maximum.
-
-    Returns:
-        uint8, (size, size, 3).
     """
     top = float(raw.max()) if top is None else top
     heat = enlarge(raw, image.shape[0]) / top if top > 0 else np.zeros(image.shape[:2], np.float32)

@@ -35,12 +35,12 @@ def tables(
     Returns:
         statistics (one row per image and target class), comparison, faithfulness, faithfulness_curves, sanity.
     """
-    face = statistics.Ellipse(settings.face.x, settings.face.y, settings.face.width, settings.face.height)
     names = np.array(labels.NAMES)
-    described = []
-    for target, raw in zip(labels.NAMES, maps, strict=True):
-        columns = {"path": images.paths, "label": names[images.labels], "group": images.groups, "target": target}
-        described.append(pd.concat([pd.DataFrame(columns), statistics.describe(raw, face)], axis=1))
+    image = pd.DataFrame({"path": images.paths, "label": names[images.labels], "group": images.groups})
+    described = [
+        pd.concat([image.assign(target=target), statistics.describe(raw, settings.face)], axis=1)
+        for target, raw in zip(labels.NAMES, maps, strict=True)
+    ]
     table = pd.concat(described, ignore_index=True)
 
     rows = np.sort(np.concatenate([of_class[: settings.faithfulness] for of_class in order]))

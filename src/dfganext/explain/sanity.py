@@ -21,29 +21,22 @@ DEPTHS: tuple[Depth, ...] = ("head", "all")
 def after_randomising(
     model: nn.Module, config: ClassifierConfig, images: np.ndarray, maps: np.ndarray, targets: np.ndarray, seed: int
 ) -> pd.DataFrame:
-    """Similarity of maps before and after the weights are shuffled.
+    """`similarity` of maps before and after the weights are shuffled: one row per depth and image.
 
     Args:
         images: uint8, (N, size, size, 3).
         maps: (N, h, w), of the trained model.
         targets: (N,), the class that each map explains.
-
-    Returns:
-        One row per depth and image: depth, image, similarity.
     """
     parts = []
     for depth in DEPTHS:
-        again = raw_maps(randomise(model, seed, depth), config, images, targets)
-        table = {"depth": depth, "image": range(len(maps)), "similarity": similarity(maps, again)}
-        parts.append(pd.DataFrame(table))
+        found = similarity(maps, raw_maps(randomise(model, seed, depth), config, images, targets))
+        parts.append(pd.DataFrame({"depth": depth, "image": range(len(maps)), "similarity": found}))
     return pd.concat(parts, ignore_index=True)
 
 
 def randomise(model: nn.Module, seed: int, depth: Depth) -> nn.Module:
-    """A copy of a timm classifier with shuffled weights.
-
-    The entries of each tensor are shuffled among themselves: what was learnt is lost, mean and spread stay. This works for any
-    architecture.
+    """A copy of a timm classifier with the entries of each tensor shuffled: what was learnt is lost, mean and spread stay.
 
     Args:
         depth: "head" shuffles the last layer alone, "all" every weight.

@@ -1,11 +1,11 @@
-"""Statistics of Grad-CAM maps, computed on raw maps, before any rescaling."""
+"""Statistics of raw Grad-CAM maps."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
+
+from dfganext.settings import Face
 
 NAMES = ("maximum", "mean", "entropy", "effective_area", "above_half", "gini", "face_mass")
 
@@ -15,27 +15,17 @@ AREA_ROWS = 64
 """Rows of cells for the ellipse's share of the whole image: exact to about 1e-6."""
 
 
-@dataclass(frozen=True)
-class Ellipse:
-    """Position of the face: centre and full axes as shares of the image; 0.5, 0.5, 1, 1 touches all four edges."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-
-    @property
-    def area(self) -> float:
-        """Share of the image inside the ellipse, which is also the face_mass of an even map."""
-        return float(face_weights(AREA_ROWS, 1, self).mean())
+def area_of(face: Face) -> float:
+    """Share of the image inside the face ellipse, which is also the face_mass of an even map."""
+    return float(face_weights(AREA_ROWS, 1, face).mean())
 
 
-def describe(maps: np.ndarray, face: Ellipse | None = None) -> pd.DataFrame:
+def describe(maps: np.ndarray, face: Face) -> pd.DataFrame:
     """Statistics of each map, one row per map.
 
     Args:
         maps: (N, h, w), zero or above.
-        face: ellipse for face_mass; without it that column is missing.
+        face: ellipse for face_mass; 0.5, 0.5, 1, 1 touches all four edges.
 
     Returns:
         maximum and mean: intensity, in the map's units.
@@ -58,9 +48,8 @@ def describe(maps: np.ndarray, face: Ellipse | None = None) -> pd.DataFrame:
             "effective_area": np.exp(entropy) / count,
             "above_half": (cells > top[:, None] / 2).mean(axis=1),
             "gini": np.sort(share, axis=1) @ (2 * np.arange(1, count + 1) - count - 1) / count,
+            "face_mass": share @ face_weights(maps.shape[1], maps.shape[2], face).ravel(),
         }
-        if face is not None:
-            statistics["face_mass"] = share @ face_weights(maps.shape[1], maps.shape[2], face).ravel()
     blank = total == 0
     return pd.DataFrame(
         {
@@ -71,7 +60,7 @@ def describe(maps: np.ndarray, face: Ellipse | None = None) -> pd.DataFrame:
     )
 
 
-def face_weights(rows: int, columns: int, face: Ellipse) -> np.ndarray:
+def face_weights(rows: int, columns: int, face: Face) -> np.ndarray:
     """Share of each cell's area inside the ellipse, 0...1: (rows, columns)."""
     y = (np.arange(rows * LINES) + 0.5) / (rows * LINES)
     half = face.width / 2 * np.sqrt(np.clip(1 - ((y - face.y) / (face.height / 2)) ** 2, 0, None))
@@ -82,15 +71,9 @@ def face_weights(rows: int, columns: int, face: Ellipse) -> np.ndarray:
 
 
 def means(table: pd.DataFrame) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Mean of each statistic by the columns `target` and `label`, without NaN; None where all are NaN.
-
-    Returns:
-        {target: {label: {statistic: mean}}}.
-    """
+    """Mean of each statistic without NaN, None where all are NaN: {target: {label: {statistic: mean}}}."""
     found: dict[str, dict[str, dict[str, float | None]]] = {}
-    names = [name for name in NAMES if name in table]
     for (target, label), rows in table.groupby(["target", "label"]):
-        averages = rows[names].mean()
-        row = {name: None if np.isnan(averages[name]) else float(averages[name]) for name in names}
+        row = {name: None if rows[name].isna().all() else float(rows[name].mean()) for name in NAMES}
         found.setdefault(str(target), {})[str(label)] = row
     return found

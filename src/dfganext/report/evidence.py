@@ -57,11 +57,8 @@ class Evidence:
     @property
     def name(self) -> str:
         """Name of the data on the page."""
-        if self.settings.report.data is not None:
-            return self.settings.report.data
-        if self.sample:
-            return "the embedded sample of drawn portraits"
-        return f"{len(self.split):,} images from {self.settings.download.source}"
+        found = f"{len(self.split):,} images from {self.settings.download.source}"
+        return self.settings.report.data or ("the embedded sample of drawn portraits" if self.sample else found)
 
     @property
     def model(self) -> str:
@@ -77,17 +74,14 @@ class Evidence:
 
     @cached_property
     def density_and_spread(self) -> dict[str, dict[str, Any]]:
-        """`comparison.within_class_correlation` of held-out log density and the entropy of the map for an image's own class.
-
-        {class: correlation}, fake first.
-        """
+        """`within_class_correlation` of held-out log density and entropy of the map for an image's own class, by class."""
         heldout = self.densities[self.densities.protocol == "heldout"][["path", "log_density"]]
-        found = {}
-        for label in reversed(NAMES):
-            own = self.maps[(self.maps.label == label) & (self.maps.target == label)]
-            both = heldout.merge(own, on="path")
-            found[label] = comparison.within_class_correlation(both.log_density, both.entropy, both.group)
-        return found
+        both = heldout.merge(self.maps[self.maps.label == self.maps.target], on="path")
+        classes = {label: both[both.label == label] for label in reversed(NAMES)}
+        return {
+            label: comparison.within_class_correlation(rows.log_density, rows.entropy, rows.group)
+            for label, rows in classes.items()
+        }
 
     def row(self, key: str) -> Row:
         return next(row for row in self.rows if row.key == key)
@@ -112,21 +106,21 @@ def load(settings: Settings, records: list[Record]) -> Evidence:
         split=table,
         sample=set(table.sha256) <= _hashes(paths.SAMPLES),
         train=arrays.read(paths.images_of_size(settings.convnext.size), split.TRAIN),
-        audit=_json(paths.AUDIT_METRICS),
-        evaluate=_json(paths.EVALUATE_METRICS),
-        baseline=_json(paths.BASELINE_METRICS),
-        density=_json(paths.DENSITY_METRICS),
-        curves=_table(paths.CONVNEXT_CURVES),
-        robustness=_table(paths.ROBUSTNESS),
-        predictions=_table(paths.PREDICTIONS),
-        baseline_predictions=_table(paths.BASELINE / "predictions.csv"),
-        reliability=_table(paths.RELIABILITY),
-        densities=_table(paths.DENSITY / "scores.csv"),
-        maps=_table(paths.GRADCAM / "statistics.csv"),
-        comparison=_table(paths.GRADCAM / "comparison.csv"),
-        faithfulness=_table(paths.GRADCAM / "faithfulness.csv"),
-        faithfulness_curves=_table(paths.GRADCAM / "faithfulness_curves.csv"),
-        sanity=_table(paths.GRADCAM / "sanity.csv"),
+        audit=_read(paths.AUDIT_METRICS),
+        evaluate=_read(paths.EVALUATE_METRICS),
+        baseline=_read(paths.BASELINE_METRICS),
+        density=_read(paths.DENSITY_METRICS),
+        curves=_read(paths.CONVNEXT_CURVES),
+        robustness=_read(paths.ROBUSTNESS),
+        predictions=_read(paths.PREDICTIONS),
+        baseline_predictions=_read(paths.BASELINE / "predictions.csv"),
+        reliability=_read(paths.RELIABILITY),
+        densities=_read(paths.DENSITY / "scores.csv"),
+        maps=_read(paths.GRADCAM / "statistics.csv"),
+        comparison=_read(paths.GRADCAM / "comparison.csv"),
+        faithfulness=_read(paths.GRADCAM / "faithfulness.csv"),
+        faithfulness_curves=_read(paths.GRADCAM / "faithfulness_curves.csv"),
+        sanity=_read(paths.GRADCAM / "sanity.csv"),
     )
 
 
@@ -135,15 +129,9 @@ def _hashes(folder: Path) -> set[str]:
     return {hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(_existing(path).read_text(encoding="utf-8"))
-
-
-def _table(path: Path) -> pd.DataFrame:
-    return pd.read_csv(_existing(path), dtype={"path": str})
-
-
-def _existing(path: Path) -> Path:
+def _read(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path} is missing: run `make report` or `dvc repro` to create it.")
-    return path
+    if path.suffix == ".json":
+        return json.loads(path.read_text(encoding="utf-8"))
+    return pd.read_csv(path, dtype={"path": str})

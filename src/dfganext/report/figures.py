@@ -5,13 +5,13 @@ Functions take arrays and tables, and this module imports no model code: stages 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -43,6 +43,12 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=200, metadata={"Software": None})
 
 
+def _panels(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
+    """A figure of this size, in inches, and its axes (rows, columns)."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
 def gradcam(pixels: np.ndarray, overlays: list[np.ndarray], captions: list[str], title: str, top: float) -> Figure:
     """Images above their Grad-CAM overlays, each with a caption, and one colour bar.
 
@@ -55,8 +61,7 @@ def gradcam(pixels: np.ndarray, overlays: list[np.ndarray], captions: list[str],
     """
     columns = min(8, len(pixels))
     rows = -(-len(pixels) // columns)
-    figure = Figure(figsize=(1.35 * columns + 1.1, 2.95 * rows + 0.5), layout="constrained")
-    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    figure, axes = _panels(1.35 * columns + 1.1, 2.95 * rows + 0.5, 2 * rows, columns)
     for axis in axes.flat:
         axis.set_axis_off()
     for number, (image, overlay, caption) in enumerate(zip(pixels, overlays, captions, strict=True)):
@@ -76,23 +81,16 @@ def evaluation(roc: pd.DataFrame, precision_recall: pd.DataFrame, predictions: p
 
     Args:
         roc, precision_recall: from `metrics.roc_curve` and `metrics.precision_recall_curve`.
-        predictions: columns label and predicted, "real" or "fake", one row per test image.
-        model: its name, for the title.
+        predictions: columns label and predicted, one row per test image.
+        model: its name.
     """
-    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    figure, [[left, middle, right]] = _panels(10.5, 4.2, columns=3)
     left.plot(roc.false_positive_rate, roc.true_positive_rate, color=FAKE_COLOUR)
     left.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
     left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC", box_aspect=1)
     middle.plot(precision_recall.recall, precision_recall.precision, color=FAKE_COLOUR, drawstyle="steps-post")
-    middle.set(
-        xlabel="recall",
-        ylabel="precision",
-        title="Precision and recall",
-        xlim=(0, 1.02),
-        ylim=(0, 1.02),
-        box_aspect=1,
-    )
+    middle.set(xlabel="recall", ylabel="precision", title="Precision and recall")
+    middle.set(xlim=(0, 1.02), ylim=(0, 1.02), box_aspect=1)
     counts = confusion_matrix(predictions.label, predictions.predicted, labels=NAMES)
     right.imshow(counts, cmap="Blues", vmin=0)
     for (row, column), count in np.ndenumerate(counts):
@@ -107,92 +105,71 @@ def evaluation(roc: pd.DataFrame, precision_recall: pd.DataFrame, predictions: p
 
 def density(real: np.ndarray, fake: np.ndarray, title: str) -> Figure:
     """Histograms of the log density of held-out real and fake images, in nats."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axis = figure.subplots()
-    bins = _bins(np.concatenate([real, fake]), 30)
-    axis.hist(real, bins, color=REAL_COLOUR, alpha=0.6, label=f"real, held out ({len(real)})")
-    axis.hist(fake, bins, color=FAKE_COLOUR, alpha=0.6, label=f"fake, held out ({len(fake)})")
+    figure, [[axis]] = _panels(6, 3.6)
+    bins = np.histogram_bin_edges(np.concatenate([real, fake]), 30).tolist()
+    for values, name, colour in ((real, "real", REAL_COLOUR), (fake, "fake", FAKE_COLOUR)):
+        axis.hist(values, bins, color=colour, alpha=0.6, label=f"{name}, held out ({len(values)})")
     axis.set(xlabel="log density, nats", ylabel="images", title=title)
     axis.legend()
     return figure
 
 
-def samples(images: list[np.ndarray]) -> Figure:
+def grid(images: Sequence[Sequence[np.ndarray] | np.ndarray], size: float, titles: Sequence[str] = ()) -> Figure:
     """Images side by side, one row per class.
 
     Args:
-        images: for each class, uint8 (n, size, size, 3).
+        images: for each class, uint8 images (S, S, 3).
+        size: width of an image, in inches.
+        titles: one per column.
     """
     columns = max(map(len, images))
-    figure = Figure(figsize=(1.25 * columns, 2.9), layout="constrained")
-    axes = figure.subplots(2, columns, squeeze=False)
+    figure, axes = _panels(size * columns, 2.35 * size, 2, columns)
     for label in ALL:
-        for axis in axes[label]:
-            axis.set(xticks=[], yticks=[], frame_on=False)
         for axis, image in zip(axes[label], images[label], strict=False):
             axis.imshow(image)
-        axes[label, 0].set_ylabel(NAMES[label], fontsize=11)
-    return figure
-
-
-def augmentation(examples: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    """Versions of one image of each class side by side.
-
-    Args:
-        examples: {title: (real, fake)}, uint8 images.
-    """
-    figure = Figure(figsize=(1.5 * len(examples), 3.4), layout="constrained")
-    axes = figure.subplots(2, len(examples))
-    for label in ALL:
-        for axis, (title, images) in zip(axes[label], examples.items(), strict=True):
-            axis.imshow(images[label])
+        for axis in axes[label]:
             axis.set(xticks=[], yticks=[], frame_on=False)
-            if label == 0:
-                axis.set_title(title, fontsize=9)
         axes[label, 0].set_ylabel(NAMES[label], fontsize=11)
+    for axis, title in zip(axes[0], titles, strict=False):
+        axis.set_title(title, fontsize=9)
     return figure
 
 
 def curves(table: pd.DataFrame, test: dict[str, Any]) -> Figure:
-    """Accuracy, precision, recall and F1 by epoch on training and validation images, and of the best epoch on test images.
+    """Accuracy, precision, recall and F1 by epoch, and of the best epoch on test images.
 
     Args:
         table: columns epoch, train_..., validation_..., as written by training.
         test: metrics of the best epoch on test images.
     """
-    figure = Figure(figsize=(9, 5.6), layout="constrained")
-    best = int(table.epoch[_best(table)])
-    for axis, name in zip(
-        figure.subplots(2, 2, sharex=True).flat, ("accuracy", "precision", "recall", "f1"), strict=True
-    ):
-        axis.plot(
-            table.epoch, table[f"train_{name}"], color=GREY, linestyle=":", marker=".", label="training, augmented"
-        )
-        axis.plot(table.epoch, table[f"validation_{name}"], color=REAL_COLOUR, marker="o", label="validation")
+    figure, axes = _panels(9, 5.6, 2, 2, sharex=True)
+    # as training chooses it: the highest validation accuracy; among equals the lowest loss, then the first
+    ordered = table.sort_values(["validation_accuracy", "validation_loss", "epoch"], ascending=[False, True, True])
+    best = int(ordered.epoch.iloc[0])
+    for axis, name in zip(axes.flat, ("accuracy", "precision", "recall", "f1"), strict=True):
+        axis.plot(table.epoch, table[f"train_{name}"], ".:", color=GREY, label="training, augmented")
+        axis.plot(table.epoch, table[f"validation_{name}"], "o-", color=REAL_COLOUR, label="validation")
         axis.axvline(best, color=GREY, linewidth=0.8)
-        axis.plot(
-            best, test[name], color=FAKE_COLOUR, marker="*", markersize=13, linestyle="", label="test, best epoch"
-        )
+        axis.plot(best, test[name], "*", color=FAKE_COLOUR, markersize=13, label="test, best epoch")
         axis.set(title="F1" if name == "f1" else name, ylim=(-0.02, 1.04))
         axis.grid(alpha=0.3)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        if axis.get_subplotspec().is_last_row():
-            axis.set_xlabel("epoch")
+    for axis in axes[1]:
+        axis.set_xlabel("epoch")
     figure.axes[0].legend(fontsize=8, loc="lower right")
     return figure
 
 
 def reliability(table: pd.DataFrame, before: dict[str, float], after: dict[str, float], temperature: float) -> Figure:
     """Reliability before and after temperature scaling: share of fakes by p_fake; a marker's area shows its bin's images."""
-    figure = Figure(figsize=(8.4, 4.3), layout="constrained")
+    figure, axes = _panels(8.4, 4.3, columns=2, sharey=True)
     parts = [(1.0, "before: temperature 1", before), (temperature, f"after: temperature {temperature:.3g}", after)]
-    for axis, (one, title, scores) in zip(figure.subplots(1, 2, sharey=True), parts, strict=True):
+    for axis, (one, title, scores) in zip(axes.flat, parts, strict=True):
         rows = table[np.isclose(table.temperature, one)].drop_duplicates(["low"])
         axis.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
         axis.plot(rows.p_fake, rows.share_fake, color=REAL_COLOUR, linewidth=1)
-        axis.scatter(
-            rows.p_fake, rows.share_fake, s=12 + 400 * rows.images / rows.images.sum(), color=REAL_COLOUR, alpha=0.7
-        )
+        area = 12 + 400 * rows.images / rows.images.sum()
+        axis.scatter(rows.p_fake, rows.share_fake, s=area, color=REAL_COLOUR, alpha=0.7)
         axis.set(xlabel="p_fake, mean of the bin", box_aspect=1, xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
         axis.set_title(f"{title}\nECE {scores['ece']:.3f}, Brier {scores['brier']:.3f}", fontsize=10)
     figure.axes[0].set_ylabel("share of fakes")
@@ -201,18 +178,20 @@ def reliability(table: pd.DataFrame, before: dict[str, float], after: dict[str, 
 
 def robustness(table: pd.DataFrame) -> Figure:
     """Accuracy at the decision threshold and ROC AUC of degraded images, one panel per transform, with 95 % intervals."""
-    figure = Figure(figsize=(10, 5.4), layout="constrained")
+    figure, axes = _panels(10, 5.4, 2, 3, sharey=True)
     clean = table[table["transform"] == "none"].iloc[0]
-    for axis, (name, title) in zip(figure.subplots(2, 3, sharey=True).flat, TRANSFORMS.items(), strict=True):
+    for axis, (name, title) in zip(axes.flat, TRANSFORMS.items(), strict=True):
         rows = table[table["transform"] == name]
         milder_first = rows.sort_values("strength", ascending=name in ("blur", "noise"))
         places = np.arange(len(rows) + 1)
-        for column, colour, style in (("accuracy", REAL_COLOUR, "-"), ("roc_auc", FAKE_COLOUR, "--")):
+        for column, label, colour, style in (
+            ("accuracy", "accuracy at the decision threshold", REAL_COLOUR, "o-"),
+            ("roc_auc", "ROC AUC", FAKE_COLOUR, "o--"),
+        ):
             values, lows, highs = (
                 np.concatenate([[clean[key]], milder_first[key]]) for key in (column, f"{column}_low", f"{column}_high")
             )
-            label = "accuracy at the decision threshold" if column == "accuracy" else "ROC AUC"
-            axis.plot(places, values, color=colour, linestyle=style, marker="o", markersize=4, label=label)
+            axis.plot(places, values, style, color=colour, markersize=4, label=label)
             axis.fill_between(places, lows, highs, color=colour, alpha=0.18, linewidth=0)
         axis.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
         axis.set(title=title, xticks=places, xticklabels=["as is", *(f"{value:g}" for value in milder_first.strength)])
@@ -225,8 +204,7 @@ def robustness(table: pd.DataFrame) -> Figure:
 def map_statistics(table: pd.DataFrame) -> Figure:
     """Cliff's delta of fake against real images for each statistic of their maps, by target class."""
     names = list(dict.fromkeys(table.statistic))
-    figure = Figure(figsize=(7.6, 0.55 * len(names) + 1.2), layout="constrained")
-    axis = figure.subplots()
+    figure, [[axis]] = _panels(7.6, 0.55 * len(names) + 1.2)
     for offset, (target, colour) in zip((-0.22, 0, 0.22), TARGET_COLOURS.items(), strict=True):
         rows = table[table.comparison == target].set_index("statistic").reindex(names)
         places = np.arange(len(names)) + offset
@@ -246,8 +224,8 @@ def map_statistics(table: pd.DataFrame) -> Figure:
 
 def faithfulness(table: pd.DataFrame) -> Figure:
     """Mean probability of the predicted class as pixels are removed (deletion) or shown (insertion), by three rankings."""
-    figure = Figure(figsize=(8.4, 3.7), layout="constrained")
-    for axis, curve in zip(figure.subplots(1, 2, sharey=True), ("deletion", "insertion"), strict=True):
+    figure, axes = _panels(8.4, 3.7, columns=2, sharey=True)
+    for axis, curve in zip(axes.flat, ("deletion", "insertion"), strict=True):
         for ranking, (colour, label) in RANKINGS.items():
             rows = table[(table.curve == curve) & (table.ranking == ranking)]
             axis.plot(rows.fraction, rows.probability, color=colour, label=label)
@@ -260,40 +238,20 @@ def faithfulness(table: pd.DataFrame) -> Figure:
 
 def published_density(table: pd.DataFrame) -> Figure:
     """Table II's log densities on one axis: fitted real points, and fakes by the exact sum and by scikit-learn's tree."""
-    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
-    axis = figure.subplots()
-    parts: list[tuple[str, str, str, str]] = [
+    figure, [[axis]] = _panels(8.4, 3.2)
+    parts = (
         ("paper", "real", REAL_COLOUR, "real, fitted points, exact"),
         ("paper", "fake", FAKE_COLOUR, "fake, exact"),
         ("tree", "fake", YELLOW, "fake, scikit-learn's tree"),
-    ]
-    densities = [
-        table[(table.protocol == protocol) & (table.label == label)].log_density.to_numpy()
-        for protocol, label, _, _ in parts
-    ]
-    bins = _bins(np.concatenate(densities), 60)
+    )
+    densities = [table[(table.protocol == part[0]) & (table.label == part[1])].log_density for part in parts]
+    edges = np.histogram_bin_edges(np.concatenate(densities), 60)
     for place, (values, (_, _, colour, title)) in enumerate(zip(densities, parts, strict=True)):
-        _density_row(axis, values, bins, place, colour, f"{title} ({len(values)})")
+        counts, _ = np.histogram(values, edges)
+        heights, widths = counts / counts.max() * 0.85, np.diff(edges)
+        style = {"color": colour, "alpha": 0.8, "label": f"{title} ({len(values)})"}
+        axis.bar(edges[:-1], heights, widths, bottom=-place, align="edge", **style)
+        axis.axhline(-place, color=GREY, linewidth=0.6)
     axis.set(xlabel="log density, nats", yticks=[])
     axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.22), ncols=3, frameon=False)
     return figure
-
-
-def _bins(values: np.ndarray, count: int) -> list[float]:
-    """Edges of equal bins over the range of values; 1 wide in total where all are equal."""
-    low, high = values.min(), values.max()
-    return np.linspace(low, high if high > low else low + 1, count + 1).tolist()
-
-
-def _density_row(axis: Axes, values: np.ndarray, bins: list[float], place: int, colour: str, label: str) -> None:
-    counts, edges = np.histogram(values, bins)
-    heights = counts / counts.max() * 0.85
-    axis.bar(edges[:-1], heights, np.diff(edges), bottom=-place, align="edge", color=colour, alpha=0.8, label=label)
-    axis.axhline(-place, color=GREY, linewidth=0.6)
-
-
-def _best(table: pd.DataFrame) -> int:
-    """Row of the epoch that training kept: the highest validation accuracy; among equals the lowest loss, then the first."""
-    return int(
-        table.sort_values(["validation_accuracy", "validation_loss", "epoch"], ascending=[False, True, True]).index[0]
-    )

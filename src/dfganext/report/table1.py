@@ -41,9 +41,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of Table I: one model and one decision rule, with one or several seeds.
+    """A row of Table I: one model and one decision rule.
 
-    records: the latest evaluation of each seed, sorted by seed; empty without any.
+    records: the latest evaluation of each seed, sorted by seed.
+    correct: for each record, whether the prediction of each test image is correct, in order of path: bool, (n,).
     """
 
     key: str
@@ -51,7 +52,6 @@ class Row:
     variation: str
     records: tuple[Record, ...]
     correct: tuple[np.ndarray, ...]
-    """For each record, whether the prediction of each test image is correct, in order of path: bool, (n,)."""
 
     @property
     def seeds(self) -> list[int]:
@@ -77,10 +77,7 @@ class Row:
 
     @property
     def interval(self) -> Interval:
-        """95 % Wilson interval of the mean accuracy over test images; more seeds do not narrow it.
-
-        It uses the smallest effective number of images of any seed.
-        """
+        """95 % Wilson interval of the mean accuracy, from the smallest effective number of test images of any seed."""
         groups = groups_of(_ordered(self.records[0]))
         images = min(intervals.effective_images(correct, groups) for correct in self.correct)
         return intervals.wilson(self.mean * images, images)
@@ -100,10 +97,6 @@ class Row:
         table = self.records[0].predictions
         return metrics.at_threshold(is_fake(table).astype(int), table.logit.to_numpy(), 0.0)["f1"]
 
-    def of_seed(self, seed: int) -> tuple[Record, np.ndarray]:
-        place = self.seeds.index(seed)
-        return self.records[place], self.correct[place]
-
 
 def variants(settings: Settings) -> dict[str, dict[str, Any]]:
     """The settings in which the four trained rows differ."""
@@ -115,14 +108,11 @@ def variants(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def matching(records: Sequence[Record], settings: Settings, key: str) -> tuple[Record, ...]:
-    """For each seed, the first record with a row's settings, code, library versions and weights file.
-
-    Settings of sections that do not affect the row may differ.
-    """
+    """For each seed, the first record with the code, library versions, weights file and settings that affect a row."""
     part = NETWORK if key.startswith(NETWORK) else AUTOENCODER
     sections = ("resize.", f"{part}.", "loss") if part == NETWORK else ("resize.", f"{part}.")
-    expected = as_texts({**flatten(settings), **variants(settings)[key]})
-    expected = {name: text for name, text in expected.items() if name.startswith(sections)}
+    settings_of_row = as_texts({**flatten(settings), **variants(settings)[key]})
+    expected = {name: text for name, text in settings_of_row.items() if name.startswith(sections)}
     expected.pop(f"{NETWORK}.processes", None)  # affects only rounding
     found: dict[int, Record] = {}
     for record in records:
@@ -136,18 +126,17 @@ def collect(records: Sequence[Record], settings: Settings) -> list[Row]:
 
     Args:
         records: evaluations on the same split, newest first.
-        settings: this workspace's settings; all that a row does not vary must be equal to these.
+        settings: this workspace's; all that a row does not vary must be equal to these.
     """
     by_key = {key: matching(records, settings, key) for key in variants(settings)}
     network = settings.convnext.architecture
     size = f"{settings.convnext.size} px"
     bce = by_key["convnext_bce"]
+    binary = f"{size}, binary cross entropy"
     rows = [
-        _row("convnext_ce", network, f"{size}, cross entropy", by_key["convnext_ce"], _by_prediction),
-        _row("convnext_bce", network, f"{size}, binary cross entropy, fake where logit > 0", bce, _by_prediction),
-        _row(
-            "convnext_bce_argmax", network, f"{size}, binary cross entropy, argmax over its one logit", bce, _by_argmax
-        ),
+        _row("convnext_ce", network, f"{size}, cross entropy", by_key["convnext_ce"], _by_logit),
+        _row("convnext_bce", network, f"{binary}, fake where logit > 0", bce, _by_logit),
+        _row("convnext_bce_argmax", network, f"{binary}, argmax over its one logit", bce, _by_argmax),
     ]
     for name in ("first", "second"):
         row = getattr(settings.table1, name)
@@ -160,8 +149,7 @@ def collect(records: Sequence[Record], settings: Settings) -> list[Row]:
 def experiments(records: Sequence[Record], settings: Settings, seeds: int) -> list[dict[str, Any]]:
     """Settings of the experiments that are missing for every row to have `seeds` seeds, from settings.seed upwards.
 
-    There are two experiments per seed, on the same split: one trains cross entropy and the first autoencoder, the other
-    binary cross entropy and the second.
+    A seed has two experiments: cross entropy with the first autoencoder, and binary cross entropy with the second.
     """
     rows = variants(settings)
     pairs = [("convnext_ce", "autoencoder_first"), ("convnext_bce", "autoencoder_second")]
@@ -175,28 +163,25 @@ def experiments(records: Sequence[Record], settings: Settings, seeds: int) -> li
 
 
 def compare(first: Row, second: Row) -> dict[str, Any] | None:
-    """Accuracies of two rows on the same test images, for the first seed that both have; None without a common seed.
-
-    Returns:
-        seed; difference (first - second) and its paired interval; and the result of `intervals.mcnemar`.
-    """
-    seed = _common_seed(first, second)
-    if seed is None:
+    """Accuracies of two rows on the same test images: seed, and the results of `intervals.accuracy_difference` and
+    `intervals.mcnemar`, for the first seed that both have; None without one."""
+    found = _common_seed(first, second)
+    if found is None:
         return None
-    (record, ours), (_, theirs) = first.of_seed(seed), second.of_seed(seed)
-    gap = intervals.accuracy_difference(ours, theirs, groups_of(_ordered(record)))
-    return {"seed": seed, **gap, **intervals.mcnemar(ours, theirs)}
+    one, other = found
+    ours, theirs = first.correct[one], second.correct[other]
+    gap = intervals.accuracy_difference(ours, theirs, groups_of(_ordered(first.records[one])))
+    return {"seed": first.seeds[one], **gap, **intervals.mcnemar(ours, theirs)}
 
 
 def roc_auc_difference(first: Row, second: Row) -> dict[str, Any] | None:
-    """`intervals.roc_auc_difference` of two autoencoders for the first seed that both have; None without a common seed."""
-    seed = _common_seed(first, second)
-    if seed is None:
+    """`intervals.roc_auc_difference` of two autoencoders for the first seed that both have; None without one."""
+    found = _common_seed(first, second)
+    if found is None:
         return None
-    tables = [_ordered(row.of_seed(seed)[0]) for row in (first, second)]
-    labels = is_fake(tables[0]).astype(int)
-    errors = [table.reconstruction_error.to_numpy() for table in tables]
-    return intervals.roc_auc_difference(labels, errors[0], errors[1], groups_of(tables[0]))
+    one, other = _ordered(first.records[found[0]]), _ordered(second.records[found[1]])
+    errors = one.reconstruction_error.to_numpy(), other.reconstruction_error.to_numpy()
+    return intervals.roc_auc_difference(is_fake(one).astype(int), *errors, groups_of(one))
 
 
 def is_fake(table: pd.DataFrame) -> np.ndarray:
@@ -217,12 +202,13 @@ def _ordered(record: Record) -> pd.DataFrame:
     return record.predictions.sort_values("path", ignore_index=True)
 
 
-def _common_seed(first: Row, second: Row) -> int | None:
-    return next((seed for seed in first.seeds if seed in second.seeds), None)
+def _common_seed(first: Row, second: Row) -> tuple[int, int] | None:
+    """Positions of the first common seed in the two rows' records."""
+    common = (seed for seed in first.seeds if seed in second.seeds)
+    return next(((first.seeds.index(seed), second.seeds.index(seed)) for seed in common), None)
 
 
-def _by_prediction(table: pd.DataFrame) -> np.ndarray:
-    """A decision at logit > 0 needs no validation split."""
+def _by_logit(table: pd.DataFrame) -> np.ndarray:
     return (table.logit > 0).to_numpy() == is_fake(table)
 
 
