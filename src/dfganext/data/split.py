@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from dfganext import files
 from dfganext.errors import UserError
 from dfganext.labels import NAMES
 from dfganext.settings import Subsample
@@ -56,13 +56,8 @@ def draw(manifest: pd.DataFrame, settings: Subsample, seed: int) -> pd.DataFrame
     return sample[list(COLUMNS)]
 
 
-def write(path: Path, split: pd.DataFrame) -> None:
-    """Write a split table; the same table gives the same bytes."""
-    files.write_table(path, split)
-
-
 def read(path: Path) -> pd.DataFrame:
-    """Read a table written by `write`. UserError if it is missing."""
+    """Read the table that the stage subsample writes. UserError if it is missing."""
     try:
         return pd.read_csv(path, dtype={"path": str, "label": str, "split": str, "sha256": str}, keep_default_na=False)
     except FileNotFoundError:
@@ -154,11 +149,10 @@ def _assign_splits(sample: pd.DataFrame, sizes: dict[str, int], rng: np.random.G
 
 def _require_both_classes(sample: pd.DataFrame, bits: int) -> None:
     held = set(zip(sample.split, sample.label, strict=True))
-    for split in SPLITS:
-        for label in NAMES:
-            if (split, label) not in held:
-                raise UserError(
-                    f"subsample: no {label} image is left for {split}, because near duplicates stay in one split and "
-                    f"{sample.group.value_counts().iloc[0]} of the {len(sample)} images drawn form one near-duplicate group: "
-                    f"lower subsample.near_duplicate_bits ({bits}), or add images that differ."
-                )
+    for split, label in product(SPLITS, NAMES):
+        if (split, label) not in held:
+            raise UserError(
+                f"subsample: no {label} image is left for {split}, because near duplicates stay in one split and "
+                f"{sample.group.value_counts().iloc[0]} of the {len(sample)} images drawn form one near-duplicate group: "
+                f"lower subsample.near_duplicate_bits ({bits}), or add images that differ."
+            )
