@@ -52,7 +52,7 @@ def write(split: pd.DataFrame, raw: Path, folder: Path, size: int, resize: Resiz
     """
 
     def pixels(path: str) -> np.ndarray:
-        return _prepared(raw / path, size, resize)
+        return images.prepare(images.read_image(raw / path), size, resize.interpolation, resize.reencode)
 
     index = []
     try:
@@ -89,11 +89,3 @@ def _write_array(path: Path, rows: Iterable[np.ndarray], shape: tuple[int, ...])
         np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
         for row in rows:
             file.write(np.ascontiguousarray(row).data)
-
-
-def _prepared(path: Path, size: int, resize: Resize) -> np.ndarray:
-    try:
-        decoded = images.decode(path.read_bytes(), max_megapixels=float("inf"), min_side=1)
-        return images.prepare(decoded, size, resize.interpolation, resize.reencode)
-    except (OSError, images.ImageError) as error:
-        raise UserError(f"{path} can no longer be read ({error}); run `dvc repro download` again.") from error
