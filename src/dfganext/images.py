@@ -20,12 +20,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "PPM")
 
 MAX_MEGAPIXELS = 64.0
 MIN_SIDE = 16
-REENCODE_QUALITY = 75
-"""JPEG quality of reencoded images, as in the paper's data set."""
 
 
 class ImageError(ValueError):
-    """The bytes are not a usable image. reason is one of a few fixed phrases; the message says more. Neither names the file."""
+    """The bytes are not a usable image. reason: one of a few fixed phrases. The message says more; neither names the file."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -124,26 +122,17 @@ def resize(image: np.ndarray, size: int, interpolation: str = "lanczos") -> np.n
 
 
 def to_jpeg(image: np.ndarray) -> bytes:
-    """uint8 (height, width, 3) as JPEG, quality 75, 4:2:0."""
+    """uint8 (height, width, 3) as JPEG of quality 75, as in the paper's data set, 4:2:0."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=REENCODE_QUALITY, subsampling="4:2:0")
+    Image.fromarray(image).save(buffer, "JPEG", quality=75, subsampling="4:2:0")
     return buffer.getvalue()
 
 
 def prepare(image: np.ndarray, size: int, interpolation: str = "lanczos", reencode: bool = False) -> np.ndarray:
     """Prepare a decoded image for a model, in training, evaluation and serving alike: `resize`, then reencode if asked.
 
-    Reencoding saves and reads the image as JPEG of one quality, so that the encoding of the file tells less about its class:
-    the last compression is the same for all images, and traces of earlier ones are weakened.
-
-    Args:
-        image: uint8, (height, width, 3).
-        size: pixels per side.
-        interpolation: as in `resize`.
-        reencode: whether to reencode.
-
-    Returns:
-        uint8, (size, size, 3).
+    Reencoding saves and reads the image as JPEG of one quality, so that the file's compression tells less about its class.
+    Arguments and result are those of `resize`.
     """
     square = resize(image, size, interpolation)
     return np.array(Image.open(io.BytesIO(to_jpeg(square)))) if reencode else square

@@ -61,9 +61,8 @@ def write(split: pd.DataFrame, raw: Path, folder: Path, size: int, resize: Resiz
             rows = split[split.split == name]
             arrays = tqdm(map_ordered(pixels, rows.path, workers), f"{name} at {size} px", len(rows), disable=None)
             _write_array(folder / f"{name}.npy", arrays, (len(rows), size, size, 3))
-            columns = {"path": rows.path, "label": rows.label, "group": rows.group}
-            index.append(pd.DataFrame({"split": name, "row": range(len(rows)), **columns}))
-        files.write_table(folder / INDEX_FILE, pd.concat(index))
+            index.append(rows[["path", "label", "group"]].assign(split=name, row=range(len(rows))))
+        files.write_table(folder / INDEX_FILE, pd.concat(index)[["split", "row", "path", "label", "group"]])
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error.strerror}): make room or correct the permissions."

@@ -33,18 +33,15 @@ BATCH_FILES, BATCH_BYTES = 32, 64 * 2**20
 
 JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"})
 
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-"""Characters that end a line or control a terminal."""
+# characters that end a line or control a terminal
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 # With `dvc config cache.type symlink` every file of data/ is a link to a file of DVC's cache, which is outside the tree.
 _DVC_OBJECT = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 
 
 class Found(NamedTuple):
-    """An image file: its path, its size in bytes, and its modification time in ns since 1970 (None: unknown).
-
-    A change of size or time means new content.
-    """
+    """An image file: its path, its size in bytes, and its modification time in ns since 1970 (None: unknown)."""
 
     path: str
     size: int
@@ -77,15 +74,12 @@ class Reject(NamedTuple):
 def printable(name: str) -> str:
     """A file's name as one line of UTF-8: control characters and bytes that are not UTF-8 become escapes such as \\r or \\udcff."""
     text = name.encode("utf-8", "backslashreplace").decode()
-    return CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], text)
+    return _CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def shortened(name: str, length: int) -> str:
-    """The first bytes of a file's name, at most `length`, without cutting a UTF-8 character in two."""
-    encoded = os.fsencode(name)
-    while length < len(encoded) and encoded[length] & 0xC0 == 0x80:
-        length -= 1
-    return os.fsdecode(encoded[:length])
+    """The first bytes of a file's name, at most `length`, without what is not UTF-8."""
+    return os.fsencode(name)[:length].decode(errors="ignore")
 
 
 def label_of(path: PurePosixPath) -> str | None:

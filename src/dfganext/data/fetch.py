@@ -25,8 +25,7 @@ RETRIES = Retry(
 def fetch(url: str, target: Path, sha256: str, retries: Retry = RETRIES, timeout: float = 30.0) -> Path:
     """Download a file; if it exists with the right sha256, nothing is sent.
 
-    A partial download is kept as NAME.part and continued, in this call or a later one. `target` appears only complete and
-    checked.
+    A partial download is kept as NAME.part and continued, in this call or a later one.
 
     Args:
         url: http:// or https://.
@@ -34,9 +33,6 @@ def fetch(url: str, target: Path, sha256: str, retries: Retry = RETRIES, timeout
         sha256: 64 hexadecimal digits.
         retries: of each connection; a transfer that breaks is continued as often.
         timeout: seconds without a byte after which a connection counts as broken.
-
-    Returns:
-        `target`.
 
     Raises:
         UserError: a key of the download section is wrong, the server refuses, the connection keeps failing, or the sha256 differs.

@@ -39,9 +39,6 @@ TYPES: dict[str, Any] = {
 hexadecimal, phash_mirrored the same of the left-right mirror image; quantisation holds the mean of each JPEG quantisation table,
 in table order, and is empty for other formats."""
 
-REJECT_TYPES: dict[str, Any] = {"source": str, "reason": str, "detail": str}
-"""reason is one of a few fixed phrases, for counting; detail says more."""
-
 PHASH_SIDE = 16
 
 
@@ -79,12 +76,8 @@ def build(collection: Collection, raw: Path, settings: Download, workers: int = 
     for label in labels.NAMES:
         (raw / label).mkdir(parents=True)
     candidates, rejects = _candidates(collection)
-
-    def take(candidate: tuple[PurePosixPath, SourceFile]) -> dict[str, Any] | Reject:
-        return _take(candidate[1], candidate[0], raw, settings)
-
     rows: list[dict[str, Any]] = []
-    outcomes = map_ordered(take, candidates.items(), workers)
+    outcomes = map_ordered(lambda item: _take(*item, raw, settings), candidates, workers)
     for outcome in tqdm(outcomes, total=len(candidates), desc="images", unit="image", disable=None):
         if isinstance(outcome, Reject):
             rejects.append(outcome)
@@ -95,11 +88,10 @@ def build(collection: Collection, raw: Path, settings: Download, workers: int = 
     in_both = table.groupby("sha256").label.transform("nunique") > 1
     for row in table[in_both].to_dict("records"):
         (raw / row["path"]).unlink()
-        rejects.append(
-            Reject(row["source"], "in both classes", f"images of both classes have its sha256, {row['sha256']}")
-        )
+        detail = f"images of both classes have its sha256, {row['sha256']}"
+        rejects.append(Reject(row["source"], "in both classes", detail))
     manifest = table[~in_both].sort_values("path", ignore_index=True)[list(TYPES)].astype(TYPES)
-    return Built(manifest, pd.DataFrame(sorted(rejects), columns=list(REJECT_TYPES)).astype(REJECT_TYPES))
+    return Built(manifest, pd.DataFrame(sorted(rejects), columns=list(Reject._fields)).astype(str))
 
 
 def require_both_classes(built: Built, rejects: Path) -> None:
@@ -136,10 +128,10 @@ def perceptual_hashes(image: np.ndarray) -> tuple[str, str]:
     return str(phash), str(mirrored)
 
 
-def _candidates(collection: Collection) -> tuple[dict[PurePosixPath, SourceFile], list[Reject]]:
-    """Files to try, keyed by their path below the raw folder, in the order of their sources; and the rejects so far."""
+def _candidates(collection: Collection) -> tuple[list[tuple[SourceFile, PurePosixPath]], list[Reject]]:
+    """Files to try, in the order of their sources, each with its path below the raw folder; and the rejects so far."""
     rejects = list(collection.rejects)
-    candidates: dict[PurePosixPath, SourceFile] = {}
+    candidates: list[tuple[SourceFile, PurePosixPath]] = []
     taken: set[str] = set()  # without case, for file systems that ignore it
     for file in sorted(collection.files, key=lambda file: file.source):
         label = label_of(file.path)
@@ -152,7 +144,7 @@ def _candidates(collection: Collection) -> tuple[dict[PurePosixPath, SourceFile]
             number += 1
             path = wanted.with_stem(f"{wanted.stem}-{number}")
         taken.add(str(path).lower())
-        candidates[path] = file
+        candidates.append((file, path))
     return candidates, rejects
 
 

@@ -37,8 +37,7 @@ def collect(settings: Download, data: Path, work: Path) -> Collection:
         settings: the section `download`.
         data: the folder that the source `data` reads; nothing in it is changed.
         work: a folder that outlives a failed run, so that a broken download continues. Each call empties its subfolder
-            `unpacked`, which may be deleted once the manifest is built. Kaggle and the hub keep their downloads in their own
-            caches (KAGGLEHUB_CACHE, HF_HOME).
+            `unpacked`, which may be deleted once the manifest is built.
 
     Returns:
         Files, of which those of an archive `train.zip` have paths in a folder `train` in its place.
@@ -70,12 +69,8 @@ def _data(folder: Path) -> tuple[list[SourceFile], list[Reject]]:
 
 
 def _from_url(settings: Download, downloads: Path, unpacked: Path) -> Collection:
-    for key in ("url", "sha256"):
-        if getattr(settings, key) is None:
-            raise UserError(
-                f"download.{key} is null, but download.source url needs it: set download.url and download.sha256."
-            )
-    assert settings.url is not None and settings.sha256 is not None
+    if settings.url is None or settings.sha256 is None:
+        raise UserError("download.source url needs both download.url and download.sha256: set the one that is null.")
     name = PurePosixPath(urlsplit(settings.url).path).name or "archive"
     archive = fetch(settings.url, downloads / f"{settings.sha256.lower()}.archive", settings.sha256)
     refused = archives.extract(archive, unpacked / "0", name)

@@ -25,10 +25,8 @@ BLOCK = 512
 def draw(manifest: pd.DataFrame, settings: Subsample, seed: int) -> pd.DataFrame:
     """Draw `per_class` images of each class, and split them into test, validation and training images.
 
-    The result depends only on the rows' content, the settings and the seed, not on the rows' order. Training gets `train_to_test`
-    times as many images as test; validation is then taken out of training. Images whose perceptual hashes are at most
-    `near_duplicate_bits` apart, as they are or with one of them mirrored, directly or through others, share a group and a split,
-    whatever their labels.
+    The result does not depend on the order of the rows. Training gets `train_to_test` times as many images as test; validation is
+    then taken out of training. Each near-duplicate group (`near_duplicate_groups`), whatever its labels, is in one split.
 
     Args:
         manifest: columns path, label, sha256, phash and phash_mirrored (hexadecimal), one row per image.
@@ -87,8 +85,8 @@ def near_duplicate_groups(hashes: np.ndarray, mirrored: np.ndarray, bits: int) -
     """Connected groups of images that are at most `bits` apart, as they are or with one of them mirrored.
 
     The distance of two images is the mean of two Hamming distances: between their hashes and between their mirrored hashes. With
-    one image mirrored, these are between the first's hash and the second's mirrored hash, and the reverse. So mirroring any image
-    changes no group. All pairs are compared, which takes 1 s for 12,000 hashes of 256 bits; memory holds one block of distances.
+    one image mirrored, these are between the first's hash and the second's mirrored hash, and the reverse. All pairs are compared,
+    which takes 1 s for 12,000 hashes of 256 bits; memory holds one block of distances.
 
     Args:
         hashes: uint8, (n, bytes).
