@@ -8,7 +8,6 @@ import pandas as pd
 
 from dfganext import files, images, paths, pipeline
 from dfganext.data import manifest, split
-from dfganext.errors import UserError
 from dfganext.evaluation import metadata_leak
 from dfganext.settings import load_settings
 from dfganext.tracking import runs
@@ -38,10 +37,7 @@ def reencoded_bytes(rows: pd.DataFrame) -> pd.Series:
 
 
 def _square(path: Path) -> np.ndarray:
-    try:
-        image = images.decode(path.read_bytes(), max_megapixels=float("inf"), min_side=1)  # download applied the limits
-    except (OSError, images.ImageError) as error:
-        raise UserError(f"{path} can no longer be read ({error}); run `dvc repro download` again.") from error
+    image = images.read_image(path)
     return images.resize(image, min(image.shape[:2]))
 
 

@@ -17,9 +17,9 @@ def main() -> None:
         files.write_table(paths.REJECTS, built.rejects)
         manifest.require_both_classes(built, paths.REJECTS)
         shutil.rmtree(paths.work() / sources.UNPACKED, ignore_errors=True)
-        counts = built.summary["images"]
+        counts = built.counts
         run.set_tags({"source": settings.download.source})
-        run.log_metrics({**counts, "rejects": len(built.rejects), "bytes": built.summary["bytes"]})
+        run.log_metrics({**counts, "rejects": len(built.rejects), "bytes": int(built.manifest["bytes"].sum())})
         run.log_artifact(paths.REJECTS, "data")
         print(f"{counts['real']} real and {counts['fake']} fake images; {len(built.rejects)} files refused")
 

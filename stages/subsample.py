@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from dfganext import paths, pipeline
+from dfganext import files, paths, pipeline
 from dfganext.data import manifest, split
 from dfganext.labels import NAMES
 from dfganext.settings import load_settings
@@ -13,7 +13,7 @@ def main() -> None:
     settings = load_settings()
     with runs.stage_run("subsample", settings, reads=[paths.MANIFEST], makes=[paths.SPLIT]) as run:
         sample = split.draw(manifest.read(paths.MANIFEST), settings.subsample, settings.subsample.seed)
-        split.write(paths.SPLIT, sample)
+        files.write_table(paths.SPLIT, sample)
         counts = pd.crosstab(sample.split, sample.label)
         run.log_metrics({f"{row.Index}_{label}": getattr(row, label) for row in counts.itertuples() for label in NAMES})
         run.log_metrics({"near_duplicates": len(sample) - sample.group.nunique()})

@@ -330,7 +330,7 @@ def test_long_names(here, capsys):
     assert predict(f"{name}.png", f"{name}.bmp", "--heatmaps", "maps") == 0
     assert sorted(path.name for path in Path("maps").iterdir()) == [f"{'é' * 100}-2.png", f"{'é' * 100}.png"]
     assert predict("x" * 300) == 2
-    assert "cannot be looked at (File name too long)" in capsys.readouterr().err
+    assert "cannot be accessed (File name too long)" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")

@@ -2,8 +2,6 @@
 
 import io
 import struct
-import threading
-import warnings
 import zlib
 
 import numpy as np
@@ -48,7 +46,7 @@ def test_lossless_formats_decode_to_the_same_pixels(kind):
     options = {"WEBP": {"lossless": True}, "JPEG2000": {"irreversible": False}}.get(kind, {})
     data = save(Image.fromarray(COLOUR), kind, **options)
     same(data, COLOUR)
-    assert images.header(data) == images.Header(kind, "RGB", 30, 20)
+    assert images.header(data) == images.Header(kind, "RGB", 30, 20, ())
 
 
 def test_jpeg_is_what_pillow_decodes():
@@ -68,15 +66,6 @@ def test_16_bit_grey_keeps_the_high_byte():
     deep = RNG.integers(0, 65536, (20, 30), dtype=np.uint16)
     for data in (save(Image.fromarray(deep)), save(Image.fromarray(deep), "TIFF")):
         same(data, np.repeat((deep >> 8).astype(np.uint8)[..., None], 3, axis=2))
-
-
-def test_a_transparent_level_of_16_bit_grey_becomes_white():
-    deep = RNG.integers(0, 65536, (20, 30), dtype=np.uint16)
-    deep[3] = deep[0, 0]
-    deep[4] = deep[0, 0] ^ 1  # the same high byte, but not transparent
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
-    expected = np.where(deep == deep[0, 0], 255, deep >> 8).astype(np.uint8)
-    same(png(30, 20, 16, 0, rows, int(deep[0, 0]).to_bytes(2, "big")), np.repeat(expected[..., None], 3, axis=2))
 
 
 def test_16_bit_colour_keeps_the_high_byte():
@@ -227,22 +216,19 @@ def test_damage_raises_only_image_errors():
             try:
                 images.decode(damaged.tobytes())
                 images.header(damaged.tobytes())
-                images.jpeg_quantisation(damaged.tobytes())
             except ImageError as error:
                 assert "\n" not in str(error)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bomb_is_refused_before_it_is_decoded():
-    for side in (50_000, 11_000):  # beyond Pillow's own limit, and below it
+    for side, message in ((50_000, "exceeds limit of 178956970 pixels"), (11_000, "more than 64 megapixels")):
         data = png(side, side, 8, 2, bytes(100))
         assert len(data) < 200
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            for function in (images.decode, images.header):
-                with pytest.raises(ImageError, match="more than 64 megapixels"):
-                    function(data)
-    with pytest.raises(ImageError, match=r"more than 178\.\d+ megapixels"):
-        images.decode(png(50_000, 50_000, 8, 2, bytes(100)), max_megapixels=500)
+        for function in (images.decode, images.header):
+            with pytest.raises(ImageError, match=message) as caught:
+                function(data)
+            assert caught.value.reason == "too large"
 
 
 def test_the_size_limits_are_those_of_the_arguments():
@@ -263,22 +249,15 @@ def test_a_huge_text_in_a_png_is_refused():
         images.decode(save(Image.fromarray(COLOUR), pnginfo=note))
 
 
-def test_threads_do_not_change_the_warning_filters():
-    data = [save(Image.fromarray(COLOUR))] * 200
-    before = list(warnings.filters)
-    threads = [threading.Thread(target=lambda: [images.header(item) for item in data]) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert list(warnings.filters) == before
+def quantisation(data: bytes) -> tuple[float, ...]:
+    return images.header(data).quantisation
 
 
 def test_quantisation_tables():
     image = Image.fromarray(COLOUR)
-    assert images.jpeg_quantisation(save(image, "JPEG", qtables=[[2] * 64, [5] * 32 + [7] * 32])) == (2.0, 6.0)
-    assert images.jpeg_quantisation(save(image)) == ()
-    coarse, fine = (sum(images.jpeg_quantisation(save(image, "JPEG", quality=quality))) for quality in (50, 95))
+    assert quantisation(save(image, "JPEG", qtables=[[2] * 64, [5] * 32 + [7] * 32])) == (2.0, 6.0)
+    assert quantisation(save(image)) == ()
+    coarse, fine = (sum(quantisation(save(image, "JPEG", quality=quality))) for quality in (50, 95))
     assert coarse > fine
 
 
@@ -334,7 +313,7 @@ def test_reencoded_images_have_one_last_compression():
         buffer = io.BytesIO()
         picture.save(buffer, **options)
         files.append(images.decode(buffer.getvalue()))
-    tables = {images.jpeg_quantisation(images.to_jpeg(image)) for image in files}
+    tables = {quantisation(images.to_jpeg(image)) for image in files}
     assert len(tables) == 1
     for image in files:
         buffer = io.BytesIO()

@@ -6,39 +6,42 @@ An image is a uint8 array of shape (height, width, 3), RGB, 0...255.
 from __future__ import annotations
 
 import io
-import threading
-import warnings
+import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from dfganext.errors import one_line
+from dfganext.errors import UserError, one_line
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "PPM")
 """The formats that are decoded, recognised by content, not by the file's name. Formats that run other programs (EPS) are left out."""
 
 MAX_MEGAPIXELS = 64.0
 MIN_SIDE = 16
-REENCODE_QUALITY = 75
-"""JPEG quality of reencoded images, as in the paper's data set."""
-
-# catch_warnings replaces the filters of the whole process: without a lock, two threads could leave them replaced
-_WARNINGS = threading.Lock()
 
 
 class ImageError(ValueError):
-    """The bytes are not a usable image; the message gives the reason and does not name the file."""
+    """The bytes are not a usable image. reason: one of a few fixed phrases. The message says more; neither names the file."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
 class Header:
-    """Properties of an image that need no decoding of pixels."""
+    """Properties of an image that need no decoding of pixels.
+
+    quantisation: mean of each quantisation table of a JPEG, in table order; () for other formats.
+    """
 
     format: str
     mode: str
     width: int
     height: int
+    quantisation: tuple[float, ...]
 
 
 def decode(data: bytes, max_megapixels: float = MAX_MEGAPIXELS, min_side: int = MIN_SIDE) -> np.ndarray:
@@ -67,20 +70,24 @@ def decode(data: bytes, max_megapixels: float = MAX_MEGAPIXELS, min_side: int = 
             raise
         except Exception as error:
             # Pillow's plugins raise OSError, SyntaxError, struct.error, ValueError, ... on damaged input
-            raise ImageError(f"damaged or truncated {image.format} data ({one_line(error)})") from error
+            detail = f"damaged or truncated {image.format} data ({one_line(error)})"
+            raise ImageError("damaged or truncated", detail) from error
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Decode an image that `download` has accepted, whatever its size. UserError if the file is missing or damaged."""
+    try:
+        return decode(path.read_bytes(), max_megapixels=math.inf, min_side=1)
+    except (OSError, ImageError) as error:
+        raise UserError(f"{path} can no longer be read ({error}); run `dvc repro download` again.") from error
 
 
 def header(data: bytes, max_megapixels: float = MAX_MEGAPIXELS, min_side: int = MIN_SIDE) -> Header:
-    """Format, mode and size without decoding the pixels. Raises ImageError as `decode` does."""
+    """Read the header without decoding the pixels. Raises ImageError as `decode` does."""
     with _open(data, max_megapixels, min_side) as image:
-        return Header(str(image.format), image.mode, image.width, image.height)
-
-
-def jpeg_quantisation(data: bytes) -> tuple[float, ...]:
-    """Mean of each quantisation table of a JPEG, in table order; () for other formats. Raises ImageError."""
-    with _open(data, float("inf"), 1) as image:
         tables = getattr(image, "quantization", None) or {}
-        return tuple(float(np.mean(tables[key])) for key in sorted(tables))
+        means = tuple(float(np.mean(tables[key])) for key in sorted(tables))
+        return Header(str(image.format), image.mode, image.width, image.height, means)
 
 
 def resize(image: np.ndarray, size: int, interpolation: str = "lanczos") -> np.ndarray:
@@ -115,26 +122,17 @@ def resize(image: np.ndarray, size: int, interpolation: str = "lanczos") -> np.n
 
 
 def to_jpeg(image: np.ndarray) -> bytes:
-    """uint8 (height, width, 3) as JPEG, quality 75, 4:2:0."""
+    """uint8 (height, width, 3) as JPEG of quality 75, as in the paper's data set, 4:2:0."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=REENCODE_QUALITY, subsampling="4:2:0")
+    Image.fromarray(image).save(buffer, "JPEG", quality=75, subsampling="4:2:0")
     return buffer.getvalue()
 
 
 def prepare(image: np.ndarray, size: int, interpolation: str = "lanczos", reencode: bool = False) -> np.ndarray:
     """Prepare a decoded image for a model, in training, evaluation and serving alike: `resize`, then reencode if asked.
 
-    Reencoding saves and reads the image as JPEG of one quality, so that the encoding of the file tells less about its class:
-    the last compression is the same for all images, and traces of earlier ones are weakened.
-
-    Args:
-        image: uint8, (height, width, 3).
-        size: pixels per side.
-        interpolation: as in `resize`.
-        reencode: whether to reencode.
-
-    Returns:
-        uint8, (size, size, 3).
+    Reencoding saves and reads the image as JPEG of one quality, so that the file's compression tells less about its class.
+    Arguments and result are those of `resize`.
     """
     square = resize(image, size, interpolation)
     return np.array(Image.open(io.BytesIO(to_jpeg(square)))) if reencode else square
@@ -142,40 +140,29 @@ def prepare(image: np.ndarray, size: int, interpolation: str = "lanczos", reenco
 
 def _open(data: bytes, max_megapixels: float, min_side: int) -> ImageFile.ImageFile:
     if not data:
-        raise ImageError("the file is empty")
+        raise ImageError("empty", "the file is empty")
     try:
-        with _WARNINGS, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own bomb warning; max_megapixels is checked below
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise ImageError(f"not an image that can be read ({', '.join(FORMATS)})") from None
-    except Image.DecompressionBombError:
-        limit = min(max_megapixels, 2e-6 * (Image.MAX_IMAGE_PIXELS or 0))  # Pillow's own limit comes first
-        raise ImageError(f"more than {limit:g} megapixels") from None
+        raise ImageError("not an image", f"not an image that can be read ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError as error:  # Pillow's own limit comes before max_megapixels
+        raise ImageError("too large", one_line(error)) from None
     except Exception as error:
-        raise ImageError(f"damaged image header ({one_line(error)})") from error
+        raise ImageError("damaged or truncated", f"damaged image header ({one_line(error)})") from error
     width, height = image.size
     if width * height > max_megapixels * 1e6:
-        raise ImageError(f"{width}x{height} pixels are more than {max_megapixels:g} megapixels")
+        raise ImageError("too large", f"{width}x{height} pixels are more than {max_megapixels:g} megapixels")
     if min(width, height) < min_side:
-        raise ImageError(f"{width}x{height} pixels are fewer than {min_side}x{min_side}")
+        raise ImageError("too small", f"{width}x{height} pixels are fewer than {min_side}x{min_side}")
     return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F"):
+        raise ImageError("not usable", f"pixels of mode {image.mode} have no defined white")
     if image.mode.startswith("I;16"):
-        grey = np.asarray(image)
-        light = (grey >> 8).astype(np.uint8)
-        light[grey == image.info.get("transparency", -1)] = 255  # one level of a PNG may be transparent
-        return Image.fromarray(light).convert("RGB")
-    if image.mode == "I":
-        grey = np.asarray(image)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ImageError("32-bit integer pixels have no defined white")
-        return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ImageError("floating-point pixels have no defined white")
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -97,17 +97,6 @@ def test_a_damaged_archive_is_named(tmp_path, download):
         sources.collect(download(), tmp_path / "data", tmp_path / "work")
 
 
-def test_a_data_folder_without_permission_to_list(tmp_path, download, monkeypatch):
-    put(tmp_path / "data", {"real/1.png": b"1"})
-
-    def refuse(path):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "iterdir", refuse)
-    with pytest.raises(UserError, match=r"data/ cannot be listed \(Permission denied\): correct its permissions"):
-        sources.collect(download(), tmp_path / "data", tmp_path / "work")
-
-
 def images_table(tmp_path, **columns) -> Path:
     parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow as pa
@@ -123,7 +112,7 @@ def test_a_table_with_damaged_pages_is_named(tmp_path, download):
     data = bytearray(path.read_bytes())
     data[4:600] = b"\xff" * 596
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"^data/faces\.parquet is damaged or cut short \(.*\): make or fetch it again"):
+    with pytest.raises(UserError, match=r"^data/faces\.parquet cannot be unpacked \(.*\): make or fetch it again"):
         sources.collect(download(), tmp_path / "data", tmp_path / "work")
 
 
@@ -134,14 +123,11 @@ def test_a_label_that_is_not_text_is_neither_class(tmp_path, download, label):
     assert (reject.source, reject.reason) == ("data/faces.parquet/row 0", "neither real nor fake")
 
 
-def test_images_of_a_table_that_are_texts_or_oddly_named(tmp_path, download):
+def test_images_of_a_table_that_are_texts(tmp_path, download):
     images = [{"bytes": "text", "path": "1.png"}]
     images_table(tmp_path, image=images, label=["real"])
     (reject,) = sources.collect(download(), tmp_path / "data", tmp_path / "work").rejects
     assert reject.reason == "not an image"
-    images_table(tmp_path / "odd", image=[{"bytes": b"a", "path": "1." + "x" * 300}], label=["real"])
-    collection = sources.collect(download(), tmp_path / "odd/data", tmp_path / "work")
-    assert list(labelled(collection)) == ["data/faces.parquet/real/0000000"]
 
 
 # an address
@@ -162,7 +148,7 @@ def test_an_archive_at_a_url(tmp_path, download, server):
 @pytest.mark.parametrize("missing", ["url", "sha256"])
 def test_a_url_needs_both_keys(tmp_path, download, missing):
     keys = {"url": "http://127.0.0.1/a.zip", "sha256": "0" * 64} | {missing: None}
-    with pytest.raises(UserError, match=rf"download\.{missing} is null"):
+    with pytest.raises(UserError, match=r"needs both download\.url and download\.sha256"):
         sources.collect(download(source="url", **keys), tmp_path / "data", tmp_path / "work")
 
 
@@ -202,20 +188,20 @@ def test_kaggle_with_the_layout_of_the_140k_faces(kaggle, tmp_path, download):
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_kaggle_refusing_says_what_to_check(kaggle, tmp_path, download, status):
     kaggle.answers[f"{SERVICE}/GetDataset"] = (status, {}, b"")
-    with pytest.raises(UserError, match=rf"{HANDLE} \({status}\): check download\.kaggle .*KAGGLE_USERNAME"):
+    with pytest.raises(UserError, match=rf"{HANDLE}.*{status}.*check download\.kaggle .*KAGGLE_USERNAME"):
         sources.collect(download(source="kaggle", kaggle=HANDLE), tmp_path / "data", tmp_path / "work")
 
 
 def test_kaggle_cannot_be_reached(kaggle, tmp_path, download, monkeypatch):
     kaggle_env = sys.modules["kagglesdk.kaggle_env"]
     monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, "http://127.0.0.1:1")
-    with pytest.raises(UserError, match=r"could not be downloaded .*check the connection") as caught:
+    with pytest.raises(UserError, match=r"could not be downloaded .* and the connection") as caught:
         sources.collect(download(source="kaggle", kaggle=HANDLE), tmp_path / "data", tmp_path / "work")
     assert "\n" not in str(caught.value)
 
 
 def test_an_invalid_kaggle_handle(kaggle, tmp_path, download):
-    with pytest.raises(UserError, match=r"download\.kaggle, 'faces', must be owner/name"):
+    with pytest.raises(UserError, match=r"'faces' could not be downloaded .*check download\.kaggle \(owner/name\)"):
         sources.collect(download(source="kaggle", kaggle="faces"), tmp_path / "data", tmp_path / "work")
 
 
@@ -301,14 +287,13 @@ def test_a_parquet_data_set_on_the_hub(hub):
     pd.DataFrame({"x": [1]}).to_parquet(other)
     found, rejects = hub({"data/train-00000-of-00001.parquet": buffer.getvalue(), "other.parquet": other.getvalue()})
     name = "owner/faces/data/train-00000-of-00001.parquet"
-    other_name = "owner/faces/other.parquet"
-    assert found.pop(other_name)[0] is None
     assert found == {
-        f"{name}/fake/0000000.jpg": ["fake", b"a".hex()],
+        f"{name}/fake/0000000": ["fake", b"a".hex()],
         f"{name}/real/0000001": ["real", b"b".hex()],
-        f"{name}/real/0000003.jpg": ["real", b"d".hex()],
+        f"{name}/real/0000003": ["real", b"d".hex()],
     }
     assert [(reject["source"], reject["reason"]) for reject in rejects] == [
+        ("owner/faces/other.parquet", "not an image"),
         (f"{name}/row 2", "not an image"),
         (f"{name}/row 4", "neither real nor fake"),
     ]
@@ -317,9 +302,15 @@ def test_a_parquet_data_set_on_the_hub(hub):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"files": None}, "no data set owner/faces: check download.huggingface"),
-        ({"files": {}, "revision": "elsewhere"}, "no revision 'elsewhere': set download.revision"),
-        ({"files": {}, "repository": "a/b/c"}, "download.huggingface, 'a/b/c', must be owner/name"),
+        ({"files": None}, "no data set 'owner/faces' of revision 'main': check download.huggingface"),
+        (
+            {"files": {}, "revision": "elsewhere"},
+            "no data set 'owner/faces' of revision 'elsewhere': check download.huggingface (owner/name) and download.revision",
+        ),
+        (
+            {"files": {}, "repository": "a/b/c"},
+            "no data set 'a/b/c' of revision 'main': check download.huggingface (owner/name)",
+        ),
         ({"files": {}, "repository": None}, "download.huggingface is null"),
     ],
 )

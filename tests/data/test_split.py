@@ -10,8 +10,9 @@ import pytest
 from PIL import Image, ImageOps
 from scipy.sparse.csgraph import connected_components
 
+from dfganext import files
 from dfganext.data import manifest
-from dfganext.data.split import COLUMNS, draw, near_duplicate_groups, read, unpack_hashes, write
+from dfganext.data.split import COLUMNS, draw, near_duplicate_groups, read, unpack_hashes
 from dfganext.errors import UserError
 from dfganext.settings import Subsample
 
@@ -178,7 +179,7 @@ def test_mirrored_copies_stay_in_one_split():
 
 def test_written_tables_read_back(tmp_path):
     split = draw(a_manifest(), SETTINGS, seed=1)
-    write(tmp_path / "split.csv", split)
+    files.write_table(tmp_path / "split.csv", split)
     pd.testing.assert_frame_equal(read(tmp_path / "split.csv"), split)
     with pytest.raises(UserError, match="dvc repro subsample"):
         read(tmp_path / "none.csv")

@@ -24,7 +24,7 @@ def described(data, label, number):
         "height": header.height,
         "format": header.format,
         "mode": header.mode,
-        "quantisation": " ".join(f"{mean:g}" for mean in images.jpeg_quantisation(data)),
+        "quantisation": " ".join(f"{mean:g}" for mean in header.quantisation),
         "bytes": len(data),
         "group": number + (10**6 if label == "fake" else 0),
     }

@@ -268,7 +268,7 @@ def test_scores_and_differences_against_a_slow_reference(here, monkeypatch, metr
 
 
 def test_missing_images_and_classes_are_named(here, tmp_path):
-    with pytest.raises(UserError, match=r"real/0\.png is missing"):
+    with pytest.raises(UserError, match=r"real/0\.png can no longer be read"):
         comparison.probabilities_of(Detector.load(Path("good")), [tmp_path / "real/0.png"])
     table = [row for row in Path("split.csv").read_text().splitlines() if ",fake," not in row]
     (tmp_path / "split.csv").write_text("\n".join(table) + "\n")

@@ -52,7 +52,7 @@ def write(split: pd.DataFrame, raw: Path, folder: Path, size: int, resize: Resiz
     """
 
     def pixels(path: str) -> np.ndarray:
-        return _prepared(raw / path, size, resize)
+        return images.prepare(images.read_image(raw / path), size, resize.interpolation, resize.reencode)
 
     index = []
     try:
@@ -61,9 +61,8 @@ def write(split: pd.DataFrame, raw: Path, folder: Path, size: int, resize: Resiz
             rows = split[split.split == name]
             arrays = tqdm(map_ordered(pixels, rows.path, workers), f"{name} at {size} px", len(rows), disable=None)
             _write_array(folder / f"{name}.npy", arrays, (len(rows), size, size, 3))
-            columns = {"path": rows.path, "label": rows.label, "group": rows.group}
-            index.append(pd.DataFrame({"split": name, "row": range(len(rows)), **columns}))
-        files.write_table(folder / INDEX_FILE, pd.concat(index))
+            index.append(rows[["path", "label", "group"]].assign(split=name, row=range(len(rows))))
+        files.write_table(folder / INDEX_FILE, pd.concat(index)[["split", "row", "path", "label", "group"]])
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error.strerror}): make room or correct the permissions."
@@ -89,11 +88,3 @@ def _write_array(path: Path, rows: Iterable[np.ndarray], shape: tuple[int, ...])
         np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
         for row in rows:
             file.write(np.ascontiguousarray(row).data)
-
-
-def _prepared(path: Path, size: int, resize: Resize) -> np.ndarray:
-    try:
-        decoded = images.decode(path.read_bytes(), max_megapixels=float("inf"), min_side=1)
-        return images.prepare(decoded, size, resize.interpolation, resize.reencode)
-    except (OSError, images.ImageError) as error:
-        raise UserError(f"{path} can no longer be read ({error}); run `dvc repro download` again.") from error

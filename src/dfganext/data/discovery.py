@@ -1,7 +1,6 @@
-"""Finds images on the local disk, for download, predict and score, in one order on every machine, and reads their bytes.
+"""Finds images on the local disk, for download, predict and score, and reads their bytes.
 
-`in_order` walks every tree. predict and score take images only and skip links to folders; download takes every file of a
-source, follows links inside it, and names each file that it refuses.
+predict and score take images only. download takes every file of a source, and lists each file that it refuses.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ MAX_FILE_BYTES = 2**29
 TOO_LARGE = f"more than {MAX_FILE_BYTES // 2**20} MiB"
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2", ".ppm", ".pgm", ".pbm")
-"""predict and score take a file in a folder for an image if its name ends so, even if its content is damaged, or if its first
-bytes are those of an image format."""
+"""predict and score read a file in a folder if its name ends in one of these, or if its first bytes are an image format's."""
 
 BEGINNING_BYTES = 256
 
@@ -35,18 +33,15 @@ BATCH_FILES, BATCH_BYTES = 32, 64 * 2**20
 
 JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"})
 
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-"""Characters that end a line or control a terminal."""
+# characters that end a line or control a terminal
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 # With `dvc config cache.type symlink` every file of data/ is a link to a file of DVC's cache, which is outside the tree.
 _DVC_OBJECT = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 
 
 class Found(NamedTuple):
-    """An image file: its path, its size in bytes, and its modification time in ns since 1970 (None: unknown).
-
-    A change of size or time means new content.
-    """
+    """An image file: its path, its size in bytes, and its modification time in ns since 1970 (None: unknown)."""
 
     path: str
     size: int
@@ -79,15 +74,12 @@ class Reject(NamedTuple):
 def printable(name: str) -> str:
     """A file's name as one line of UTF-8: control characters and bytes that are not UTF-8 become escapes such as \\r or \\udcff."""
     text = name.encode("utf-8", "backslashreplace").decode()
-    return CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], text)
+    return _CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def shortened(name: str, length: int) -> str:
-    """The first bytes of a file's name, at most `length`, without cutting a UTF-8 character in two."""
-    encoded = os.fsencode(name)
-    while length < len(encoded) and encoded[length] & 0xC0 == 0x80:
-        length -= 1
-    return os.fsdecode(encoded[:length])
+    """The first bytes of a file's name, at most `length`, without what is not UTF-8."""
+    return os.fsencode(name)[:length].decode(errors="ignore")
 
 
 def label_of(path: PurePosixPath) -> str | None:
@@ -98,8 +90,7 @@ def label_of(path: PurePosixPath) -> str | None:
 def find_images(paths: Iterable[str]) -> list[Path]:
     """The given files and all images below the given folders, each once, sorted by path.
 
-    Below a folder, links to files are followed and links to folders are skipped: they may form a loop or lead to the same images
-    again. To read a linked folder, give it as a path.
+    Below a folder, links to files are followed; links to folders are skipped, because they may form a loop.
 
     Raises:
         UserError: a path does not exist or cannot be accessed, or there is no image.
@@ -124,7 +115,7 @@ def exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError as error:
-        raise UserError(f"{path} cannot be looked at ({error.strerror}): give another path.") from None
+        raise UserError(f"{path} cannot be accessed ({error.strerror}): give another path.") from None
 
 
 def images_below(folder: Path) -> Iterator[Found]:
@@ -165,18 +156,17 @@ def begins_like_image(beginning: bytes) -> bool:
     return _BEGINNINGS.match(beginning) is not None
 
 
-def read(path: str | Path, max_bytes: int | None = None) -> bytes | Unread:
-    """A file's bytes, or the reason why it cannot be read. max_bytes: the largest size that is read (default: MAX_FILE_BYTES)."""
+def read(path: str | Path) -> bytes | Unread:
+    """A file's bytes, or the reason why it cannot be read."""
     path = Path(path)
-    limit = MAX_FILE_BYTES if max_bytes is None else max_bytes
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             next(path.iterdir(), None)  # raises the error of a folder that cannot be listed
         if not stat.S_ISREG(status.st_mode):
             return Unread("not a regular file", temporary=False)
-        if status.st_size > limit:
-            return Unread(f"more than {limit // 2**20} MiB", temporary=False)
+        if status.st_size > MAX_FILE_BYTES:
+            return Unread(TOO_LARGE, temporary=False)
         return path.read_bytes()
     except OSError as error:
         return Unread(f"cannot be read ({error.strerror})", temporary=True)
@@ -214,101 +204,54 @@ def _file_begins_like_image(path: str) -> bool:
 def files_of_source(
     root: Path, name: str, above: PurePosixPath | None = None, within: Path | None = None
 ) -> tuple[list[SourceFile], list[Reject]]:
-    """Every usable file below a folder of a source, and every file refused, with the reason.
-
-    Links are followed if they stay inside the source. A folder reached by a link is read once per class (`label_of`), after the
-    folders that are no links, so a loop of links ends.
+    """Every usable file below a folder of a source, and every file and folder refused, with the reason.
 
     Args:
-        root: the folder to scan.
+        root: the folder.
         name: the user's name for it.
         above: the path of the folder within its source if that is not the root, as of an archive in train/real.
-        within: the folder that links may not leave (default: root).
+        within: the folder that links to files may not leave (default: root).
     """
-    scan = _SourceScan(root, name, above or PurePosixPath(), within or root)
-    scan.walk(scan.root)
-    while scan.links:
-        scan.links.sort(reverse=True)
-        scan.follow(scan.links.pop())
-    return scan.files, scan.rejects
-
-
-class _SourceScan:
-    def __init__(self, root: Path, name: str, above: PurePosixPath, within: Path) -> None:
-        self.root, self.name, self.above = str(root).rstrip("/"), name, above
-        self.within = within.resolve()
-        self.files: list[SourceFile] = []
-        self.rejects: list[Reject] = []
-        self.links: list[str] = []  # links to folders, not followed yet
-        self.walked: set[tuple[str, str | None]] = set()  # real path of a folder, class of the files in it
-
-    def walk(self, folder: str) -> None:
-        for found in in_order(f"{folder}/", self.entries):
-            self.files.append(SourceFile(self.path(found.path), Path(found.path), self.source(found.path)))
-
-    def follow(self, link: str) -> None:
-        if self.key(link) in self.walked:
-            self.refuse(link, "link", "it leads to a folder that is read already")
-        else:
-            self.walk(link)
-
-    def entries(self, folder: str) -> list[Found]:
-        self.walked.add(self.key(folder))
+    within = (within or root).resolve()
+    files: list[SourceFile] = []
+    rejects: list[Reject] = []
+    pending = [root]
+    while pending:
+        folder = pending.pop()
+        place = PurePosixPath(folder.relative_to(root))
         try:
-            with os.scandir(folder) as entries:
-                return [found for entry in entries if (found := self.entry(entry))]
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            self.refuse(folder.rstrip("/"), "unreadable", f"the folder cannot be listed: {error.strerror}")
-            return []
+            detail = f"the folder cannot be listed ({error.strerror})"
+            rejects.append(Reject(printable(str(PurePosixPath(name, place))), "unreadable", detail))
+            continue
+        for entry in entries:
+            source = printable(str(PurePosixPath(name, place, entry.name)))
+            problem = _problem_of(entry, within)
+            if problem:
+                rejects.append(Reject(source, *problem))
+            elif entry.is_dir():
+                pending.append(Path(entry.path))
+            else:
+                path = PurePosixPath(above or "", place, entry.name)
+                files.append(SourceFile(path, Path(entry.path), source))
+    return files, rejects
 
-    def entry(self, entry: os.DirEntry[str]) -> Found | None:
-        """The file or folder to go on with; None if it is refused or a link to a folder."""
-        problem = self.problem_of(entry)
-        if problem:
-            self.refuse(entry.path, *problem)
-        elif not entry.is_dir():
-            return found_at(entry.path, entry.stat())
-        elif not entry.is_symlink():
-            return Found(f"{entry.path}/", 0)
-        else:
-            self.links.append(entry.path)
-        return None
 
-    def problem_of(self, entry: os.DirEntry[str]) -> tuple[str, str] | None:
-        """Reason and detail if the entry is refused."""
-        if entry.name.startswith(".") or entry.name.lower() in JUNK:
-            return "not data", "hidden files and what operating systems leave behind"
-        if entry.is_symlink() and (problem := self.problem_of_link(entry.path)):
-            return "link", problem
-        if entry.is_dir():
-            return None
-        try:
-            mode = entry.stat().st_mode
-        except OSError as error:
-            return "unreadable", f"the file cannot be read: {error.strerror}"
-        if not stat.S_ISREG(mode):  # opening a pipe would block
-            return "not an image", "a pipe, a socket or a device"
-        return None
-
-    def problem_of_link(self, link: str) -> str | None:
-        try:
-            target = Path(link).resolve(strict=True)
-        except (OSError, RuntimeError):  # RuntimeError: a loop, before Python 3.13
-            return "it leads nowhere or in a circle"
-        if not target.is_relative_to(self.within) and not _DVC_OBJECT.search(target.as_posix()):
-            return "it leads out of the tree: put a copy in its place"
-        if Path(link).parent.resolve().is_relative_to(target):
-            return "it leads back to a folder that it is in"
-        return None
-
-    def refuse(self, file: str, reason: str, detail: str) -> None:
-        self.rejects.append(Reject(self.source(file), reason, detail))
-
-    def path(self, file: str) -> PurePosixPath:
-        return self.above / file[len(self.root) + 1 :]
-
-    def source(self, file: str) -> str:
-        return printable(str(PurePosixPath(self.name) / file[len(self.root) + 1 :]))
-
-    def key(self, folder: str) -> tuple[str, str | None]:
-        return os.path.realpath(folder), label_of(self.path(folder) / "file")
+def _problem_of(entry: os.DirEntry[str], within: Path) -> tuple[str, str] | None:
+    """Reason and detail if a file or folder of a source is refused."""
+    if entry.name.startswith(".") or entry.name.lower() in JUNK:
+        return "not data", "hidden files and files of the operating system"
+    try:
+        mode = entry.stat().st_mode
+    except OSError as error:
+        return "unreadable", f"cannot be read ({error.strerror})"
+    if entry.is_symlink():
+        target = os.path.realpath(entry.path)
+        if stat.S_ISDIR(mode):
+            return "link", "it leads to a folder: put the folder in its place"
+        if not Path(target).is_relative_to(within) and not _DVC_OBJECT.search(target):
+            return "link", "it leads out of the source: put a copy in its place"
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe would block
+        return "not an image", "a pipe, a socket or a device"
+    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,12 +9,11 @@ from urllib.parse import urlsplit
 import requests
 from requests.adapters import HTTPAdapter
 from tqdm import tqdm
-from urllib3.exceptions import MaxRetryError
 from urllib3.util import Retry
 
 from dfganext.errors import UserError
+from dfganext.files import sha256_of
 
-_CHUNK = 1 << 18
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 
 RETRIES = Retry(
@@ -27,41 +25,34 @@ RETRIES = Retry(
 def fetch(url: str, target: Path, sha256: str, retries: Retry = RETRIES, timeout: float = 30.0) -> Path:
     """Download a file; if it exists with the right sha256, nothing is sent.
 
-    A partial download is kept as NAME.part and continued, in this call or a later one. If a continued file has another sha256
-    than expected, it is downloaded once more from the start. `target` appears only complete and checked.
+    A partial download is kept as NAME.part and continued, in this call or a later one.
 
     Args:
         url: http:// or https://.
         target: the file to write; its folder is made too.
         sha256: 64 hexadecimal digits.
-        retries: of a connection, and of transfers in a row that break without a new byte.
+        retries: of each connection; a transfer that breaks is continued as often.
         timeout: seconds without a byte after which a connection counts as broken.
-
-    Returns:
-        `target`.
 
     Raises:
         UserError: a key of the download section is wrong, the server refuses, the connection keeps failing, or the sha256 differs.
     """
-    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+    if not re.match("https?://[^/]", url):
         raise UserError(f"download.url must be an http:// or https:// address, not {redact(url)!r}.")
     if not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise UserError(f"download.sha256 must be 64 hexadecimal digits, as `sha256sum FILE` prints, not {sha256!r}.")
     sha256 = sha256.lower()
-    if target.is_file() and _digest(target) == sha256:
+    if target.is_file() and sha256_of(target) == sha256:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
-    continued = _download(url, part, retries, timeout)
-    if continued and _digest(part) != sha256:
-        part.unlink()
-        _download(url, part, retries, timeout)
-    got = _digest(part)
+    _download(url, part, retries, timeout)
+    got = sha256_of(part)
     if got != sha256:
         part.unlink()
         raise UserError(
-            f"download.sha256 expects {sha256}, but {redact(url)} holds a file with {got}: "
-            "correct the key, or find out why the file differs."
+            f"download.sha256 expects {sha256}, but {redact(url)} gave a file with {got}: correct the key, or find out why the "
+            "file differs; the next run downloads the whole file."
         )
     part.replace(target)
     return target
@@ -73,29 +64,18 @@ def redact(url: str) -> str:
     return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
-def _download(url: str, part: Path, retries: Retry, timeout: float) -> bool:
-    """Download to `part`, after the bytes that it holds; returns whether it was continued anywhere."""
-    continued = _size(part) > 0
-    budget = retries
-    with requests.Session() as session, tqdm(unit="B", unit_scale=True, desc="download", disable=None) as bar:
+def _download(url: str, part: Path, retries: Retry, timeout: float) -> None:
+    """Download to `part`, after the bytes that it holds."""
+    with requests.Session() as session:
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(max_retries=retries))
-        while True:
-            before = _size(part)
-            if _transfer(session, url, part, timeout, bar):
-                return continued
-            continued = True
-            if _size(part) > before:
-                budget = retries
-                continue
-            try:
-                budget = budget.increment()
-            except MaxRetryError as error:
-                raise _failed(url, part, "the connection breaks off") from error
-            budget.sleep()
+        for _ in range(1 + int(retries.total or 0)):
+            if _transfer(session, url, part, timeout):
+                return
+    raise _failed(url, part, "the connection breaks off")
 
 
-def _transfer(session: requests.Session, url: str, part: Path, timeout: float, bar: tqdm) -> bool:
+def _transfer(session: requests.Session, url: str, part: Path, timeout: float) -> bool:
     """Send one request, and append its answer to `part`, or replace `part`; returns whether the answer came to its end."""
     size = _size(part)
     headers = {"Accept-Encoding": "identity"}  # a range of compressed bytes could not be appended
@@ -108,14 +88,14 @@ def _transfer(session: requests.Session, url: str, part: Path, timeout: float, b
     with response:
         if size and response.status_code == 416:  # `part` is as long as the file, or longer: the sha256 tells
             return True
-        _check_status(response, url, part)
-        appends = response.status_code == 206
-        length = response.headers.get("Content-Length", "")
-        bar.reset(total=size * appends + int(length) if length.isdigit() else None)
-        bar.update(size * appends)
-        with part.open("ab" if appends else "wb") as sink:
+        if response.status_code not in (200, 206):
+            raise _failed(url, part, f"the server says {response.status_code} {response.reason}")
+        start = size if response.status_code == 206 else 0
+        total = start + int(response.headers.get("Content-Length", 0)) or None
+        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc="download", disable=None)
+        with bar, part.open("ab" if start else "wb") as sink:
             try:
-                for chunk in response.iter_content(_CHUNK):
+                for chunk in response.iter_content(1 << 18):
                     sink.write(chunk)
                     bar.update(len(chunk))
             except requests.RequestException:
@@ -123,24 +103,12 @@ def _transfer(session: requests.Session, url: str, part: Path, timeout: float, b
     return True
 
 
-def _check_status(response: requests.Response, url: str, part: Path) -> None:
-    status = f"{response.status_code} {response.reason}".strip()
-    if response.status_code in _BUSY:
-        raise _failed(url, part, f"the server says {status}")
-    if response.status_code not in (200, 206):
-        raise UserError(f"{redact(url)} cannot be downloaded, the server says {status}: check download.url.")
-
-
 def _failed(url: str, part: Path, reason: str) -> UserError:
     return UserError(
-        f"{redact(url)} could not be downloaded ({reason}): check the connection and run again, {_size(part):,} bytes are kept."
+        f"{redact(url)} could not be downloaded ({reason}): check download.url and the connection, and run again; "
+        f"{_size(part):,} bytes are kept."
     )
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.is_file() else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from dfganext import files
 from dfganext.errors import UserError
 from dfganext.labels import NAMES
 from dfganext.settings import Subsample
@@ -25,10 +25,8 @@ BLOCK = 512
 def draw(manifest: pd.DataFrame, settings: Subsample, seed: int) -> pd.DataFrame:
     """Draw `per_class` images of each class, and split them into test, validation and training images.
 
-    The result depends only on the rows' content, the settings and the seed, not on the rows' order. Training gets `train_to_test`
-    times as many images as test; validation is then taken out of training. Images whose perceptual hashes are at most
-    `near_duplicate_bits` apart, as they are or with one of them mirrored, directly or through others, share a group and a split,
-    whatever their labels.
+    The result does not depend on the order of the rows. Training gets `train_to_test` times as many images as test; validation is
+    then taken out of training. Each near-duplicate group (`near_duplicate_groups`), whatever its labels, is in one split.
 
     Args:
         manifest: columns path, label, sha256, phash and phash_mirrored (hexadecimal), one row per image.
@@ -56,13 +54,8 @@ def draw(manifest: pd.DataFrame, settings: Subsample, seed: int) -> pd.DataFrame
     return sample[list(COLUMNS)]
 
 
-def write(path: Path, split: pd.DataFrame) -> None:
-    """Write a split table; the same table gives the same bytes."""
-    files.write_table(path, split)
-
-
 def read(path: Path) -> pd.DataFrame:
-    """Read a table written by `write`. UserError if it is missing."""
+    """Read the table that the stage subsample writes. UserError if it is missing."""
     try:
         return pd.read_csv(path, dtype={"path": str, "label": str, "split": str, "sha256": str}, keep_default_na=False)
     except FileNotFoundError:
@@ -92,8 +85,8 @@ def near_duplicate_groups(hashes: np.ndarray, mirrored: np.ndarray, bits: int) -
     """Connected groups of images that are at most `bits` apart, as they are or with one of them mirrored.
 
     The distance of two images is the mean of two Hamming distances: between their hashes and between their mirrored hashes. With
-    one image mirrored, these are between the first's hash and the second's mirrored hash, and the reverse. So mirroring any image
-    changes no group. All pairs are compared, which takes 1 s for 12,000 hashes of 256 bits; memory holds one block of distances.
+    one image mirrored, these are between the first's hash and the second's mirrored hash, and the reverse. All pairs are compared,
+    which takes 1 s for 12,000 hashes of 256 bits; memory holds one block of distances.
 
     Args:
         hashes: uint8, (n, bytes).
@@ -154,11 +147,10 @@ def _assign_splits(sample: pd.DataFrame, sizes: dict[str, int], rng: np.random.G
 
 def _require_both_classes(sample: pd.DataFrame, bits: int) -> None:
     held = set(zip(sample.split, sample.label, strict=True))
-    for split in SPLITS:
-        for label in NAMES:
-            if (split, label) not in held:
-                raise UserError(
-                    f"subsample: no {label} image is left for {split}, because near duplicates stay in one split and "
-                    f"{sample.group.value_counts().iloc[0]} of the {len(sample)} images drawn form one near-duplicate group: "
-                    f"lower subsample.near_duplicate_bits ({bits}), or add images that differ."
-                )
+    for split, label in product(SPLITS, NAMES):
+        if (split, label) not in held:
+            raise UserError(
+                f"subsample: no {label} image is left for {split}, because near duplicates stay in one split and "
+                f"{sample.group.value_counts().iloc[0]} of the {len(sample)} images drawn form one near-duplicate group: "
+                f"lower subsample.near_duplicate_bits ({bits}), or add images that differ."
+            )

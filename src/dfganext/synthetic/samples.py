@@ -2,9 +2,8 @@
 
     python -m dfganext.synthetic.samples FOLDER
 
-writes FOLDER/real/*.jpg and FOLDER/fake/*.jpg; samples/ was made in this way. It holds no photograph of a person, so the
-workflow runs from a fresh clone without a network and without anybody's consent. The sample shows that the workflow
-works; a score on it says nothing about photographs.
+writes FOLDER/real/*.jpg and FOLDER/fake/*.jpg; samples/ was made in this way. It holds no photograph of a person. The sample
+shows that the workflow works; a score on it says nothing about photographs.
 
 Both classes have the same distribution of faces, poses and colours, the same lens, sensor noise and JPEG encoder. A fake
 has one additional step: its clean picture is rebuilt from fewer pixels by stride-2 transposed convolutions with 3x3
@@ -95,19 +94,14 @@ def expose(scene: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.
         picture and noise, linear light, (size, size, 3) each.
     """
     lens = rng.uniform(0.8, 1.4)
-    blurred = np.stack([ndimage.gaussian_filter(scene[..., c], lens, mode="nearest") for c in range(3)], axis=-1)
+    blurred = ndimage.gaussian_filter(scene, (lens, lens, 0), mode="nearest")
     gain = rng.uniform(0.5, 1.5)
     sites = rng.standard_normal(blurred.shape[:2])
     noise = np.empty_like(blurred)
     rows, columns = np.indices(sites.shape)
-    side, cross = np.outer([1, 2, 1], [1, 2, 1]) / 4, np.array([[0, 1, 0], [1, 4, 1], [0, 1, 0]]) / 4
-    for c, (mask, kernel) in enumerate(
-        [
-            ((rows % 2 == 0) & (columns % 2 == 0), side),
-            ((rows + columns) % 2 == 1, cross),
-            ((rows % 2 == 1) & (columns % 2 == 1), side),
-        ]
-    ):
+    cross = np.array([[0, 1, 0], [1, 4, 1], [0, 1, 0]]) / 4
+    red, green, blue = (rows % 2 + columns % 2 == place for place in range(3))
+    for c, (mask, kernel) in enumerate([(red, EVEN), (green, cross), (blue, EVEN)]):
         std = gain * np.sqrt(0.0014 * blurred[..., c] + 0.000002)
         noise[..., c] = ndimage.convolve(sites * std * mask, kernel, mode="mirror")
     return _bin(blurred), _bin(noise)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from dfganext.data import manifest as manifests
 from dfganext.data import split as splits
 from dfganext.errors import UserError
 from dfganext.evaluation import intervals, metrics
-from dfganext.images import ImageError, decode
+from dfganext.images import read_image
 from dfganext.inference.detector import Detector
 from dfganext.labels import FAKE, NAMES, index_of
 from dfganext.settings import Promote
@@ -184,16 +183,6 @@ def probabilities_of(detector: Detector, paths: list[Path]) -> np.ndarray:
     """A detector's p_fake for image files, float64 (n,), batch by batch. UserError if a file cannot be decoded."""
     p_fake: list[float] = []
     for start in range(0, len(paths), BATCH):
-        pixels = [detector.config.prepare(_pixels(path)) for path in paths[start : start + BATCH]]
+        pixels = [detector.config.prepare(read_image(path)) for path in paths[start : start + BATCH]]
         p_fake += detector.probabilities(np.stack(pixels)).tolist()
     return np.array(p_fake)
-
-
-def _pixels(path: Path) -> np.ndarray:
-    """A decoded image. `download` has applied the dataset's limits, which may be wider than those of the served model."""
-    try:
-        return decode(path.read_bytes(), math.inf, 1)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run `dvc repro download`, or `dvc checkout`.") from None
-    except ImageError as error:
-        raise UserError(f"{path} cannot be decoded: {error}; run `dvc repro download`.") from None
