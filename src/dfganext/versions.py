@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -64,10 +63,8 @@ def declared(stage: str, root: Path, recorded: Path) -> dict[str, Any]:
     Returns:
         {"code": {file: sha256}, "libraries": {name: version}}; both are empty if the stage is not in dvc.yaml.
     """
-    try:
-        stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    except (OSError, TypeError, LookupError):
-        stages = {}
+    file = root / "dvc.yaml"
+    stages = yaml.safe_load(file.read_text(encoding="utf-8"))["stages"] if file.is_file() else {}
     declaration = stages.get(stage, {})
     code = {
         file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
@@ -81,8 +78,5 @@ def declared(stage: str, root: Path, recorded: Path) -> dict[str, Any]:
     return {"code": code, "libraries": {name: versions.get(name) for name in names}}
 
 
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        yield from sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
-    elif path.is_file():
-        yield path
+def _files(path: Path) -> list[Path]:
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]

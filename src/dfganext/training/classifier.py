@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfganext.data.arrays import Images
-from dfganext.errors import UserError
 from dfganext.evaluation import metrics
 from dfganext.models import classifier
 from dfganext.models.classifier import ClassifierConfig
@@ -86,9 +85,8 @@ class ClassifierTask:
     def validate(self) -> Metrics:
         """Metrics of the validation images, each rank predicting a shard of the batches."""
         labels, batch_size = self.validation.labels, self.batch_size
-        shard = self.group.shard(
-            math.ceil(len(labels) / batch_size)
-        )  # whole batches, so that they are those of one process
+        # whole batches, so that they are those of one process
+        shard = self.group.shard(math.ceil(len(labels) / batch_size))
         rows = slice(shard.start * batch_size, shard.stop * batch_size)
         logits = np.zeros(len(labels))
         logits[rows] = classifier.predict_logits(
@@ -106,16 +104,16 @@ def training_state(model: nn.Module, settings: Convnext) -> TrainingState:
 
 
 def dry_run(model: nn.Module, config: ClassifierConfig, precision: torch.dtype, smallest_batch: int = 2) -> None:
-    """Check with two blank images that `model` can predict, be explained by Grad-CAM and train. Works on a copy of it.
+    """Check with blank images that `model` can predict, be explained by Grad-CAM and train. Works on a copy of it.
 
     Args:
-        smallest_batch: images in the smallest training batch. If it is 1, the copy also trains on one image.
+        smallest_batch: images in the smallest training batch: batch normalisation cannot train on one image.
 
     Raises:
         UserError: the architecture cannot do one of these at this size, or memory runs out.
     """
     device = next(model.parameters()).device
-    blank = torch.zeros((2, config.size, config.size, 3), dtype=torch.uint8, device=device)
+    blank = torch.zeros((min(smallest_batch, 2), config.size, config.size, 3), dtype=torch.uint8, device=device)
     images = classifier.preprocess(blank, config)
     features: list[object] = []
     # dropout must not change the random numbers drawn later
@@ -128,20 +126,8 @@ def dry_run(model: nn.Module, config: ClassifierConfig, precision: torch.dtype, 
         with torch.no_grad():
             forward(network.eval(), images, precision)
         outputs = forward(network.train(), images, precision)
-        classification_loss(outputs, torch.zeros(2, dtype=torch.int64, device=device)).backward()
-        if smallest_batch == 1:
-            _check_batch_of_one(network, images[:1], config, precision)
+        classification_loss(outputs, torch.zeros(len(blank), dtype=torch.int64, device=device)).backward()
     classifier.to_grid(features[0], model)
-
-
-def _check_batch_of_one(network: nn.Module, image: Tensor, config: ClassifierConfig, precision: torch.dtype) -> None:
-    try:
-        forward(network, image, precision)
-    except ValueError as error:
-        raise UserError(
-            f"convnext.batch_size: it leaves a batch of one image, and {config.architecture} at {config.size} pixels cannot "
-            "use batch normalisation on one image; change it, for example by one."
-        ) from error
 
 
 def forward(network: nn.Module, images: Tensor, precision: torch.dtype) -> Tensor:
