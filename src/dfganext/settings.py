@@ -252,7 +252,6 @@ def apply_profile(profile: Path, params: Path) -> list[str]:
 
     Args:
         profile: YAML with some of the keys of params.yaml.
-        params: the file to change.
 
     Returns:
         One line per changed setting: "convnext.size: 96 -> 256".

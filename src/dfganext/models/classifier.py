@@ -173,7 +173,7 @@ def map_layer(model: nn.Module) -> nn.Module:
     the head uses only the class token of the block's output, so no gradient reaches the other tokens there.
 
     Raises:
-        UserError: timm lists no stages for this architecture, or stages that the model does not have.
+        UserError: timm lists no such stages.
     """
     try:
         stage = model.get_submodule(str(model.feature_info[-1]["module"]))  # type: ignore[index]
@@ -219,28 +219,17 @@ def _no_map(model: nn.Module, why: str) -> UserError:
 def network_errors(architecture: str, size: int) -> Iterator[None]:
     """Translate errors raised by a network to a UserError. Wrap only its creation and its calls.
 
-    Architectures raise many kinds of errors for a size that they do not support. Other errors are bugs and are raised again.
+    Architectures raise many kinds of errors for a size that they do not support.
     """
     try:
         yield
-    except _NETWORK_ERRORS as error:
+    except (NameError, UserError):
+        raise
+    except Exception as error:
         raise UserError(
             f"convnext.architecture: {architecture} cannot be used with images of {size} pixels ({reason(error)}); choose "
             "another, or change convnext.size, convnext.batch_size or machine.device."
         ) from error
-
-
-_NETWORK_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 def _name(model: nn.Module) -> str:

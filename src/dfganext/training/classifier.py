@@ -98,9 +98,8 @@ class ClassifierTask:
 def training_state(model: nn.Module, settings: Convnext) -> TrainingState:
     """AdamW and StepLR for the parameters of `model`."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    return TrainingState(
-        model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, settings.lr_step, settings.lr_gamma)
-    )
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.lr_step, settings.lr_gamma)
+    return TrainingState(model, optimizer, scheduler)
 
 
 def dry_run(model: nn.Module, config: ClassifierConfig, precision: torch.dtype, smallest_batch: int = 2) -> None:
