@@ -15,8 +15,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 SPIN_COUNT = "3000"
-"""OpenMP spin count before an idle thread sleeps. libgomp's default is about 100 times as high: two processes that share a
-machine's cores then wait for each other's idle threads, and a training step takes four times as long."""
+"""OpenMP spin count before an idle thread sleeps. With libgomp's default, about 100 times as high, two processes that share a
+machine's cores wait for each other's idle threads, and a training step takes four times as long."""
 
 MMAP_THRESHOLD = 32 * 2**20
 """Bytes; the largest value that glibc allows. Larger blocks are returned to the system when they are freed."""
@@ -33,8 +33,8 @@ def prepare() -> None:
     """Set how this process uses memory and idle threads, and hide Pillow's warnings; results do not change.
 
     By default, glibc returns the memory of tensors to the system when they are freed, and the system clears the same pages
-    again in the next step: a third of the time of a training on a CPU. This keeps freed memory, in large pages. Variables that
-    the user has set in the environment stay.
+    again in the next step: a third of the time of a training on a CPU. This keeps freed memory, in large pages. Variables of
+    the environment that the user has set stay.
     """
     warnings.filterwarnings("ignore", module="PIL")
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)

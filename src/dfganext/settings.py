@@ -174,10 +174,7 @@ class Report:
 
 @dataclass(frozen=True, config=RULES)
 class Machine:
-    """How to compute; no stage depends on these.
-
-    workers does not change any output; device changes rounding, which training amplifies.
-    """
+    """How to compute. No stage depends on these: workers changes no output, and device only rounding."""
 
     workers: Annotated[Integer, Field(ge=0, le=10**4)]
     device: Literal["auto", "cpu", "cuda"]

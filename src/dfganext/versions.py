@@ -40,13 +40,12 @@ def installed() -> dict[str, str]:
 def require_recorded(file: Path) -> None:
     """UserError if other versions are installed than recorded: DVC would attribute the results to the recorded ones.
 
-    Args:
-        file: JSON written from `installed`; nothing is required if it is missing, as when a stage is run by hand.
+    `file` is JSON written from `installed`. It is missing if a stage is run by hand.
     """
     if not file.is_file():
         return
     recorded, present = json.loads(file.read_text(encoding="utf-8")), installed()
-    for name in sorted(recorded.keys() | present.keys()):
+    for name in LIBRARIES:
         if recorded.get(name) != present.get(name):
             raise UserError(
                 f"{file} has {name} {recorded.get(name)}, but {present.get(name)} is installed: run `python -m stages.check`, "
@@ -55,10 +54,7 @@ def require_recorded(file: Path) -> None:
 
 
 def declared(stage: str, root: Path, recorded: Path) -> dict[str, Any]:
-    """The code and libraries that a stage depends on, in the workspace `root`.
-
-    Args:
-        recorded: JSON written from `installed`.
+    """The code and libraries that a stage of the workspace `root` depends on; `recorded` is JSON written from `installed`.
 
     Returns:
         {"code": {file: sha256}, "libraries": {name: version}}; both are empty if the stage is not in dvc.yaml.

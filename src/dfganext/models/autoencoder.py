@@ -23,8 +23,7 @@ CHANNELS = (64, 32, 16)
 
 BATCH_SIZE = 32
 CPU_PIXELS = 8 * 256**2
-"""Maximum pixels of a micro-batch on a CPU. The activations of more overflow its caches: 32 images of 256 pixels take twice as
-long per image."""
+"""Maximum pixels of a micro-batch on a CPU. More overflow its caches: 32 images of 256 pixels take twice as long per image."""
 
 
 class Autoencoder(nn.Module):

@@ -36,10 +36,7 @@ CONFIG_FILE = "config.json"
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ClassifierConfig:
-    """What is needed beside the weights to apply a classifier as it was trained.
-
-    precision ("float32" or "bfloat16") and device ("cpu" or "cuda") are those of training; None if they are unknown.
-    """
+    """What is needed beside the weights to apply a classifier; precision and device are those of training, if known."""
 
     architecture: str
     loss: str
@@ -72,8 +69,7 @@ def build(
         size: width and height of its input images, in pixels.
         weights: "random", "imagenet" (from the Hugging Face hub), or the path of a .safetensors or .pth file.
         seed: of the random initial values.
-        match: how tensors of a weights file are assigned: by "name", or in "order", the first to the first and so on, for
-            files from other code bases. Shapes must agree in both cases.
+        match: assign the tensors of a weights file by "name", or in "order", for files from other code bases.
 
     Raises:
         UserError: the architecture is unknown, or cannot be made for this size; or the weights cannot be loaded or do not fit.
@@ -209,9 +205,9 @@ def to_grid(features: object, model: nn.Module) -> Tensor:
 
 
 def _no_map(model: nn.Module, why: str) -> UserError:
+    name = model.pretrained_cfg["architecture"]  # type: ignore[index]
     return UserError(
-        f"convnext.architecture: no Grad-CAM map can be made of {_name(model)}, whose {why}; choose another, such as "
-        "convnext_tiny."
+        f"convnext.architecture: no Grad-CAM map can be made of {name}, whose {why}; choose another, such as convnext_tiny."
     )
 
 
@@ -230,10 +226,6 @@ def network_errors(architecture: str, size: int) -> Iterator[None]:
             f"convnext.architecture: {architecture} cannot be used with images of {size} pixels ({reason(error)}); choose "
             "another, or change convnext.size, convnext.batch_size or machine.device."
         ) from error
-
-
-def _name(model: nn.Module) -> str:
-    return str(model.pretrained_cfg["architecture"])  # type: ignore[index]
 
 
 def _create(architecture: str, outputs: int, size: int, seed: int, pretrained: bool = False) -> nn.Module:
@@ -286,6 +278,6 @@ def _load_backbone(model: nn.Module, path: Path, match: str) -> None:
         model.load_state_dict(fitting | {name: own[name] for name in kept})
     except RuntimeError as error:
         raise UserError(
-            f"convnext.weights: {path} does not fit {_name(model)} ({reason(error)}); give a file of this architecture, or, if "
+            f"convnext.weights: {path} does not fit convnext.architecture ({reason(error)}); give a file of this architecture, or, if "
             "its tensors only have other names, set convnext.match to order."
         ) from error

@@ -74,13 +74,12 @@ class EpochLoader:
     """Loads the training batches of an epoch, in worker processes that live as long as the loader.
 
     Args:
-        dataset: indexed by (epoch, row).
         rows: rows of the dataset to train on.
         batch_size: images in a global batch, of all ranks together.
         seed: decides the order of the rows in each epoch.
         workers: worker processes of this rank; 0 loads batches in the calling process.
         pin_memory: load into memory that a GPU can copy from while it computes.
-        group: the processes among which each batch is divided.
+        group: the processes that divide each batch.
 
     Attributes:
         images: images in an epoch.

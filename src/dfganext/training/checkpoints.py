@@ -28,7 +28,6 @@ def resumable(stage: str, inputs: Mapping[str, object], root: Path = Path()) -> 
     same inputs waits for the first. Files of other runs are removed after KEPT_DAYS.
 
     Args:
-        stage: name in dvc.yaml.
         inputs: settings and hashes, as JSON values.
         root: the workspace, which holds dvc.yaml.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dfganext import files
 from dfganext.data.arrays import Images
 from dfganext.evaluation import metrics
 from dfganext.models import classifier
@@ -164,8 +164,7 @@ def training_inputs(
     values = asdict(replace(settings, processes=1))  # training may resume with another number of processes
     file = classifier.weights_file(settings.weights)
     if file is not None and file.is_file():
-        with file.open("rb") as stream:
-            values["weights"] = hashlib.file_digest(stream, "sha256").hexdigest()
+        values["weights"] = files.sha256_of(file)
     images = {"train": checkpoints.hash_images(train), "validation": checkpoints.hash_images(validation)}
     return {"convnext": values, "loss": loss, "seed": seed, "device": machine.device, "images": images}
 

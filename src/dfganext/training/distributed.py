@@ -46,7 +46,7 @@ USER_ERROR = "user-error"
 class Group:
     """The processes that train one model, seen from the process `rank`, counted from 0.
 
-    world_size is the number of processes, local_world_size the number on this machine. With one process nothing is exchanged.
+    world_size is the number of processes, local_world_size the number on this machine.
     """
 
     rank: int = 0
@@ -71,10 +71,7 @@ class Group:
     def replicate(self, model: nn.Module) -> nn.Module:
         """Wrap `model` so that gradients are averaged over ranks. All ranks start with the parameters of the main process.
 
-        Batch normalisation uses the statistics of the global batch.
-
-        Raises:
-            UserError: `model` has batch normalisation and runs on CPUs; PyTorch synchronises it on CUDA devices only.
+        Batch normalisation uses the statistics of the global batch; UserError on CPUs, where PyTorch cannot synchronise it.
         """
         if self.world_size == 1:
             return model
@@ -126,17 +123,16 @@ def run(body: Callable[[Group], None], processes: int, device: str) -> None:
     machine; with one process, `body` is called here and nothing is started.
 
     Args:
-        body: receives the group; must be picklable. It writes files in the main process only.
+        body: receives the group; must be picklable.
         processes: `convnext.processes`; under torchrun, the number that torchrun started, or 1.
         device: `machine.device`.
 
     Raises:
-        UserError: there are too few CUDA devices, `processes` contradicts torchrun, or a process failed or was killed.
+        UserError: there are too few CUDA devices, `processes` contradicts torchrun, or a process failed.
     """
     if distributed.is_torchelastic_launched():
-        rank, world_size, local_rank, local_world_size = (
-            int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        )
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in names)
         if processes not in (1, world_size):
             raise UserError(
                 f"convnext.processes is {processes}, but torchrun started {world_size}; set it to {world_size}, or to 1 to "
@@ -193,7 +189,9 @@ def _start(body: Callable[[Group], None], processes: int, device: str) -> None:
             while not context.join(grace_period=GRACE_PERIOD):
                 pass
         except ProcessException as error:
-            raise UserError(_explain(error, folder)) from None
+            # it made the others fail: their connections to it closed
+            message = folder / USER_ERROR
+            raise UserError(message.read_text(encoding="utf-8") if message.is_file() else _explain(error)) from None
         except KeyboardInterrupt:
             for process in context.processes:
                 process.terminate()
@@ -230,10 +228,7 @@ def _interrupt_once(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _explain(error: ProcessException, folder: Path) -> str:
-    """The message for the failure of a process, which made the others fail: their connections to it closed."""
-    if (folder / USER_ERROR).is_file():
-        return (folder / USER_ERROR).read_text(encoding="utf-8")
+def _explain(error: ProcessException) -> str:
     *traceback, why = error.msg.strip().splitlines()
     if traceback:
         print(error.msg.strip(), file=sys.stderr)

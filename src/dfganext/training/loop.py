@@ -40,15 +40,12 @@ class Task(Protocol):
 
         With each loss comes what `train_metrics` needs of the micro-batch, without gradient.
         """
-        ...
 
     def train_metrics(self, epoch: int, outputs: list[Any]) -> Metrics:
         """Metrics of the training images, from everything that `losses` yielded in the epoch, in order."""
-        ...
 
     def validate(self) -> Metrics:
         """Metrics of the validation images: the loss and, for a classifier, the accuracy."""
-        ...
 
 
 @dataclass
@@ -60,11 +57,8 @@ class History:
     best_state: dict[str, Tensor] = field(default_factory=dict)
 
     def append(self, row: Metrics, model: nn.Module) -> None:
-        """Add an epoch, and copy the model's weights if it is the best so far.
-
-        The best epoch has the highest validation accuracy, if there is one, then the lowest validation loss; of equals, the
-        first. Its loss is finite.
-        """
+        """Add an epoch, and copy the model's weights if it is the best so far: the first of those with the highest validation
+        accuracy, if there is one, then the lowest validation loss, which must be finite."""
         self.epochs.append(row)
         if not math.isfinite(row["validation_loss"]):
             return
@@ -113,8 +107,7 @@ def fit(
     """Train until `epochs` epochs are done and keep the weights of the best one.
 
     Args:
-        task: data, loss and metrics.
-        state: model, optimizer and scheduler to train with; changed in place.
+        state: changed in place.
         epochs: includes the epochs of an earlier run that was stopped.
         seed: of random operations inside the model, such as dropout; set anew in each epoch, so a resumed run draws the same.
         checkpoint: written after each epoch. If the file exists, training resumes from it.
@@ -166,7 +159,7 @@ def train_epoch(task: Task, state: TrainingState, epoch: int, bar: tqdm | None =
     state.model.train()
     outputs = []
     for batch in task.loader.epoch(epoch):
-        state.optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad()
         for loss, output in task.losses(batch):
             loss.backward()
             outputs.append(output)
