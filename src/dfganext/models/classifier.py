@@ -259,7 +259,7 @@ def _load_backbone(model: nn.Module, path: Path, match: str) -> None:
             f"convnext.weights: there is no file {path}; give random, imagenet or the path of a .safetensors or .pth file."
         )
     try:
-        state = timm.models.load_state_dict(str(path), use_ema=False)
+        state = timm.models.load_state_dict(str(path), use_ema=False, weights_only=True)
     except Exception as error:  # files from elsewhere can be wrong in any way
         raise UserError(
             f"convnext.weights: {path} cannot be read as weights ({reason(error)}); give a .safetensors file, or a .pth "
