@@ -278,6 +278,6 @@ def _load_backbone(model: nn.Module, path: Path, match: str) -> None:
         model.load_state_dict(fitting | {name: own[name] for name in kept})
     except RuntimeError as error:
         raise UserError(
-            f"convnext.weights: {path} does not fit convnext.architecture ({reason(error)}); give a file of this architecture, or, if "
-            "its tensors only have other names, set convnext.match to order."
+            f"convnext.weights: {path} does not fit convnext.architecture ({reason(error)}); give a file of this "
+            "architecture, or, if its tensors only have other names, set convnext.match to order."
         ) from error
