@@ -189,7 +189,7 @@ def _start(body: Callable[[Group], None], processes: int, device: str) -> None:
             while not context.join(grace_period=GRACE_PERIOD):
                 pass
         except ProcessException as error:
-            # it made the others fail: their connections to it closed
+            # after a UserError of one process, others fail too: their connections to it closed
             message = folder / USER_ERROR
             raise UserError(message.read_text(encoding="utf-8") if message.is_file() else _explain(error)) from None
         except KeyboardInterrupt:
