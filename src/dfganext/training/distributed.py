@@ -224,7 +224,7 @@ def _interrupt_once(number: int, frame: FrameType | None) -> None:
     Ctrl-C reaches this process and its parent, which then sends SIGTERM. PyTorch sends SIGINT when the parent has ended.
     """
     for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
+        signal.signal(each, lambda *_: None)  # not SIG_IGN, with which Python warns of a signal that is already waiting
     raise KeyboardInterrupt
 
 
