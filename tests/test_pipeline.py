@@ -28,10 +28,10 @@ def test_a_stage_that_succeeds_returns():
 
 def test_a_user_error_is_one_sentence(capsys):
     def main():
-        raise UserError("params.yaml: loss must be one of ce, bce, not 'foo'.")
+        raise UserError("params.yaml: loss: Input should be 'ce' or 'bce'.")
 
     assert exit_code(main) == 1
-    assert capsys.readouterr().err == "error: params.yaml: loss must be one of ce, bce, not 'foo'.\n"
+    assert capsys.readouterr().err == "error: params.yaml: loss: Input should be 'ce' or 'bce'.\n"
 
 
 def test_a_stopped_stage_prints_no_traceback(capsys):

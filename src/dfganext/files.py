@@ -6,7 +6,6 @@ Digits after the significant ones differ between processors.
 from __future__ import annotations
 
 import csv
-import functools
 import hashlib
 import json
 from pathlib import Path
@@ -60,11 +59,5 @@ def sha256_of(path: Path | str) -> str:
         files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
         lines = (f"{name} {sha256_of(file)}\n" for name, file in files)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
-    status = path.stat()
-    return _sha256_of_file(path.resolve(), status.st_mtime_ns, status.st_size)
-
-
-@functools.cache  # a stage needs the arrays' hash twice, for its checkpoint and for its run
-def _sha256_of_file(path: Path, modified: int, size: int) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

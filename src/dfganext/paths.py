@@ -60,9 +60,8 @@ def images_of_size(size: int) -> Path:
 
 
 def work() -> Path:
-    """Folder of what an interrupted run continues from: partial downloads and training checkpoints.
+    """Folder of partial downloads and training checkpoints.
 
-    It is in the repository itself, which DVC names in DVC_ROOT: DVC deletes a stage's outputs before the stage runs, and a
-    temporary workspace after it.
+    It is in the repository, DVC_ROOT: DVC deletes a stage's outputs before it runs, and a temporary workspace after it.
     """
     return Path(os.environ.get("DVC_ROOT", ".")) / ".dfganext"

@@ -15,9 +15,8 @@ INTERRUPTED = 130
 def run(main: Callable[[], None]) -> None:
     """Call a stage's `main`; exit the process if it failed.
 
-    A UserError is printed to stderr as "error: ...", without a traceback, and the exit code is 1. Ctrl-C and SIGTERM both raise
-    KeyboardInterrupt in `main`, which may clean up, and the exit code is 130. Any other exception is a bug and keeps its
-    traceback.
+    A UserError is printed to stderr without a traceback, and the exit code is 1. Ctrl-C and SIGTERM both raise
+    KeyboardInterrupt in `main`, and the exit code is 130. Any other exception is a bug and keeps its traceback.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +15,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 SPIN_COUNT = "3000"
-"""OpenMP spin count before an idle thread sleeps. libgomp's default is about 100 times as high: two processes that share a
-machine's cores then wait for each other's idle threads, and a training step takes four times as long."""
+"""OpenMP spin count before an idle thread sleeps. With libgomp's default, about 100 times as high, two processes that share a
+machine's cores wait for each other's idle threads, and a training step takes four times as long."""
 
 MMAP_THRESHOLD = 32 * 2**20
 """Bytes; the largest value that glibc allows. Larger blocks are returned to the system when they are freed."""
@@ -30,17 +30,16 @@ def cores() -> int:
 
 
 def prepare() -> None:
-    """Set how this process uses memory and idle threads; results do not change.
+    """Set how this process uses memory and idle threads, and hide Pillow's warnings; results do not change.
 
     By default, glibc returns the memory of tensors to the system when they are freed, and the system clears the same pages
-    again in the next step: a third of the time of a training on a CPU. This keeps freed memory, in large pages. Variables that
-    the user has set in the environment stay. Without glibc, only the environment is changed.
+    again in the next step: a third of the time of a training on a CPU. This keeps freed memory, in large pages. Variables of
+    the environment that the user has set stay.
     """
+    warnings.filterwarnings("ignore", module="PIL")
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch's: transparent huge pages
-    if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
-        return
-    if not sys.platform.startswith("linux"):
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
     library = ctypes.CDLL(None)
     if hasattr(library, "gnu_get_libc_version"):
@@ -58,8 +57,7 @@ def map_ordered(
 
     Args:
         workers: threads; 0 computes in the caller's thread.
-        limit: items at a time, at least 1, that are waiting, in work, or whose result the caller has not taken; 8 per worker
-            by default. While the caller uses a result, the next limit - 1 items are worked on.
+        limit: items, at least 1, that are read and whose results are not taken yet; 8 per worker by default.
 
     Raises:
         Whatever the function raises, at the place of its item; items that have not begun by then are not computed.
@@ -81,21 +79,15 @@ def map_ordered(
 def batches_by_bytes(
     items: Iterable[Item], size_of: Callable[[Item], int], max_items: int, max_bytes: int
 ) -> Iterator[list[Item]]:
-    """Consecutive items in lists of at most `max_items` and, except where a single item is larger, `max_bytes`.
-
-    A full list is yielded before the next item is read.
-    """
+    """Consecutive items in lists of at most `max_items` and, except where a single item is larger, `max_bytes`."""
     batch: list[Item] = []
     held = 0
     for item in items:
         size = size_of(item)
-        if batch and held + size > max_bytes:
+        if len(batch) == max_items or (batch and held + size > max_bytes):
             yield batch
             batch, held = [], 0
         batch.append(item)
         held += size
-        if len(batch) == max_items:
-            yield batch
-            batch, held = [], 0
     if batch:
         yield batch

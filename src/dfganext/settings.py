@@ -1,7 +1,7 @@
 """params.yaml as frozen, validated settings: one dataclass per section.
 
 Every key must be present, so params.yaml always shows every setting. An unknown key, a missing key, or a value of the wrong
-type or range raises a UserError that names the file, the key and what is allowed.
+type or range raises a UserError that names the file and the key.
 
 `python -m dfganext.settings profiles/paper.yaml` writes a profile's values into params.yaml.
 """
@@ -14,15 +14,12 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, Strict, StringConstraints, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from pydantic_core import ErrorDetails
 
 from dfganext.errors import UserError, one_line
 
@@ -38,16 +35,16 @@ def _from_yaml(value: object) -> object:
         return value
 
 
-FROM_YAML = BeforeValidator(_from_yaml)
 Integer = Annotated[int, Strict()]
+Number = Annotated[float, Strict(), BeforeValidator(_from_yaml)]
 Boolean = Annotated[bool, Strict()]
-Text = Annotated[str, Strict(), Field(pattern=r"\S")]
+Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1)]
 
 Count = Annotated[Integer, Field(ge=1, le=10**9)]
 Seed = Annotated[Integer, Field(ge=0, le=2**32 - 1)]
-Positive = Annotated[float, Field(strict=True, gt=0), FROM_YAML]
-Fraction = Annotated[float, Field(strict=True, ge=0, le=1), FROM_YAML]
-PositiveFraction = Annotated[float, Field(strict=True, gt=0, le=1), FROM_YAML]
+Positive = Annotated[Number, Field(gt=0)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+PositiveFraction = Annotated[Number, Field(gt=0, le=1)]
 ConvnextSize = Annotated[Integer, Field(ge=32, le=2**15, multiple_of=8)]
 AutoencoderSize = Annotated[Integer, Field(ge=16, le=2**15, multiple_of=8)]
 
@@ -60,7 +57,7 @@ class Download:
     revision: Text | None
     url: Text | None
     sha256: Text | None
-    max_megapixels: Annotated[float, Field(strict=True, gt=0, le=10_000), FROM_YAML]
+    max_megapixels: Annotated[Number, Field(gt=0, le=10_000)]
     min_side: Annotated[Integer, Field(ge=2, le=2**15)]
 
 
@@ -69,7 +66,7 @@ class Subsample:
     seed: Seed
     per_class: Annotated[Integer, Field(ge=4, le=10**9)] | None
     train_to_test: Positive
-    validation: Annotated[float, Field(strict=True, gt=0, le=0.5), FROM_YAML]
+    validation: Annotated[Number, Field(gt=0, le=0.5)]
     near_duplicate_bits: Annotated[Integer, Field(ge=0, le=128)]
 
 
@@ -83,7 +80,7 @@ class Resize:
 class Augment:
     horizontal_flip: Fraction
     vertical_flip: Fraction
-    rotation: Annotated[float, Field(strict=True, ge=0, le=180), FROM_YAML]
+    rotation: Annotated[Number, Field(ge=0, le=180)]
     distortion: Fraction
     colour_jitter: Fraction
 
@@ -100,7 +97,7 @@ class Convnext:
     lr: Positive
     lr_step: Count
     lr_gamma: PositiveFraction
-    weight_decay: Annotated[float, Field(strict=True, ge=0), FROM_YAML]
+    weight_decay: Annotated[Number, Field(ge=0)]
     precision: Literal["auto", "float32", "bfloat16"]
     augment: Augment
 
@@ -144,14 +141,14 @@ class Gradcam:
 
 @dataclass(frozen=True, config=RULES)
 class Density:
-    bandwidth: Annotated[float, Field(strict=True, ge=1e-6, le=1e6), FROM_YAML]
+    bandwidth: Annotated[Number, Field(ge=1e-6, le=1e6)]
 
 
 @dataclass(frozen=True, config=RULES)
 class Promote:
     metric: Literal["roc_auc", "accuracy", "log_loss"]
     min_images: Count
-    architectures: tuple[Text, ...]
+    architectures: list[Text]
     precision: Literal["float32", "bfloat16"]
 
 
@@ -177,10 +174,7 @@ class Report:
 
 @dataclass(frozen=True, config=RULES)
 class Machine:
-    """How to compute; no stage depends on these.
-
-    workers does not change any output; device changes rounding, which training amplifies.
-    """
+    """How to compute. No stage depends on these: workers changes no output, and device only rounding."""
 
     workers: Annotated[Integer, Field(ge=0, le=10**4)]
     device: Literal["auto", "cpu", "cuda"]
@@ -213,34 +207,36 @@ def weights_file(weights: str) -> Path | None:
 
 def load_settings(path: Path | str = "params.yaml") -> Settings:
     """Read and validate a params.yaml. UserError if it cannot be read, is not valid YAML, or breaks a rule."""
-    path = Path(path)
-    return from_mapping(_parse(_read(path), path), source=str(path))
+    return from_mapping(_read(Path(path)), source=str(path))
 
 
 def from_mapping(values: object, source: str = "params.yaml") -> Settings:
     """Validate a nested mapping, as read from YAML. UserError names `source` and the first wrong key."""
     try:
-        return _SETTINGS.validate_python(values)
+        return TypeAdapter(Settings).validate_python(values)
     except ValidationError as failure:
-        errors = failure.errors(include_url=False, include_context=False)
         # a misspelt key is both unknown and missing: the first is what the user wrote
-        first = min(errors, key=lambda error: error["type"] not in _UNKNOWN)
-        raise UserError(f"{source}: {_describe(first, values)}.") from None
+        first = min(failure.errors(), key=lambda error: error["type"] == "missing")
     except UserError as error:  # a rule about two keys
         raise UserError(f"{source}: {error}") from None
+    key = ".".join(map(str, first["loc"])) or "the top level"
+    if first["type"] in ("missing", "unexpected_keyword_argument"):
+        problem = "missing" if first["type"] == "missing" else "unknown key"
+        raise UserError(f"{source}: {key}: {problem}; `git show HEAD:params.yaml` shows every key.")
+    raise UserError(f"{source}: {key}: {first['msg']}, not {_shown(first['input'])}.")
 
 
 def flatten(settings: Settings) -> dict[str, Any]:
     """{"loss": "ce", "convnext.lr": 1e-4, ...}: the names that `dvc exp run -S` takes."""
+    return dict(_flat(dataclasses.asdict(settings)))
 
-    def visit(prefix: str, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-        for key, value in values.items():
-            if isinstance(value, dict):
-                yield from visit(f"{prefix}{key}.", value)
-            else:
-                yield prefix + key, list(value) if isinstance(value, tuple) else value
 
-    return dict(visit("", dataclasses.asdict(settings)))
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def as_texts(values: Mapping[str, object]) -> dict[str, str]:
@@ -253,36 +249,27 @@ def apply_profile(profile: Path, params: Path) -> list[str]:
 
     Args:
         profile: YAML with some of the keys of params.yaml.
-        params: the file to change.
 
     Returns:
         One line per changed setting: "convnext.size: 96 -> 256".
 
     Raises:
-        UserError: a file cannot be read or written, or the result is not valid; `params` is then unchanged.
+        UserError: a file cannot be read, or the result is not valid; `params` is then unchanged.
     """
-    before, text = load_settings(params), _read(params)
-    changes = _parse(_read(profile), profile)
+    before, changes = flatten(load_settings(params)), _read(profile)
     if not isinstance(changes, dict):
         raise UserError(f"{profile}: the top level must be a mapping of keys, not {_shown(changes)}.")
-    text = _merge_yaml(text, changes)
+    text = _merge_yaml(params.read_text(encoding="utf-8"), changes)
     after = flatten(from_mapping(yaml.safe_load(text), source=str(profile)))
-    try:
-        params.write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise UserError(f"{params} cannot be written ({error.strerror}): make it writable.") from None
-    return [
-        f"{key}: {_shown(old)} -> {_shown(after[key])}" for key, old in flatten(before).items() if after[key] != old
-    ]
+    params.write_text(text, encoding="utf-8", newline="\n")
+    return [f"{key}: {_shown(old)} -> {_shown(after[key])}" for key, old in before.items() if after[key] != old]
 
 
 def _merge_yaml(text: str, changes: Mapping[str, Any]) -> str:
     """YAML text with the values of `changes` in place of its own; the rest, comments included, stays as it is."""
-    try:
-        from ruamel.yaml import YAML
-        from ruamel.yaml.error import YAMLError
-    except ImportError:
-        raise UserError("A profile needs ruamel.yaml: install it with `pip install 'df-ganext[pipeline]'`.") from None
+    from ruamel.yaml import YAML  # of the extra `pipeline`
+    from ruamel.yaml.error import YAMLError
+
     editor = YAML()
     editor.width = sys.maxsize  # never wrap a line
     editor.representer.add_representer(
@@ -305,78 +292,22 @@ def _merge_yaml(text: str, changes: Mapping[str, Any]) -> str:
     return merged.getvalue()
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> Any:
+    """The content of a YAML file in UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing: run from the repository root, or restore it with `git checkout {path}`."
-        ) from None
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): it must be a text file.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not in UTF-8: save it in that encoding.") from None
-
-
-def _parse(text: str, path: Path) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a 13th month, 5,000 digits
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): run from the repository root, or restore it with "
+            f"`git checkout {path}`."
+        ) from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: other encodings, a 13th month
         raise UserError(f"{path} is not valid YAML: {one_line(error)}.") from None
 
 
-_SETTINGS = TypeAdapter(Settings)
-_UNKNOWN = ("unexpected_keyword_argument", "invalid_key")  # an invalid key is one that is not text
-_TYPES = {
-    "integer": "a whole number",
-    "number": "a number",
-    "boolean": "true or false",
-    "string": "a text that is not empty",
-    "array": "a list of names",
-    "object": "a mapping of keys",
-    "null": "null",
-}
-
-
-def _describe(error: ErrorDetails, values: Any) -> str:
-    """Pydantic's error as a sentence. What is allowed comes from the JSON schema: the error names the broken rule only."""
-    schema = _SETTINGS.json_schema()
-    sections, path = schema["$defs"], []
-    for part in error["loc"]:
-        if part not in schema.get("properties", ()):  # an unknown key, or an index in a list
-            break
-        path.append(part)
-        schema = schema["properties"][part]
-        schema = sections[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
-    key = ".".join(map(str, path))
-    if error["type"] in _UNKNOWN:
-        name = ".".join(map(str, error["loc"]))
-        return f"unknown key {name}; {key or 'the top level'} takes {', '.join(schema['properties'])}"
-    if error["type"] == "missing":
-        return f"{key} is missing; `git show HEAD:params.yaml` shows every key"
-    return f"{key or 'the top level'} must be {_allowed(schema)}, not {_shown(reduce(getitem, path, values))}"
-
-
-def _allowed(schema: Mapping[str, Any]) -> str:
-    """What a JSON schema allows, in words."""
-    if "anyOf" in schema:
-        return " or ".join(map(_allowed, schema["anyOf"]))
-    if "enum" in schema:
-        return "one of " + ", ".join(schema["enum"])
-    low, above, high = (schema.get(name) for name in ("minimum", "exclusiveMinimum", "maximum"))
-    words = [_TYPES[schema["type"]]]
-    words += [] if above is None else [f"above {above:.10g}"]
-    words += [] if low is None else [f"from {low:.10g}" if high is not None else f"of at least {low:.10g}"]
-    words += [] if high is None else [f"to {high:.10g}" if low is not None else f"and at most {high:.10g}"]
-    words += [f"and divisible by {schema['multipleOf']}"] if "multipleOf" in schema else []
-    return " ".join(words)
-
-
 def _shown(value: object) -> str:
-    try:
-        return "null" if value is None else repr(value)
-    except ValueError:  # Python converts integers of up to 4,300 digits only
-        return "a number of thousands of digits"
+    """A value as in YAML: null, true, "text"."""
+    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -389,7 +320,7 @@ def main(arguments: list[str] | None = None) -> None:
     params = Path("params.yaml")
     try:
         changes = apply_profile(parser.parse_args(arguments).profile, params)
-    except UserError as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     print("\n".join(changes) if changes else f"{params} has these values already.")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,13 +40,12 @@ def installed() -> dict[str, str]:
 def require_recorded(file: Path) -> None:
     """UserError if other versions are installed than recorded: DVC would attribute the results to the recorded ones.
 
-    Args:
-        file: JSON written from `installed`; nothing is required if it is missing, as when a stage is run by hand.
+    `file` is JSON written from `installed`. It is missing if a stage is run by hand.
     """
     if not file.is_file():
         return
     recorded, present = json.loads(file.read_text(encoding="utf-8")), installed()
-    for name in sorted(recorded.keys() | present.keys()):
+    for name in LIBRARIES:
         if recorded.get(name) != present.get(name):
             raise UserError(
                 f"{file} has {name} {recorded.get(name)}, but {present.get(name)} is installed: run `python -m stages.check`, "
@@ -56,18 +54,13 @@ def require_recorded(file: Path) -> None:
 
 
 def declared(stage: str, root: Path, recorded: Path) -> dict[str, Any]:
-    """The code and libraries that a stage depends on, in the workspace `root`.
-
-    Args:
-        recorded: JSON written from `installed`.
+    """The code and libraries that a stage of the workspace `root` depends on; `recorded` is JSON written from `installed`.
 
     Returns:
         {"code": {file: sha256}, "libraries": {name: version}}; both are empty if the stage is not in dvc.yaml.
     """
-    try:
-        stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    except (OSError, TypeError, LookupError):
-        stages = {}
+    file = root / "dvc.yaml"
+    stages = yaml.safe_load(file.read_text(encoding="utf-8"))["stages"] if file.is_file() else {}
     declaration = stages.get(stage, {})
     code = {
         file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
@@ -81,8 +74,5 @@ def declared(stage: str, root: Path, recorded: Path) -> dict[str, Any]:
     return {"code": code, "libraries": {name: versions.get(name) for name in names}}
 
 
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        yield from sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
-    elif path.is_file():
-        yield path
+def _files(path: Path) -> list[Path]:
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]

@@ -6,7 +6,6 @@ The paper gives no architecture. This one has 64-32-16 channels and three poolin
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dfganext.errors import UserError, one_line
+from dfganext.errors import UserError, reason
 from dfganext.models.batches import batches
 
 WEIGHTS_FILE = "model.safetensors"
@@ -24,8 +23,7 @@ CHANNELS = (64, 32, 16)
 
 BATCH_SIZE = 32
 CPU_PIXELS = 8 * 256**2
-"""Maximum pixels of a micro-batch on a CPU. The activations of more overflow its caches: 32 images of 256 pixels take twice as
-long per image."""
+"""Maximum pixels of a micro-batch on a CPU. More overflow its caches: 32 images of 256 pixels take twice as long per image."""
 
 
 class Autoencoder(nn.Module):
@@ -37,17 +35,13 @@ class Autoencoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         encoder: list[nn.Module] = []
+        decoder: list[nn.Module] = []
         channels = 3
         for width in CHANNELS:
             encoder += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
             channels = width
-        decoder: list[nn.Module] = []
         for width in reversed(CHANNELS):
-            decoder += [
-                nn.Conv2d(channels, width, 3, padding=1),
-                nn.ReLU(),
-                nn.Upsample(scale_factor=2, mode="nearest"),
-            ]
+            decoder += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.Upsample(scale_factor=2)]
             channels = width
         self.encoder = nn.Sequential(*encoder)
         self.decoder = nn.Sequential(*decoder, nn.Conv2d(channels, 3, 3, padding=1), nn.Sigmoid())
@@ -109,12 +103,8 @@ def load(folder: Path) -> Autoencoder:
     model = Autoencoder()
     try:
         model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    except FileNotFoundError:
-        raise UserError(f"{folder} holds no trained autoencoder; run `dvc repro train_autoencoder` first.") from None
     except (SafetensorError, RuntimeError, OSError) as error:
-        reason = textwrap.shorten(f"{type(error).__name__}: {one_line(error)}", 240)
         raise UserError(
-            f"{folder} holds a damaged autoencoder, or one that this package did not make ({reason}); train it again with "
-            "`dvc repro train_autoencoder`."
+            f"No autoencoder can be loaded from {folder} ({reason(error)}); `dvc repro train_autoencoder` makes one."
         ) from error
     return model.eval()

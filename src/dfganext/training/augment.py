@@ -44,17 +44,15 @@ class AugmentedImages(Dataset[tuple[Tensor, int]]):
     """Images and labels of a split, indexed by (epoch, row); augmented if `augment` is given."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray, augment: Augment | None, seed: int) -> None:
-        self.pixels, self.labels, self.augment, self.seed = pixels, labels, augment, seed
-        self._transform: albumentations.Compose | None = None
+        self.pixels, self.labels, self.seed = pixels, labels, seed
+        self.transform = compose(augment) if augment is not None else None
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, row = key
         image = np.array(self.pixels[row])
-        if self.augment is not None:
-            if self._transform is None:
-                self._transform = compose(self.augment)
-            self._transform.set_random_seed(int(np.random.SeedSequence([self.seed, epoch, row]).generate_state(1)[0]))
-            image = self._transform(image=image)["image"]
+        if self.transform is not None:
+            self.transform.set_random_seed(int(np.random.SeedSequence([self.seed, epoch, row]).generate_state(1)[0]))
+            image = self.transform(image=image)["image"]
         return torch.from_numpy(np.ascontiguousarray(image)), int(self.labels[row])
 
 
@@ -63,8 +61,7 @@ class Batch(NamedTuple):
 
     images: uint8 (N, H, W, 3).
     labels: int64 (N,).
-    position: where the shard's images are in the order of the epoch. If it is empty, N is nevertheless 1, because every rank
-        takes part in every step.
+    position: the shard's place in the order of the epoch. If it is empty, N is still 1: every rank takes part in every step.
     """
 
     images: Tensor
@@ -76,16 +73,18 @@ class Batch(NamedTuple):
 class EpochLoader:
     """Loads the training batches of an epoch, in worker processes that live as long as the loader.
 
-    Workers are kept between epochs because each start would cost seconds of imports.
-
     Args:
-        dataset: indexed by (epoch, row).
         rows: rows of the dataset to train on.
         batch_size: images in a global batch, of all ranks together.
         seed: decides the order of the rows in each epoch.
         workers: worker processes of this rank; 0 loads batches in the calling process.
         pin_memory: load into memory that a GPU can copy from while it computes.
-        group: the processes among which each batch is divided.
+        group: the processes that divide each batch.
+
+    Attributes:
+        images: images in an epoch.
+        steps: batches in an epoch.
+        smallest_batch: images in the last batch of an epoch, which may be smaller than the others.
     """
 
     def __init__(
@@ -99,6 +98,8 @@ class EpochLoader:
         group: Group = SINGLE_PROCESS,
     ) -> None:
         self.dataset, self.rows, self.batch_size, self.seed, self.group = dataset, rows, batch_size, seed, group
+        self.images, self.steps = len(rows), math.ceil(len(rows) / batch_size)
+        self.smallest_batch = len(rows) % batch_size or batch_size
         self._keys: list[list[tuple[int, int]]] = []  # (epoch, row) of the images in each batch of the current epoch
         self._loader = DataLoader(
             dataset,
@@ -107,21 +108,6 @@ class EpochLoader:
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
         )
-
-    @property
-    def images(self) -> int:
-        """Images in an epoch."""
-        return len(self.rows)
-
-    @property
-    def steps(self) -> int:
-        """Batches in an epoch."""
-        return math.ceil(len(self.rows) / self.batch_size)
-
-    @property
-    def smallest_batch(self) -> int:
-        """Images in the last batch of an epoch, which may be smaller than the others."""
-        return len(self.rows) % self.batch_size or self.batch_size
 
     def global_batches(self, epoch: int) -> list[np.ndarray]:
         """Rows in each batch of an epoch, in an order decided by the seed and the epoch."""

@@ -64,9 +64,7 @@ def training_inputs(
         machine: as `compute.resolve` returns it, without `auto`.
     """
     values = {key: getattr(settings, key) for key in ("size", "epochs", "batch_size", "lr")}
-    images = {
-        name: checkpoints.hash_images(part, REAL) for name, part in (("train", train), ("validation", validation))
-    }
+    images = {"train": checkpoints.hash_images(train, REAL), "validation": checkpoints.hash_images(validation, REAL)}
     return {"autoencoder": values, "seed": seed, "device": machine.device, "images": images}
 
 
@@ -82,5 +80,7 @@ def train(
     """Train an autoencoder on the real images of `train`; see `loop.fit` for checkpoint and on_epoch."""
     compute.make_repeatable()
     task = AutoencoderTask(train, validation, settings, seed, machine)
-    state = TrainingState(task.model, torch.optim.Adam(task.model.parameters(), lr=settings.lr, fused=True))
+    optimizer = torch.optim.Adam(task.model.parameters(), lr=settings.lr, fused=True)
+    constant = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=1)
+    state = TrainingState(task.model, optimizer, constant)
     return loop.fit(task, state, settings.epochs, seed, checkpoint, on_epoch)

@@ -6,12 +6,12 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from dfganext import paths, versions
 from dfganext.data.arrays import Images
@@ -25,10 +25,9 @@ def resumable(stage: str, inputs: Mapping[str, object], root: Path = Path()) -> 
     """The checkpoint file of a run of `stage`, identified by its inputs and by the code and libraries that dvc.yaml declares.
 
     The file need not exist yet. It is kept if the block raises and removed if the block succeeds. A second process with the
-    same inputs waits for the first. Files of other runs are removed after KEPT_DAYS, unless a process is using them.
+    same inputs waits for the first. Files of other runs are removed after KEPT_DAYS.
 
     Args:
-        stage: name in dvc.yaml.
         inputs: settings and hashes, as JSON values.
         root: the workspace, which holds dvc.yaml.
     """
@@ -38,7 +37,7 @@ def resumable(stage: str, inputs: Mapping[str, object], root: Path = Path()) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_suffix(".lock")
     with FileLock(lock):
-        _remove_abandoned(path.parent, lock)
+        _remove_abandoned(path.parent, path.stem)
         yield path
         # the lock last: a process that waits for it checks that its file still exists
         for file in (path, partial(path), lock):
@@ -65,16 +64,12 @@ def hash_images(images: Images, label: int | None = None) -> str:
     return digest.hexdigest()
 
 
-def _remove_abandoned(folder: Path, own_lock: Path) -> None:
-    """Remove files that are older than KEPT_DAYS and whose lock no process holds."""
+def _remove_abandoned(folder: Path, own: str) -> None:
+    """Remove the files of each other run whose newest file is older than KEPT_DAYS."""
     oldest = time.time() - KEPT_DAYS * 24 * 3600
-    for lock in {file.with_suffix(".lock") for file in folder.iterdir()} - {own_lock}:
-        try:
-            files = [file for suffix in (".pt", ".partial", ".lock") if (file := lock.with_suffix(suffix)).exists()]
-            if any(file.stat().st_mtime >= oldest for file in files):
-                continue
-            with FileLock(lock, timeout=0):
-                for file in (*files, lock):
-                    file.unlink(missing_ok=True)
-        except (Timeout, FileNotFoundError):
-            continue  # in use, for an epoch may take long, or removed by another process meanwhile
+    for run in {file.stem for file in folder.iterdir()} - {own}:
+        with suppress(FileNotFoundError):  # removed by another process meanwhile
+            files = list(folder.glob(f"{run}.*"))
+            if all(file.stat().st_mtime < oldest for file in files):
+                for file in files:
+                    file.unlink()

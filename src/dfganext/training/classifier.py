@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dfganext import files
 from dfganext.data.arrays import Images
-from dfganext.errors import UserError
 from dfganext.evaluation import metrics
 from dfganext.models import classifier
 from dfganext.models.classifier import ClassifierConfig
@@ -86,9 +85,8 @@ class ClassifierTask:
     def validate(self) -> Metrics:
         """Metrics of the validation images, each rank predicting a shard of the batches."""
         labels, batch_size = self.validation.labels, self.batch_size
-        shard = self.group.shard(
-            math.ceil(len(labels) / batch_size)
-        )  # whole batches, so that they are those of one process
+        # whole batches, so that they are those of one process
+        shard = self.group.shard(math.ceil(len(labels) / batch_size))
         rows = slice(shard.start * batch_size, shard.stop * batch_size)
         logits = np.zeros(len(labels))
         logits[rows] = classifier.predict_logits(
@@ -100,22 +98,21 @@ class ClassifierTask:
 def training_state(model: nn.Module, settings: Convnext) -> TrainingState:
     """AdamW and StepLR for the parameters of `model`."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    return TrainingState(
-        model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, settings.lr_step, settings.lr_gamma)
-    )
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.lr_step, settings.lr_gamma)
+    return TrainingState(model, optimizer, scheduler)
 
 
 def dry_run(model: nn.Module, config: ClassifierConfig, precision: torch.dtype, smallest_batch: int = 2) -> None:
-    """Check with two blank images that `model` can predict, be explained by Grad-CAM and train. Works on a copy of it.
+    """Check with blank images that `model` can predict, be explained by Grad-CAM and train. Works on a copy of it.
 
     Args:
-        smallest_batch: images in the smallest training batch. If it is 1, the copy also trains on one image.
+        smallest_batch: images in the smallest training batch: batch normalisation cannot train on one image.
 
     Raises:
         UserError: the architecture cannot do one of these at this size, or memory runs out.
     """
     device = next(model.parameters()).device
-    blank = torch.zeros((2, config.size, config.size, 3), dtype=torch.uint8, device=device)
+    blank = torch.zeros((min(smallest_batch, 2), config.size, config.size, 3), dtype=torch.uint8, device=device)
     images = classifier.preprocess(blank, config)
     features: list[object] = []
     # dropout must not change the random numbers drawn later
@@ -128,20 +125,8 @@ def dry_run(model: nn.Module, config: ClassifierConfig, precision: torch.dtype, 
         with torch.no_grad():
             forward(network.eval(), images, precision)
         outputs = forward(network.train(), images, precision)
-        classification_loss(outputs, torch.zeros(2, dtype=torch.int64, device=device)).backward()
-        if smallest_batch == 1:
-            _check_batch_of_one(network, images[:1], config, precision)
+        classification_loss(outputs, torch.zeros(len(blank), dtype=torch.int64, device=device)).backward()
     classifier.to_grid(features[0], model)
-
-
-def _check_batch_of_one(network: nn.Module, image: Tensor, config: ClassifierConfig, precision: torch.dtype) -> None:
-    try:
-        forward(network, image, precision)
-    except ValueError as error:
-        raise UserError(
-            f"convnext.batch_size: it leaves a batch of one image, and {config.architecture} at {config.size} pixels cannot "
-            "use batch normalisation on one image; change it, for example by one."
-        ) from error
 
 
 def forward(network: nn.Module, images: Tensor, precision: torch.dtype) -> Tensor:
@@ -179,8 +164,7 @@ def training_inputs(
     values = asdict(replace(settings, processes=1))  # training may resume with another number of processes
     file = classifier.weights_file(settings.weights)
     if file is not None and file.is_file():
-        with file.open("rb") as stream:
-            values["weights"] = hashlib.file_digest(stream, "sha256").hexdigest()
+        values["weights"] = files.sha256_of(file)
     images = {"train": checkpoints.hash_images(train), "validation": checkpoints.hash_images(validation)}
     return {"convnext": values, "loss": loss, "seed": seed, "device": machine.device, "images": images}
 

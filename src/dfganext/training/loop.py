@@ -40,41 +40,35 @@ class Task(Protocol):
 
         With each loss comes what `train_metrics` needs of the micro-batch, without gradient.
         """
-        ...
 
     def train_metrics(self, epoch: int, outputs: list[Any]) -> Metrics:
         """Metrics of the training images, from everything that `losses` yielded in the epoch, in order."""
-        ...
 
     def validate(self) -> Metrics:
         """Metrics of the validation images: the loss and, for a classifier, the accuracy."""
-        ...
 
 
 @dataclass
 class History:
-    """Metrics of each epoch so far; number, counted from 1, and weights of the best epoch. best_epoch is 0 until one is found."""
+    """Metrics of each epoch so far, and number (from 1; 0 for none) and weights of the best epoch."""
 
     epochs: list[Metrics] = field(default_factory=list)
     best_epoch: int = 0
     best_state: dict[str, Tensor] = field(default_factory=dict)
 
     def append(self, row: Metrics, model: nn.Module) -> None:
-        """Add an epoch, and copy the model's weights if it is the best so far.
-
-        The best epoch has the highest validation accuracy, if there is one, then the lowest validation loss; of equals, the
-        first. Its loss is finite.
-        """
-
-        def score(row: Metrics) -> tuple[float, float]:
-            return row.get("validation_accuracy", 0.0), -row["validation_loss"]
-
+        """Add an epoch, and copy the model's weights if it is the best so far: the first of those with the highest validation
+        accuracy, if there is one, then the lowest validation loss, which must be finite."""
         self.epochs.append(row)
         if not math.isfinite(row["validation_loss"]):
             return
-        if self.best_epoch == 0 or score(row) > score(self.epochs[self.best_epoch - 1]):
+        if self.best_epoch == 0 or _score(row) > _score(self.epochs[self.best_epoch - 1]):
             self.best_epoch = len(self.epochs)
             self.best_state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def _score(row: Metrics) -> tuple[float, float]:
+    return row.get("validation_accuracy", 0.0), -row["validation_loss"]
 
 
 @dataclass
@@ -83,22 +77,21 @@ class TrainingState:
 
     model: nn.Module
     optimizer: Optimizer
-    scheduler: LRScheduler | None = None
+    scheduler: LRScheduler
     history: History = field(default_factory=History)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
             "history": vars(self.history),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
+        self.scheduler.load_state_dict(state["scheduler"])
         self.history = History(**state["history"])
 
 
@@ -114,8 +107,7 @@ def fit(
     """Train until `epochs` epochs are done and keep the weights of the best one.
 
     Args:
-        task: data, loss and metrics.
-        state: model, optimizer and scheduler to train with; changed in place.
+        state: changed in place.
         epochs: includes the epochs of an earlier run that was stopped.
         seed: of random operations inside the model, such as dropout; set anew in each epoch, so a resumed run draws the same.
         checkpoint: written after each epoch. If the file exists, training resumes from it.
@@ -149,13 +141,12 @@ def fit(
             row |= {f"train_{name}": value for name, value in task.train_metrics(epoch, outputs).items()}
             row |= {f"validation_{name}": value for name, value in task.validate().items()}
             history.append(row, state.model)
-            if state.scheduler is not None:
-                state.scheduler.step()
+            state.scheduler.step()
             if checkpoint is not None:
                 checkpoints.write(checkpoint, state.state_dict())
             if on_epoch is not None:
                 on_epoch(row, images_per_second)
-            if history.best_epoch == 0 and not _is_finite(state.model):
+            if history.best_epoch == 0 and not all(weight.isfinite().all() for weight in state.model.parameters()):
                 break  # weights never become finite again
     if history.best_epoch == 0:
         name = task.lr_setting
@@ -168,7 +159,7 @@ def train_epoch(task: Task, state: TrainingState, epoch: int, bar: tqdm | None =
     state.model.train()
     outputs = []
     for batch in task.loader.epoch(epoch):
-        state.optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad()
         for loss, output in task.losses(batch):
             loss.backward()
             outputs.append(output)
@@ -176,7 +167,3 @@ def train_epoch(task: Task, state: TrainingState, epoch: int, bar: tqdm | None =
         if bar is not None:
             bar.update()
     return outputs
-
-
-def _is_finite(model: nn.Module) -> bool:
-    return all(bool(weight.isfinite().all()) for weight in model.parameters())
