@@ -124,6 +124,11 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_whose_name_is_not_utf8_is_refused(tmp_path):
+    with pytest.raises(UserError, match="cannot be accessed"):
+        stores.Folder.at(os.fsdecode(bytes(tmp_path / "caf") + b"\xe9")).names()
+
+
 @pytest.mark.parametrize("address", ["{root}/out", "local://{root}/out"])
 def test_a_file_is_created_once(tmp_path, address):
     folder = stores.Folder.at(address.format(root=tmp_path))

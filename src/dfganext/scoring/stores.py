@@ -83,7 +83,7 @@ class Folder:
 
     def names(self) -> set[str]:
         """Names of its files but hidden ones; empty where there is no folder. UserError if it cannot be listed."""
-        entries = self._info(FileSelector(self.path, allow_not_found=True))
+        entries = self._info(self.path, inside=True)
         return {entry.base_name for entry in entries if not entry.base_name.startswith(".")}
 
     def read(self, name: str) -> bytes:
@@ -144,7 +144,7 @@ class Folder:
         """Images and folders in a folder, by its address; addresses of folders end in a slash."""
         unnamed = []
         # one folder at a time: a recursive selector would hold all files of a store in memory
-        for info in self._info(FileSelector(self._path_of(folder).rstrip("/"))):
+        for info in self._info(self._path_of(folder).rstrip("/"), inside=True):
             found = Found(f"{folder}{info.base_name}", info.size, info.mtime_ns)
             if info.type == FileType.Directory:
                 yield Found(f"{found.path}/", 0)
@@ -161,9 +161,10 @@ class Folder:
         beginning = self.read_image(found.path, discovery.BEGINNING_BYTES)
         return isinstance(beginning, Unread) or discovery.begins_like_image(beginning)
 
-    def _info(self, selector: Any) -> Any:
+    def _info(self, path: str, inside: bool = False) -> Any:
+        """Kind, size and time of a file or folder, or of all entries of a folder. UserError if the file system does not say."""
         try:
-            return self.filesystem.get_file_info(selector)
+            return self.filesystem.get_file_info(FileSelector(path, allow_not_found=True) if inside else path)
         except (OSError, ValueError) as error:  # ValueError: a name that is not UTF-8
             raise UserError(
                 f"{self.name} cannot be accessed ({one_line(error)}): check its name, the network and the credentials."
