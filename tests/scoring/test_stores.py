@@ -73,6 +73,11 @@ def test_a_place_that_cannot_be_used_is_named(tree, places, sentence):
     assert "give" in str(error.value) or "exist" in str(error.value)
 
 
+def test_a_pipe_below_an_address_is_no_image(tree):
+    os.mkfifo(tree / "a" / "pipe.png")
+    assert names(stores.images_at([f"local://{tree}"]), tree) == ALL
+
+
 @pytest.mark.parametrize("address", ["{root}/a/1.png", "local://{root}/a/1.png"])
 def test_the_function_that_reads_images_can_be_pickled(tree, address):
     listing = stores.images_at([address.format(root=tree)])

@@ -111,9 +111,8 @@ def _init(address: str, **options: Any) -> None:
 def _set_environment(local: bool) -> None:
     """Set variables that Ray reads when it is imported. local: Ray is started by this process, with no settings of its own."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-    )  # otherwise Ray warns that this becomes the default
+    # otherwise Ray warns that this becomes the default
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if local:
         # Ray replaces 127.0.0.1 with an address that other machines can reach, and executes what they send. This variable
         # prevents it on every system. The token keeps out other users of this machine; Ray would store one in ~/.ray.

@@ -148,6 +148,8 @@ class Folder:
             found = Found(f"{folder}{info.base_name}", info.size, info.mtime_ns)
             if info.type == FileType.Directory:
                 yield Found(f"{found.path}/", 0)
+            elif info.type != FileType.File:
+                continue  # opening a pipe would block
             elif discovery.named_like_image(found.path):
                 yield found
             else:
