@@ -31,9 +31,8 @@ class FakeFaceDetector(PythonModel):
 
     def load_context(self, context: Any) -> None:
         folder = Path(context.artifacts["detector"])
-        self.batcher = MicroBatcher(
-            lambda pixels: self.detector.probabilities(pixels), BATCH
-        )  # requests come in threads
+        # requests come in threads
+        self.batcher = MicroBatcher(lambda pixels: self.detector.probabilities(pixels), BATCH)
         self.detector = self.batcher.run_exclusive(lambda: Detector.load(folder))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[dict]:
