@@ -6,8 +6,8 @@ Exit codes: 0, every image was classified; 1, some images could not be read; 2, 
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -85,16 +85,6 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _probability(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise typer.BadParameter(f"{text!r} is not a number from 0 to 1")
-    return value
-
-
 Model = Annotated[
     str | None,
     typer.Option(
@@ -107,7 +97,8 @@ Threshold = Annotated[
     float | None,
     typer.Option(
         metavar="T",
-        parser=_probability,
+        min=0,
+        max=1,
         show_default="the model's own, chosen on the validation split",
         help="Label an image fake where p_fake is above T, from 0 to 1.",
     ),
@@ -207,16 +198,11 @@ def score(
     """Classify very many images with Ray and write the rows to Parquet files. Run again, it continues where it stopped, and
     repeats images that are new or changed, and those that could not be read for a reason that may have passed. RAY_ADDRESS
     names a Ray cluster; without it, this machine is used."""
+    if not all(map(importlib.util.find_spec, ("ray", "pyarrow"))):
+        raise UserError("Scoring runs on Ray, which is not installed: pip install 'df-ganext[scale]'.")
     from dfganext import scoring
 
-    done = scoring.score(
-        places,
-        out,
-        model,
-        workers,
-        threshold=threshold,
-        on_progress=lambda line: print(line, file=sys.stderr, flush=True),
-    )
+    done = scoring.score(places, out, model, workers, threshold=threshold)
     print(
         f"{done.scored:,} of {done.total:,} images classified now ({done.rescored:,} of them again), {done.kept:,} before; "
         f"{done.unreadable:,} could not be read (see column error). Rows: {printable(done.out)}"
@@ -250,7 +236,8 @@ def heatmap_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
     Raises:
         UserError: the folder cannot be created, or a heat map would overwrite one of the files.
     """
-    _make_folder(folder, "--heatmaps")
+    with _writing(folder, "--heatmaps", "folder"):
+        folder.mkdir(parents=True, exist_ok=True)
     taken: set[str] = set()
     names = {}
     for path in files:
@@ -268,8 +255,8 @@ def heatmap_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
 @contextmanager
 def _csv_rows(path: Path) -> Iterator[Callable[[Row], object]]:
     """A function that writes a row to a CSV file; each row is on disk at once."""
-    _make_folder(path.parent, "--csv")
     with _writing(path, "--csv", "file"):
+        path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("w", newline="", encoding="utf-8", buffering=1)
     rows = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
 
@@ -288,12 +275,11 @@ def _csv_rows(path: Path) -> Iterator[Callable[[Row], object]]:
 @contextmanager
 def _json_rows() -> Iterator[Callable[[Row], object]]:
     """A function that prints a row of a JSON list."""
-    ascii_only = (sys.stdout.encoding or "").replace("-", "").casefold() != "utf8"
     before = "[\n"
 
     def write(row: Row) -> None:
         nonlocal before
-        print(f"{before}  {json.dumps(row, ensure_ascii=ascii_only)}", end="")
+        print(f"{before}  {json.dumps(row)}", end="")
         before = ",\n"
 
     yield write
@@ -351,13 +337,6 @@ def _refuse_overwrite(targets: Iterable[Path], files: Iterable[Path], option: st
     for target in targets:
         if target.resolve() in images:
             raise UserError(f"{option}: {target} is one of the images and would be overwritten; name another {kind}.")
-
-
-def _make_folder(folder: Path, option: str) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{option}: the folder {folder} cannot be created ({error.strerror}); name another.") from None
 
 
 def _discard_stdout() -> None:

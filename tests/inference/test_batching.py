@@ -34,10 +34,6 @@ def slow():
     return Slow()
 
 
-def batcher_of(function, max_rows):
-    return MicroBatcher(lambda: function, lambda model, values: model(values), max_rows)
-
-
 def run_calls(batcher, slow, calls):
     """Futures of a first call, and of calls that arrive in this order while it is computed; all are done on return."""
     pool = ThreadPoolExecutor(len(calls) + 1)
@@ -54,19 +50,19 @@ def run_calls(batcher, slow, calls):
 
 
 def test_waiting_calls_form_one_batch_and_get_their_own_answers(slow):
-    futures = run_calls(batcher_of(slow, 10), slow, [rows(2, 3), rows(4), rows(5, 6, 7)])
+    futures = run_calls(MicroBatcher(slow, 10), slow, [rows(2, 3), rows(4), rows(5, 6, 7)])
     assert [future.result().tolist() for future in futures] == [[4], [8, 12], [16], [20, 24, 28]]
     assert slow.batches == [1, 6]
 
 
 def test_only_a_single_call_can_exceed_the_rows_of_a_batch(slow):
-    futures = run_calls(batcher_of(slow, 4), slow, [rows(2, 3), rows(4), rows(5, 6), rows(*range(9))])
+    futures = run_calls(MicroBatcher(slow, 4), slow, [rows(2, 3), rows(4), rows(5, 6), rows(*range(9))])
     assert [len(future.result()) for future in futures] == [1, 2, 1, 2, 9]
     assert slow.batches == [1, 3, 2, 9]
 
 
 def test_an_exception_reaches_the_calls_of_its_batch_only(slow):
-    batcher = batcher_of(slow, 2)
+    batcher = MicroBatcher(slow, 2)
     futures = run_calls(batcher, slow, [rows(2), rows(-1), rows(4)])
     assert futures[0].result() == [4] and futures[3].result() == [16]
     for future in futures[1:3]:
@@ -76,7 +72,7 @@ def test_an_exception_reaches_the_calls_of_its_batch_only(slow):
 
 
 def test_an_exclusive_function_runs_between_batches(slow):
-    batcher = batcher_of(slow, 2)
+    batcher = MicroBatcher(slow, 2)
     order = []
     with ThreadPoolExecutor(3) as pool:
         first = pool.submit(batcher, rows(1))
@@ -93,19 +89,11 @@ def test_an_exclusive_function_runs_between_batches(slow):
 
 def test_an_exclusive_function_may_raise(slow):
     with pytest.raises(ZeroDivisionError):
-        batcher_of(slow, 2).run_exclusive(lambda: 1 / 0)
-
-
-def test_the_thread_that_computes_makes_the_model():
-    batcher = MicroBatcher(
-        threading.get_ident, lambda made, values: values[:, 0] * 0 + (made == threading.get_ident()), 4
-    )
-    assert batcher(rows(1, 2)).tolist() == [1, 1]
-    assert batcher.model != threading.get_ident()
+        MicroBatcher(slow, 2).run_exclusive(lambda: 1 / 0)
 
 
 def test_many_threads():
-    batcher = batcher_of(lambda values: values.sum(axis=1), 5)
+    batcher = MicroBatcher(lambda values: values.sum(axis=1), 5)
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda value: batcher(rows(value, value + 1)), range(500)))
     assert [answer.tolist() for answer in answers] == [[2 * value, 2 * value + 2] for value in range(500)]

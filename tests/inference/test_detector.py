@@ -86,7 +86,7 @@ def test_a_config_with_the_former_name_of_reencode_loads(folder):
         "[]",
         "3",
         '{"threshold": "0.5", "temperature": 1}',
-        '{"threshold": null, "temperature": 1}',
+        '{"threshold": [], "temperature": 1}',
         '{"threshold": NaN, "temperature": 1}',
         '{"threshold": Infinity, "temperature": 1}',
         '{"threshold": true, "temperature": 1}',
@@ -114,7 +114,12 @@ def test_a_folder_without_an_operating_point_is_refused(folder):
 
 @pytest.mark.parametrize(
     ("point", "lacking"),
-    [({"temperature": 2.0}, "threshold"), ({"threshold": 0.4}, "temperature"), ({}, "threshold and no temperature")],
+    [
+        ({"temperature": 2.0}, "threshold"),
+        ({"threshold": None, "temperature": 2.0}, "threshold"),
+        ({"threshold": 0.4}, "temperature"),
+        ({}, "threshold and no temperature"),
+    ],
 )
 def test_an_incomplete_operating_point_is_refused(folder, point, lacking):
     write_point(folder, **point)

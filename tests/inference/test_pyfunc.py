@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 import sysconfig
+import threading
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -39,6 +41,20 @@ def test_base64_with_and_without_wrapping(text):
 def test_text_that_is_not_base64_is_refused(text):
     with pytest.raises(ValueError, match="base64"):
         served.image_bytes(text)
+
+
+def test_one_thread_loads_the_model_and_predicts(saved, monkeypatch):
+    threads = []
+
+    def recorded(function):
+        return lambda *arguments: threads.append(threading.get_ident()) or function(*arguments)
+
+    monkeypatch.setattr(Detector, "load", recorded(Detector.load))
+    monkeypatch.setattr(Detector, "probabilities", recorded(Detector.probabilities))
+    model = served.FakeFaceDetector()
+    model.load_context(SimpleNamespace(artifacts={"detector": saved / "detector"}))
+    assert [record["label"] for record in model.predict(None, pd.DataFrame({"image": [TEXT]}))] != [None]
+    assert len(threads) == 2 and len({*threads, threading.get_ident()}) == 2
 
 
 CLEAN = """

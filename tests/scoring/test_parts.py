@@ -4,7 +4,7 @@ from dfganext.data import discovery as inputs
 from dfganext.data.discovery import Found
 from dfganext.scoring import stores
 from dfganext.scoring.parts import Plan
-from dfganext.scoring.rows import ScoredRows, digests_of, make_keys
+from dfganext.scoring.rows import ScoredRows, make_keys
 
 
 def plan_of(paths, done=(), part_images=4):
@@ -70,7 +70,6 @@ def test_changed_images_and_errors_that_may_pass_are_scored_again_by_the_file_of
     assert by_name.pop("part-0") == (["/in/a", "/in/c"], True)
     assert by_name.pop("part-1") == (["/in/d", "/in/e"], True)
     assert list(by_name.values()) == [(["/in/new"], False)]
-    assert all(not part.removed for part in parts)
     assert (plan.total, plan.kept, plan.unreadable) == (7, 2, 0)
 
 
@@ -92,21 +91,3 @@ def test_each_file_is_replaced_once():
         for part in replaced:
             mine = {name for name, _, _ in files[int(part.name[-1])]}
             assert [image.path for image in part.images] == [name for name in present if name in mine & changed]
-
-
-def test_the_row_of_a_folder_that_can_be_listed_again_is_removed():
-    files = [[("/in/a", 1, False), ("/in/closed", 0, True), ("/in/other", 0, True)], [("/in/closed/b", 0, False)]]
-    _, parts = replan(files, [("/in/a", 1), ("/in/closed/x/1", 1), ("/in/closed/x/2", 1), ("/in/d", 1)])
-    by_name = {part.name: part for part in parts if part.replaces}
-    assert list(by_name) == ["part-0"]  # rows of paths that are no folders, and errors that may not pass, stay
-    assert by_name["part-0"].images == []
-    assert list(by_name["part-0"].removed) == [bytes(digests_of(["/in/closed"])[0])]
-
-
-def test_a_second_row_of_a_path_is_removed():
-    files = [[("/in/a", 1, False), ("/in/b", 1, False)], [("/in/b", 1, False), ("/in/c", 1, False)]]
-    plan, parts = replan(files, [("/in/a", 1), ("/in/b", 1), ("/in/c", 1)])
-    (part,) = parts
-    assert (part.name, part.images) == ("part-1", [])
-    assert list(part.removed) == [bytes(digests_of(["/in/b"])[0])]
-    assert plan.kept == 3

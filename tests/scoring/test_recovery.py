@@ -2,6 +2,7 @@
 
 import random
 import sys
+import threading
 from types import ModuleType, SimpleNamespace
 
 import pandas as pd
@@ -20,14 +21,12 @@ from dfganext.scoring.stores import Listing
 class CrashError(Exception):
     """Ray's RayActorError."""
 
-    actor_init_failed = False
-
 
 class SimulatedRay:
-    """The functions of Ray that `PartRunner` calls; calls end in random order. Notes the workers that are running."""
+    """The functions of Ray that `PartRunner` calls, from several threads. Notes the workers that are running."""
 
-    def __init__(self, crashes, seed=0, starts=lambda number: True):
-        self.crashes, self.random, self.starts = crashes, random.Random(seed), starts
+    def __init__(self, crashes, starts=lambda number: True):
+        self.crashes, self.starts = crashes, starts
         self.started, self.alive, self.calls = 0, set(), []
 
     def start_worker(self):
@@ -60,10 +59,6 @@ class SimulatedRay:
             raise CrashError
         return Row(image.path, "real", 0.25, 0.5, None, False, image.size, image.modified, True)
 
-    def wait(self, calls):
-        place = self.random.randrange(len(calls))
-        return [calls[place]], calls[:place] + calls[place + 1 :]
-
     def get(self, value):
         if isinstance(value, Part):
             return value
@@ -80,7 +75,7 @@ class SimulatedRay:
     def run(self, monkeypatch, parts, workers=3):
         """Results, and the rows that were written after a crash, by part."""
         module, exceptions = ModuleType("ray"), ModuleType("ray.exceptions")
-        module.wait, module.get, module.kill = self.wait, self.get, self.kill
+        module.get, module.kill = self.get, self.kill
         exceptions.RayActorError = exceptions.OutOfMemoryError = CrashError
         monkeypatch.setitem(sys.modules, "ray", module)
         monkeypatch.setitem(sys.modules, "ray.exceptions", exceptions)
@@ -111,7 +106,7 @@ def test_every_part_is_done_once_whatever_crashes(monkeypatch, seed):
     def crashes(path):
         return path in crashing or generator.random() < 0.01  # now and then for another reason
 
-    results, written = SimulatedRay(crashes, seed).run(monkeypatch, parts)
+    results, written = SimulatedRay(crashes).run(monkeypatch, parts)
     assert sorted(result.name for result in results) == sorted(part.name for part in parts)
     assert sum(result.scored for result in results) == 40 and not any(result.failure for result in results)
     for part in parts:
@@ -140,19 +135,22 @@ def test_an_image_that_crashes_its_worker_once_is_predicted(monkeypatch):
     assert results == [PartResult("part-0", 4)] and not any(row.error for row in written["part-0"])
 
 
-def test_a_part_that_only_removes_rows_survives_a_crash(monkeypatch):
-    ray = SimulatedRay(lambda path: False)
-    monkeypatch.setattr(ray, "score_part", lambda number, part: (_ for _ in ()).throw(CrashError))
-    results, written = ray.run(monkeypatch, [Part("part-0", (), True, (b"digest",))])
-    assert results == [PartResult("part-0")] and written == {"part-0": []}
-
-
 def test_workers_that_do_not_start_end_the_run(monkeypatch):
     with pytest.raises(UserError, match=r"Workers cannot start \(out of memory\): free memory"):
         SimulatedRay(lambda path: False, starts=lambda number: False).run(monkeypatch, parts_of(4, 2))
-    # where one starts, it does all the work
-    results, _ = SimulatedRay(lambda path: False, starts=lambda number: number == 1).run(monkeypatch, parts_of(4, 2), 2)
+    # one that starts at the last attempt does all the work
+    starts = SimulatedRay(lambda path: False, starts=lambda number: number == ATTEMPTS - 1)
+    results, _ = starts.run(monkeypatch, parts_of(4, 2), workers=1)
     assert len(results) == 2
+
+
+def test_a_worker_for_which_there_is_no_room_gets_no_part(monkeypatch):
+    room = threading.Event()
+    ray = SimulatedRay(lambda path: False, starts=lambda number: number == 0 or (room.wait(30) and False))
+    kill = ray.kill
+    monkeypatch.setattr(ray, "kill", lambda worker: room.set() or kill(worker))
+    results, _ = ray.run(monkeypatch, parts_of(8, 2), workers=2)
+    assert len(results) == 4 and ray.started == 2
 
 
 def test_ray_replaces_workers_that_crash(made, tmp_path, local_ray, monkeypatch):
@@ -165,10 +163,10 @@ def test_ray_replaces_workers_that_crash(made, tmp_path, local_ray, monkeypatch)
         return os._exit(1) if path == paths[2] else read(path)
 
     monkeypatch.setattr(recovery, "ATTEMPTS", 1)  # starting workers takes seconds
-    folder = stores.folder_at(str(tmp_path / "out"))
+    folder = stores.Folder.at(str(tmp_path / "out"))
     images = [Found(path, 1, 10) for path in paths]
     cluster = Cluster(1, 0, shared=False)
-    parts = cluster.put([Part("part-0.parquet", images[:4]), Part("part-1.parquet", images[4:])])
+    parts = [Part("part-0.parquet", images[:4]), Part("part-1.parquet", images[4:])]
     listing = Listing("in", iter(()), crash, remote=False)
     results = list(cluster.score_parts(parts, model.load(str(made / "model")), listing, folder))
     assert sorted(results) == [PartResult("part-0.parquet", 4, 0, 1), PartResult("part-1.parquet", 2)]

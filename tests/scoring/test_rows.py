@@ -22,7 +22,7 @@ def row(path, p_fake=0.25, size=1, modified=10, error=None, retry=False):
 
 
 def folder_with(place, *files):
-    folder = stores.folder_at(str(place))
+    folder = stores.Folder.at(str(place))
     for number, file in enumerate(files):
         data = file if isinstance(file, bytes) else rows.to_parquet(file, "v")
         folder.write(f"part-{number}.parquet", data)
@@ -69,17 +69,16 @@ def test_a_row_is_valid_for_one_size_and_time(tmp_path):
 def test_unversioned_rows_are_not_valid(tmp_path):
     scored = rows.ScoredRows.read(folder_with(tmp_path, unversioned([row("a"), row("b", error="not an image")])))
     state = scored.state_of([Found("a", 1, 10), Found("b", 1, 10), Found("c", 1, 10)])
-    assert state.known.tolist() == state.unversioned.tolist() == [True, True, False]
+    assert state.known.tolist() == [True, True, False]
     assert not state.valid.any() and not state.unreadable.any()
 
 
 @pytest.mark.parametrize("form", [lambda table_rows: rows.to_parquet(table_rows, "old"), unversioned])
 def test_a_replaced_file_keeps_its_other_rows(form):
-    before = form([row("c", 0.1), row("a", 0.2), row("b", 0.3), row("d", 0.4)])
-    removed = [rows.digests_of(["d"])[0]]
-    data = rows.to_parquet([row("b", 0.9, size=7, modified=1), row("e", error="x", retry=True)], "new", before, removed)
+    before = form([row("c", 0.1), row("a", 0.2), row("b", 0.3)])
+    data = rows.to_parquet([row("b", 0.9, size=7, modified=1), row("e", error="x", retry=True)], "new", before)
     table = pd.read_parquet(io.BytesIO(data))
-    assert tuple(table.columns) == rows.COLUMNS
+    assert list(table.columns) == rows.SCHEMA.names
     assert table.path.tolist() == ["a", "b", "c", "e"]
     assert table.p_fake.fillna(-1).tolist() == [0.2, 0.9, 0.1, -1]
     assert table["size"][1] == 7
@@ -108,7 +107,7 @@ def test_one_of_several_models_gets_a_folder(tmp_path, address, monkeypatch):
         start = threading.Barrier(6)
 
         def claim(index, place=place, answers=answers, start=start):
-            model, folder = model_of("abcabc"[index]), stores.folder_at(place)
+            model, folder = model_of("abcabc"[index]), stores.Folder.at(place)
             start.wait()
             try:
                 answers[index] = rows.claim(folder, model).sha256
@@ -124,21 +123,21 @@ def test_one_of_several_models_gets_a_folder(tmp_path, address, monkeypatch):
         assert len(won) == 1
         assert sum(text in won for text in answers.values()) == 2  # both commands with that model
         assert all(text in won or "rows of another model" in text for text in answers.values()), answers
-        assert stores.folder_at(place).names() == {rows.RECORD}
+        assert stores.Folder.at(place).names() == {rows.RECORD}
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_a_folder_that_another_model_claimed_since_it_was_checked_is_refused(tmp_path, address):
-    folder = stores.folder_at(address.format(root=tmp_path))
-    later = rows.check_model(folder, model_of("a"))
+def test_a_folder_that_another_model_claimed_is_refused(tmp_path, address):
+    folder = stores.Folder.at(address.format(root=tmp_path))
     assert rows.claim(folder, model_of("b", 0.3)).version == "b"
     with pytest.raises(UserError, match=r"holds rows of another model, b with threshold 0\.3"):
-        rows.claim(folder, later)
+        rows.claim(folder, model_of("a"))
     assert rows.claim(folder, model_of("b", 0.3)).version == "b"
 
 
-def test_a_store_waits_for_other_writers_only_while_it_holds_no_rows(tmp_path, monkeypatch):
-    folder, waits = stores.folder_at(f"local://{tmp_path}/out"), []
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_a_run_waits_for_other_writers_only_while_there_are_no_rows(tmp_path, monkeypatch, address):
+    folder, waits = stores.Folder.at(address.format(root=tmp_path)), []
     monkeypatch.setattr(stores.time, "sleep", waits.append)
     rows.claim(folder, model_of("a"))
     rows.claim(folder, model_of("a"))
@@ -150,7 +149,7 @@ def test_a_store_waits_for_other_writers_only_while_it_holds_no_rows(tmp_path, m
 
 def test_a_writer_that_replaces_a_new_record_stops_all_other_models(tmp_path, monkeypatch):
     """Object stores have no conditional write: a writer that saw an empty folder may write after another one has."""
-    folder = stores.folder_at(f"local://{tmp_path}/out")
+    folder = stores.Folder.at(f"local://{tmp_path}/out")
     late = json.dumps({"model": {"sha256": "b" * 64, "version": "b", "threshold": 0.3}}).encode()
     for already in (False, True):
         if already:

@@ -1,6 +1,5 @@
 import os
 import pickle
-import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,9 @@ def tree(tmp_path, monkeypatch):
 
 
 def names(listing, root):
-    return [os.path.relpath(image.path.removeprefix("local://"), root) for image in listing.images]
+    return [
+        os.path.relpath(image.path.removeprefix("file://").removeprefix("local://"), root) for image in listing.images
+    ]
 
 
 ALL = ["a-b/5.png", "a/1.png", "a/2.png", "a/deep/3.png", "b [1]/4.png", "b [1]/unnamed"]
@@ -44,28 +45,23 @@ ALL = ["a-b/5.png", "a/1.png", "a/2.png", "a/deep/3.png", "b [1]/4.png", "b [1]/
         (["local://{root}/"], ALL),
         (["local://{root}/b%20%5B1%5D"], ALL[4:]),
         (["local://{root}/b [1]/unnamed"], ["b [1]/unnamed"]),
-        (["local://{root}/*/[12].png"], ["a/1.png", "a/2.png"]),
-        (["local://{root}/*/[!2].png"], ["a-b/5.png", "a/1.png", "b [1]/4.png"]),
-        (["local://{root}/a/*"], ["a/1.png", "a/2.png", "a/deep/3.png", "a/notes.txt"]),
-        (["local://{root}/a*"], ["a-b/5.png", "a/1.png", "a/2.png", "a/deep/3.png"]),
-        (["local://{root}/**/*.png"], ALL[:5]),
     ],
 )
 def test_places_stand_for_images(tree, places, expected):
     listing = stores.images_at([place.format(root=tree) for place in places])
     assert names(listing, tree) == expected
-    assert listing.remote == places[0].startswith("local")
+    assert listing.remote == ("://" in places[0])
 
 
 @pytest.mark.parametrize(
     ("places", "sentence"),
     [
         (["in", "none"], "none does not exist"),
-        (["in/*.bmp"], "in/*.bmp matches nothing"),
-        (["file://elsewhere/in"], "file://elsewhere/in names a machine"),
+        (["in/*.bmp"], "in/*.bmp does not exist, or matches nothing"),
+        (["file://elsewhere/in"], "file://elsewhere/in cannot be used"),
         (["in", "s3://bucket/in"], "give one address per run"),
         (["local:///none"], "local:///none does not exist"),
-        (["local:///none/*.png"], "local:///none does not exist"),
+        (["local:///none/*.png"], "local:///none/*.png does not exist"),
         (["gopher://host/in"], "gopher://host/in cannot be used"),
         (["s3:///in"], "s3:///in cannot be used"),
     ],
@@ -75,6 +71,11 @@ def test_a_place_that_cannot_be_used_is_named(tree, places, sentence):
         stores.images_at(places)
     assert sentence in str(error.value)
     assert "give" in str(error.value) or "exist" in str(error.value)
+
+
+def test_a_pipe_below_an_address_is_no_image(tree):
+    os.mkfifo(tree / "a" / "pipe.png")
+    assert names(stores.images_at([f"local://{tree}"]), tree) == ALL
 
 
 @pytest.mark.parametrize("address", ["{root}/a/1.png", "local://{root}/a/1.png"])
@@ -97,16 +98,16 @@ def test_names_that_are_not_utf8(tree):
 
 
 def test_an_address_is_shown_without_credentials_and_options():
-    place = stores.StorePath.at("s3://key:secret@bucket/my%20set/?region=eu-west-1")
-    assert (place.address, place.path) == ("s3://bucket/my set", "bucket/my set")
-    assert place.path_of("s3://bucket/my set/a/1.png") == "bucket/my set/a/1.png"
-    place = stores.StorePath.at("abfs://container@account.dfs.core.windows.net/set")
-    assert (place.address, place.path) == ("abfs://container@account.dfs.core.windows.net/set", "container/set")
+    place = stores.Folder.at("s3://key:secret@bucket/my%20set/?region=eu-west-1")
+    assert (place.name, place.path) == ("s3://bucket/my set", "bucket/my set")
+    assert place._path_of("s3://bucket/my set/a/1.png") == "bucket/my set/a/1.png"
+    place = stores.Folder.at("abfs://container@account.dfs.core.windows.net/set")
+    assert (place.name, place.path) == ("abfs://container@account.dfs.core.windows.net/set", "container/set")
 
 
 @pytest.mark.parametrize("address", ["{root}/out", "local://{root}/out"])
 def test_folders_hold_complete_files(tmp_path, address):
-    folder = pickle.loads(pickle.dumps(stores.folder_at(address.format(root=tmp_path))))
+    folder = pickle.loads(pickle.dumps(stores.Folder.at(address.format(root=tmp_path))))
     assert folder.names() == set()
     folder.write("part", b"first")
     folder.write("part", b"second")
@@ -114,19 +115,8 @@ def test_folders_hold_complete_files(tmp_path, address):
     assert folder.read("part") == b"second"
     with pytest.raises(FileNotFoundError):
         folder.read("other")
-    with pytest.raises(UserError, match="is a file: name a folder"):
-        stores.folder_at(address.format(root=tmp_path) + "/part").names()
-
-
-def test_temporary_files_of_killed_writers_are_deleted(tmp_path):
-    for name, age in (
-        (".part.1.tmp", 2 * stores.STALE_SECONDS),
-        (".part.2.tmp", 0),
-        ("part", 2 * stores.STALE_SECONDS),
-    ):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
-    assert stores.folder_at(str(tmp_path)).names() == {".part.2.tmp", "part"}
+    with pytest.raises(UserError, match=r"part cannot be accessed .*Not a directory"):
+        stores.Folder.at(address.format(root=tmp_path) + "/part").names()
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
@@ -135,21 +125,18 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        stores.folder_at(str(tmp_path)).write("part", b"rows")
+        stores.Folder.at(str(tmp_path)).write("part", b"rows")
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_whose_name_is_not_utf8_is_refused(tmp_path):
+    with pytest.raises(UserError, match="cannot be accessed"):
+        stores.Folder.at(os.fsdecode(bytes(tmp_path / "caf") + b"\xe9")).names()
+
+
 @pytest.mark.parametrize("address", ["{root}/out", "local://{root}/out"])
-@pytest.mark.parametrize("links", [True, False])
-def test_a_file_is_created_once(tmp_path, monkeypatch, address, links):
-    monkeypatch.setattr(stores, "SETTLE_SECONDS", 0.05)
-    if not links:
-
-        def no_links(*_):
-            raise OSError(1, "Operation not permitted")
-
-        monkeypatch.setattr(os, "link", no_links)
-    folder = stores.folder_at(address.format(root=tmp_path))
+def test_a_file_is_created_once(tmp_path, address):
+    folder = stores.Folder.at(address.format(root=tmp_path))
     folder.create("record", b"first")
     folder.create("record", b"second")
     assert folder.read("record") == b"first"
@@ -167,10 +154,11 @@ def test_a_listing_has_sizes_and_times(tree, address):
     assert second.size == first.size + 4 and second.modified > first.modified
 
 
-def test_a_replaced_file_is_complete_at_any_time_where_pyarrow_writes_to_a_disk(tmp_path, monkeypatch):
-    folder = stores.folder_at(f"local://{tmp_path}/out")
+@pytest.mark.parametrize("address", ["{root}/out", "local://{root}/out"])
+def test_a_replaced_file_is_complete_at_any_time(tmp_path, monkeypatch, address):
+    folder = stores.Folder.at(address.format(root=tmp_path))
     folder.write("part", b"first")
-    monkeypatch.setattr(stores.StoreFolder, "_send", lambda *_: (_ for _ in ()).throw(OSError("broke off")))
+    monkeypatch.setattr(os, "fsync", lambda *_: (_ for _ in ()).throw(OSError("broke off")))
     with pytest.raises(OSError, match="broke off"):
         folder.write("part", b"second")
-    assert folder.read("part") == b"first"
+    assert folder.read("part") == b"first" and folder.names() == {"part"}

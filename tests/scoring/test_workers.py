@@ -56,7 +56,7 @@ def answering(**answers):
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_new_rows_replace_old_ones(made, tmp_path, strict):
-    folder = stores.folder_at(str(tmp_path))
+    folder = stores.Folder.at(str(tmp_path))
     temporary, permanent = Unread("cannot be read (I/O error)", temporary=True), Unread("too large", temporary=False)
     read = answering(b=temporary, c=permanent, d=b"no image")
     first = worker_of(folder, made, read, strict)
@@ -81,7 +81,7 @@ def test_new_rows_replace_old_ones(made, tmp_path, strict):
 @pytest.mark.parametrize("fails", ["fsync", "replace"])
 @pytest.mark.parametrize("how", [OSError(28, "No space left on device"), Crashed()])
 def test_an_interrupted_replacement_keeps_the_old_rows(made, tmp_path, monkeypatch, fails, how):
-    folder = stores.folder_at(str(tmp_path))
+    folder = stores.Folder.at(str(tmp_path))
     one = worker_of(folder, made, answering(b=Unread("cannot be read", temporary=True)))
     one.score_part(Part("part-0.parquet", [Found(path, 1, 10) for path in "ab"]))
     before = (tmp_path / "part-0.parquet").read_bytes()
@@ -103,7 +103,7 @@ def test_an_interrupted_replacement_keeps_the_old_rows(made, tmp_path, monkeypat
 
 
 def test_readers_find_one_row_per_path_while_files_are_replaced(made, tmp_path):
-    folder = stores.folder_at(str(tmp_path))
+    folder = stores.Folder.at(str(tmp_path))
     one = worker_of(folder, made, answering())
     for name in ("part-0.parquet", "part-1.parquet"):
         one.score_part(Part(name, [Found(f"{name}/{index}", 1, 10) for index in range(4)]))
@@ -124,7 +124,7 @@ def test_readers_find_one_row_per_path_while_files_are_replaced(made, tmp_path):
 
 
 def test_a_damaged_or_missing_old_file_is_a_failure(made, tmp_path):
-    one = worker_of(stores.folder_at(str(tmp_path)), made, answering())
+    one = worker_of(stores.Folder.at(str(tmp_path)), made, answering())
     again = Part("part-0.parquet", [Found("a", 1, 10)], replaces=True)
     assert "part-0.parquet" in one.score_part(again).failure
     (tmp_path / "part-0.parquet").write_bytes(b"damaged")
@@ -135,10 +135,10 @@ def test_a_damaged_or_missing_old_file_is_a_failure(made, tmp_path):
 def test_a_new_part_without_a_readable_image_is_a_failure_over_a_network(made, tmp_path):
     unread = Unread("cannot be read (no route to host)", temporary=True)
     part = Part("part-0.parquet", [Found(path, 1, 10) for path in "ab"])
-    result = worker_of(stores.folder_at(str(tmp_path)), made, answering(a=unread, b=unread), strict=True).score_part(
+    result = worker_of(stores.Folder.at(str(tmp_path)), made, answering(a=unread, b=unread), strict=True).score_part(
         part
     )
     assert result.failure == "a cannot be read (no route to host), like all images after it"
     assert list(tmp_path.iterdir()) == []
-    result = worker_of(stores.folder_at(str(tmp_path)), made, answering(a=unread, b=unread)).score_part(part)
+    result = worker_of(stores.Folder.at(str(tmp_path)), made, answering(a=unread, b=unread)).score_part(part)
     assert result == PartResult("part-0.parquet", 2, 0, 2)

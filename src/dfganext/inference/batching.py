@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 Result = TypeVar("Result")
-Model = TypeVar("Model")
 
 
 class _Call(NamedTuple):
@@ -18,34 +17,28 @@ class _Call(NamedTuple):
     answer: Future[np.ndarray]
 
 
-class MicroBatcher(Generic[Model]):
-    """Computes a model's answers to the rows of all calls that are waiting, in one batch.
+class MicroBatcher:
+    """Computes a function of the rows of all calls that are waiting, in one batch.
 
     Calls that arrive while a batch is computed form the next one. A single call does not wait for others.
 
-    One thread makes the model and computes. With a second one, OpenMP would have more threads than there are cores and put them
-    to sleep after each layer: an image would take 1.5 times as long.
+    One thread computes, and should also make the model (`run_exclusive`). With a second one, OpenMP would have more threads than
+    there are cores and put them to sleep after each layer: an image would take 1.5 times as long.
 
     Args:
-        make: returns the model, which is kept as `model`.
-        function: takes the model and rows (N, ...) and returns answers (N,), each independent of the other rows.
+        function: takes rows (N, ...) and returns answers (N,), each independent of the other rows.
         max_rows: per batch, except where a single call has more.
     """
 
-    def __init__(
-        self, make: Callable[[], Model], function: Callable[[Model, np.ndarray], np.ndarray], max_rows: int
-    ) -> None:
+    def __init__(self, function: Callable[[np.ndarray], np.ndarray], max_rows: int) -> None:
         self.function, self.max_rows = function, max_rows
-        self._waiting: list[_Call] = []
-        self._lock = threading.Lock()
+        self._waiting: deque[_Call] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="micro-batcher")
-        self.model = self.run_exclusive(make)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """The answers to these rows, or the exception that the function raised for their batch."""
         call = _Call(rows, Future())
-        with self._lock:
-            self._waiting.append(call)
+        self._waiting.append(call)
         self._thread.submit(self._compute)  # once per call: each takes at least the oldest call that is waiting
         return call.answer.result()
 
@@ -54,11 +47,16 @@ class MicroBatcher(Generic[Model]):
         return self._thread.submit(function).result()
 
     def _compute(self) -> None:
-        calls = self._next_batch()
+        """Answer the oldest calls, as many as fit into a batch."""
+        calls: list[_Call] = []
+        rows = 0
+        while self._waiting and (not calls or rows + len(self._waiting[0].rows) <= self.max_rows):
+            calls.append(self._waiting.popleft())
+            rows += len(calls[-1].rows)
         if not calls:
             return
         try:
-            answers = self.function(self.model, np.concatenate([call.rows for call in calls]))
+            answers = self.function(np.concatenate([call.rows for call in calls]))
         except BaseException as error:
             for call in calls:
                 call.answer.set_exception(error)
@@ -66,15 +64,3 @@ class MicroBatcher(Generic[Model]):
         ends = np.cumsum([len(call.rows) for call in calls])
         for call, part in zip(calls, np.split(answers, ends[:-1]), strict=True):
             call.answer.set_result(part)
-
-    def _next_batch(self) -> list[_Call]:
-        """Remove the oldest calls from the list, as many as fit into a batch."""
-        with self._lock:
-            number, rows = 0, 0
-            while number < len(self._waiting) and (
-                not number or rows + len(self._waiting[number].rows) <= self.max_rows
-            ):
-                rows += len(self._waiting[number].rows)
-                number += 1
-            batch, self._waiting = self._waiting[:number], self._waiting[number:]
-        return batch

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from dfganext import images, labels, paths
-from dfganext.errors import UserError, one_line
+from dfganext.errors import UserError
 from dfganext.evaluation import calibration
 from dfganext.models import classifier
 from dfganext.models.classifier import ClassifierConfig
@@ -28,6 +27,16 @@ _WHAT_TO_DO = (
     f"`dvc repro evaluate` writes one ({paths.OPERATING_POINT.as_posix()}): put it beside the weights that were evaluated; "
     "or give `dfganext predict` a threshold with --threshold."
 )
+
+
+class OperatingPoint(BaseModel):
+    """The content of an operating point's file; None where a value is missing."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    threshold: float | None = None
+    temperature: float | None = Field(default=None, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True)
@@ -60,12 +69,9 @@ class Detector:
         precision: str = "float32",
     ) -> None:
         self.model, self.config = model.eval().to(memory_format=torch.channels_last), config
+        self.threshold, self.precision = threshold, precision
         self.calibrated = temperature is not None
-        self.threshold, self.temperature, self.precision = (
-            threshold,
-            1.0 if temperature is None else temperature,
-            precision,
-        )
+        self.temperature = 1.0 if temperature is None else temperature
 
     @classmethod
     def load(
@@ -89,9 +95,9 @@ class Detector:
         if threshold is not None and not 0 <= threshold <= 1:  # NaN neither
             raise UserError(f"The threshold {threshold:g} is not between 0 and 1: give another.")
         model, config = classifier.load(folder)
-        own = folder / OPERATING_POINT_FILE
-        point = _read_operating_point(operating_point or own, threshold)
-        return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), config, **point)
+        point = _read_operating_point(operating_point or folder / OPERATING_POINT_FILE, threshold)
+        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(model, config, **dict(point))
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """Calibrated p_fake of images at the model's own size: uint8 (N, size, size, 3) -> float64 (N,).
@@ -146,32 +152,25 @@ class Detector:
         return [gradcam.png(gradcam.overlay(image, heatmap)) for image, heatmap in zip(pixels, raw, strict=True)]
 
 
-def _read_operating_point(path: Path, threshold: float | None) -> dict[str, Any]:
-    """threshold, temperature and, if present, precision of a file. UserError if the file is missing, wrong or incomplete.
+def _read_operating_point(path: Path, threshold: float | None) -> OperatingPoint:
+    """The operating point of a file. UserError if the file is missing, wrong or incomplete.
 
-    A given threshold replaces the file's. The file then may be missing or lack the temperature, which is returned as None.
+    A given threshold replaces the file's. The file then may be missing or lack the temperature.
     """
+    point = OperatingPoint()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise TypeError("not an object of names and values")
-        point = {name: content[name] for name in ("threshold", "temperature", "precision") if name in content}
-        if any(isinstance(value, bool) for value in point.values()):
-            raise TypeError("true and false are not allowed")
-        if not (math.isfinite(point.get("threshold", 0.5)) and 0 < point.get("temperature", 1.0) < math.inf):
-            raise ValueError("threshold and temperature must be finite, the temperature above 0")
-        if point.get("precision", "float32") not in ("float32", "bfloat16"):
-            raise ValueError("precision must be float32 or bfloat16")
+        point = OperatingPoint.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         if threshold is None:
             raise UserError(f"{path} is missing: {_WHAT_TO_DO}") from None
-        return {"threshold": threshold, "temperature": None}
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is not an operating point ({one_line(error)}); `dvc repro evaluate` writes one."
-        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); `dvc repro evaluate` writes one.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = ": ".join([*map(str, first["loc"]), first["msg"]])
+        raise UserError(f"{path} is not an operating point ({reason}); `dvc repro evaluate` writes one.") from error
     if threshold is not None:
-        return {"temperature": None, **point, "threshold": threshold}
-    if missing := [name for name in ("threshold", "temperature") if name not in point]:
+        return point.model_copy(update={"threshold": threshold})
+    if missing := [name for name in ("threshold", "temperature") if getattr(point, name) is None]:
         raise UserError(f"{path} has no {' and no '.join(missing)}: {_WHAT_TO_DO}")
     return point

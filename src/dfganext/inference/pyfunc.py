@@ -31,10 +31,9 @@ class FakeFaceDetector(PythonModel):
 
     def load_context(self, context: Any) -> None:
         folder = Path(context.artifacts["detector"])
-        self.batcher = MicroBatcher(
-            lambda: Detector.load(folder), Detector.probabilities, BATCH
-        )  # requests come in threads
-        self.detector = self.batcher.model
+        # requests come in threads
+        self.batcher = MicroBatcher(lambda pixels: self.detector.probabilities(pixels), BATCH)
+        self.detector = self.batcher.run_exclusive(lambda: Detector.load(folder))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[dict]:
         explain = bool((params or {}).get("explain", False))

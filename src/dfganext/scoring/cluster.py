@@ -8,7 +8,7 @@ import re
 import secrets
 import socket
 import sys
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,18 +42,13 @@ class Cluster:
     gpus_per_worker: float
     shared: bool
 
-    def put(self, parts: Iterable[Part]) -> list[Any]:
-        """References to parts in Ray's object store, which writes to disk what memory cannot hold."""
-        import ray
-
-        return [ray.put(part) for part in parts]
-
     def score_parts(
-        self, parts: Sequence[Any], model: Model, listing: Listing, folder: Folder
+        self, parts: Iterable[Part], model: Model, listing: Listing, folder: Folder
     ) -> Generator[PartResult, None, None]:
-        """Score parts, given as references, and write their rows; results come in the order in which the parts are done."""
+        """Score parts and write their rows; results come in the order in which the parts are done."""
         import ray
 
+        references = [ray.put(part) for part in parts]  # Ray writes to disk what memory cannot hold
         writer = Writer(folder, model.version, strict=listing.remote or self.shared)
         files = ray.put({name: np.frombuffer(data, np.uint8) for name, data in model.files.items()})
         actor = ray.remote(num_cpus=1, num_gpus=self.gpus_per_worker)(Worker)
@@ -61,7 +56,7 @@ class Cluster:
         runner = PartRunner(
             lambda: actor.remote(files, listing.read, threads, writer), self.workers, model.threshold, writer.write
         )
-        return runner.run(parts)
+        return runner.run(references)
 
 
 @contextmanager
@@ -78,12 +73,8 @@ def ray_for(workers: int | None) -> Iterator[Cluster]:
     import ray
 
     running = ray.is_initialized()
-    if running:
-        pass
-    elif address:
-        _connect(address)
-    else:
-        _start(workers or runtime.cores())
+    if not running:
+        _connect(address) if address else _start(workers or runtime.cores())
     try:
         with redirect_stdout(sys.stderr):  # Ray prints a line for each worker that crashes
             yield _cluster(ray.cluster_resources(), workers, shared=bool(address))
@@ -120,9 +111,8 @@ def _init(address: str, **options: Any) -> None:
 def _set_environment(local: bool) -> None:
     """Set variables that Ray reads when it is imported. local: Ray is started by this process, with no settings of its own."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-    )  # otherwise Ray warns that this becomes the default
+    # otherwise Ray warns that this becomes the default
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if local:
         # Ray replaces 127.0.0.1 with an address that other machines can reach, and executes what they send. This variable
         # prevents it on every system. The token keeps out other users of this machine; Ray would store one in ~/.ray.

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import parquet
 
 import dfganext
 from dfganext.data.discovery import Found, printable
@@ -18,16 +21,26 @@ from dfganext.errors import UserError, one_line
 from dfganext.scoring.model import Model
 from dfganext.scoring.stores import CONNECTIONS, Folder
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-COLUMNS = ("path", "label", "p_fake", "threshold", "error", "retry", "size", "modified", "model_version")
+SCHEMA = pa.schema(
+    {
+        "path": pa.string(),
+        "label": pa.string(),
+        "p_fake": pa.float64(),
+        "threshold": pa.float64(),
+        "error": pa.string(),
+        "retry": pa.bool_(),
+        "size": pa.int64(),
+        "modified": pa.timestamp("ns", tz="UTC"),
+        "model_version": pa.string(),
+    }
+)
+"""Of the Parquet files. A column that a file of an earlier version lacks is read as nulls."""
 
 RECORD = "_score.json"
 """The file that names the folder's model. Readers of Parquet folders skip names that begin with an underscore."""
 
 UNKNOWN = np.iinfo(np.int64).min
-"""An unknown size or time; as a time, numpy's and Parquet's "not a time"."""
+"""An unknown size or time."""
 
 _KEYS = np.dtype(
     [("digest", "S16"), ("size", "i8"), ("modified", "i8"), ("unreadable", "?"), ("retry", "?"), ("file", "i8")]
@@ -55,13 +68,12 @@ class State(NamedTuple):
     """What the folder's rows say of N images, each array (N,).
 
     known: there is a row. valid: the row is of the image's present content and has no error that may pass. unreadable: the row is
-    valid and has an error. unversioned: the row has no size and time. file: index of the row's file.
+    valid and has an error. file: index of the row's file.
     """
 
     known: np.ndarray
     valid: np.ndarray
     unreadable: np.ndarray
-    unversioned: np.ndarray
     file: np.ndarray
 
 
@@ -69,13 +81,11 @@ class State(NamedTuple):
 class ScoredRows:
     """What decides whether an image must be scored again, of all rows of a folder.
 
-    keys: structured (N,), sorted by the digest of the path; sizes and times of unversioned rows are UNKNOWN; file is an index
-    into names. counts: rows per file.
+    keys: structured (N,), sorted by the digest of the path; file is an index into names.
     """
 
     keys: np.ndarray
     names: Sequence[str]
-    counts: np.ndarray
 
     @classmethod
     def read(cls, folder: Folder) -> ScoredRows:
@@ -87,64 +97,54 @@ class ScoredRows:
     @classmethod
     def of(cls, names: Sequence[str], keys: Sequence[np.ndarray]) -> ScoredRows:
         """From the keys of each file, as `make_keys` gives them."""
-        counts = np.array([len(of_file) for of_file in keys], int)
         together = np.concatenate([np.empty(0, _KEYS), *keys])
-        together["file"] = np.repeat(np.arange(len(names)), counts)
-        return cls(together[np.argsort(together["digest"], kind="stable")], names, counts)
+        together["file"] = np.repeat(np.arange(len(names)), [len(of_file) for of_file in keys])
+        return cls(together[np.argsort(together["digest"], kind="stable")], names)
 
     def state_of(self, images: Sequence[Found]) -> State:
         """What the rows say of these images."""
-        known, places = self._find([image.path for image in images])
         if not len(self.keys):
-            return State(known, known, known, known, places)
-        rows = self.keys[places]
+            none = np.zeros(len(images), bool)
+            return State(none, none, none, none)
+        digests, wanted = self.keys["digest"], digests_of([printable(image.path) for image in images])
+        rows = self.keys[np.minimum(np.searchsorted(digests, wanted), len(digests) - 1)]
+        known = rows["digest"] == wanted
         same = rows["size"] == np.array([image.size for image in images], np.int64)
         same &= rows["modified"] == np.array([time_of(image.modified) for image in images], np.int64)
         valid = known & same & ~rows["retry"]
-        return State(known, valid, valid & rows["unreadable"], known & (rows["size"] == UNKNOWN), rows["file"])
-
-    def folder_errors(self, folders: Sequence[str]) -> Iterator[tuple[int, bytes]]:
-        """File and digest of rows that say that one of these folders could not be listed."""
-        known, places = self._find(folders)
-        rows = self.keys[places[known]]
-        yield from self._locations(rows[rows["retry"]])
-
-    def duplicates(self) -> Iterator[tuple[int, bytes]]:
-        """File and digest of all rows of a path but the first; a worker that outlives its run may write such rows."""
-        digests = self.keys["digest"]
-        yield from self._locations(self.keys[1:][digests[1:] == digests[:-1]])
-
-    def _locations(self, rows: np.ndarray) -> Iterator[tuple[int, bytes]]:
-        return ((int(row["file"]), bytes(row["digest"])) for row in rows)
-
-    def _find(self, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Whether each path has a row, and the row's place in keys (any place where it has none)."""
-        if not len(self.keys):
-            return np.zeros(len(paths), bool), np.zeros(len(paths), int)
-        digests, wanted = self.keys["digest"], digests_of([printable(path) for path in paths])
-        places = np.minimum(np.searchsorted(digests, wanted), len(digests) - 1)
-        return digests[places] == wanted, places
+        return State(known, valid, valid & rows["unreadable"], rows["file"])
 
 
-def check_model(folder: Folder, model: Model) -> Model:
-    """The model, under the version name that the folder has recorded for it.
+def claim(folder: Folder, model: Model) -> Model:
+    """The model, under the version name that the folder has recorded for it; recorded now if the folder has none.
+
+    Of several runs with different models at the same time, one gets the folder.
 
     Raises:
-        UserError: the folder holds another model's rows, or files that are no rows.
+        UserError: the folder holds another model's rows, or files that are no rows, or cannot be written to.
     """
     names = folder.names()
-    if RECORD not in names:
-        if any(not name.startswith(".") for name in names):
-            raise UserError(
-                f"{folder.name} holds other files than `dfganext score` writes: name a new or an empty folder."
-            )
-        return model
+    if names and RECORD not in names:
+        raise UserError(f"{folder.name} holds other files than `dfganext score` writes: name a new or an empty folder.")
+    record = {
+        "model": {
+            "version": model.version,
+            "sha256": model.sha256,
+            "threshold": model.threshold,
+            "temperature": model.temperature if model.calibrated else None,
+        },
+        "columns": SCHEMA.names,
+        "dfganext": dfganext.__version__,
+    }
     try:
+        folder.create(RECORD, (json.dumps(record, indent=2) + "\n").encode())
         recorded = json.loads(folder.read(RECORD))["model"]
         same = recorded["sha256"] == model.sha256
         version, threshold = recorded["version"], recorded["threshold"]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{folder.name}/{RECORD} cannot be read ({one_line(error)}): name another folder.") from None
+        raise UserError(
+            f"{folder.name}/{RECORD} cannot be written or read ({one_line(error)}): name another folder."
+        ) from None
     if not same:
         raise UserError(
             f"{folder.name} holds rows of another model, {version} with threshold {threshold:.6g}, not of {model.version} "
@@ -153,59 +153,25 @@ def check_model(folder: Folder, model: Model) -> Model:
     return replace(model, version=version)
 
 
-def claim(folder: Folder, model: Model) -> Model:
-    """Record the model in a folder that has none yet; returns the model as `check_model` does.
-
-    Of several runs with different models at the same time, one gets the folder.
-
-    Raises:
-        UserError: the folder cannot be written to, or holds another model's rows.
-    """
-    record = {
-        "model": {
-            "version": model.version,
-            "sha256": model.sha256,
-            "threshold": model.threshold,
-            "temperature": model.temperature if model.calibrated else None,
-        },
-        "columns": COLUMNS,
-        "dfganext": dfganext.__version__,
-    }
-    try:
-        folder.create(RECORD, (json.dumps(record, indent=2) + "\n").encode())
-    except OSError as error:
-        raise UserError(f"{folder.name} cannot be written to ({one_line(error)}): name another folder.") from None
-    return check_model(folder, model)
-
-
-def to_parquet(rows: Sequence[Row], version: str, old: bytes | None = None, removed: Sequence[bytes] = ()) -> bytes:
-    """A Parquet file with `COLUMNS`.
+def to_parquet(rows: Sequence[Row], version: str, old: bytes | None = None) -> bytes:
+    """A Parquet file with the columns of SCHEMA.
 
     Args:
         version: value of the column model_version.
         old: the file that is replaced: its rows of other paths are kept, and the new file is sorted by path.
-        removed: digests of further paths whose old rows are not kept.
 
     Raises:
         pyarrow.ArrowException: old is not a Parquet file of rows.
     """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    schema = _schema()
-    times = [None if row.modified is None else time_of(row.modified) for row in rows]
     values = [
-        row._asdict() | {"modified": time, "model_version": version} for row, time in zip(rows, times, strict=True)
+        row._asdict() | {"modified": None if row.modified is None else time_of(row.modified), "model_version": version}
+        for row in rows
     ]
-    table = pa.Table.from_pylist(values, schema)
+    table = pa.Table.from_pylist(values, SCHEMA)
     if old is not None:
-        kept = parquet.read_table(io.BytesIO(old))
-        replaced = np.concatenate([digests_of([row.path for row in rows]), np.array(removed, "S16")])
-        kept = kept.filter(pa.array(~np.isin(digests_of(kept["path"].to_pylist()), replaced)))
-        kept = kept.select([name for name in COLUMNS if name in kept.column_names])
-        # an earlier version wrote fewer columns
-        table = pa.concat_tables([kept, table], promote_options="permissive").select(COLUMNS).cast(schema)
-        table = table.sort_by("path")
+        kept = parquet.read_table(io.BytesIO(old), schema=SCHEMA)
+        replaced = pc.is_in(kept["path"], table["path"])
+        table = pa.concat_tables([kept.filter(pc.invert(replaced)), table]).sort_by("path")
     stream = io.BytesIO()
     parquet.write_table(table, stream)
     return stream.getvalue()
@@ -231,34 +197,15 @@ def make_keys(
     return keys
 
 
-def _schema() -> pa.Schema:
-    import pyarrow as pa
-
-    text = pa.string()
-    time = pa.timestamp("ns", tz="UTC")
-    types = (text, text, pa.float64(), pa.float64(), text, pa.bool_(), pa.int64(), time, text)
-    return pa.schema(list(zip(COLUMNS, types, strict=True)))
-
-
 def _keys_of(folder: Folder, name: str) -> np.ndarray:
-    """The keys of a file's rows. Files of earlier versions lack the columns retry, size and modified."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
+    """The keys of a file's rows. UserError if it cannot be read."""
+    columns = ["path", "error", "retry", "size", "modified"]
     try:
-        data = io.BytesIO(folder.read(name))
-        present = {"retry", "size", "modified"} & set(parquet.read_schema(data).names)
-        table = parquet.read_table(data, columns=["path", "error", *present])
+        table = parquet.read_table(io.BytesIO(folder.read(name)), columns=columns, schema=SCHEMA)
     except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"{folder.name}/{name} cannot be read ({one_line(error)}): if it is damaged, delete it, and its images are scored again."
         ) from None
-
-    def integers(column: str, missing: int) -> np.ndarray:
-        if column not in present:
-            return np.full(len(table), missing, np.int64)
-        return table[column].cast(pa.int64()).fill_null(missing).to_numpy()
-
-    unreadable = table["error"].is_valid().to_numpy()
-    sizes, modified = integers("size", UNKNOWN), integers("modified", UNKNOWN)
-    return make_keys(table["path"].to_pylist(), sizes, modified, unreadable, integers("retry", 0).astype(bool))
+    sizes, modified = (table[column].cast(pa.int64()).fill_null(UNKNOWN).to_numpy() for column in ("size", "modified"))
+    retry = table["retry"].fill_null(False).to_numpy()
+    return make_keys(table["path"].to_pylist(), sizes, modified, table["error"].is_valid().to_numpy(), retry)

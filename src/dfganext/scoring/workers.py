@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pyarrow as pa
+
 from dfganext.data.discovery import BATCH_BYTES, BATCH_FILES, Found, Unread, printable
 from dfganext.errors import one_line
 from dfganext.runtime import batches_by_bytes, map_ordered
@@ -31,13 +33,11 @@ class Writer(NamedTuple):
 
     def write(self, part: Part, rows: Sequence[Row]) -> PartResult:
         """Write a part's file. What the user can correct is returned as a failure."""
-        import pyarrow as pa
-
         if self.strict and not part.replaces and not any(row.data_read for row in rows):
             return PartResult(part.name, failure=f"{rows[0].path} {rows[0].error}, like all images after it")
         try:
             old = self.folder.read(part.name) if part.replaces else None
-            self.folder.write(part.name, to_parquet(rows, self.version, old, part.removed))
+            self.folder.write(part.name, to_parquet(rows, self.version, old))
         except (OSError, pa.ArrowException) as error:
             return PartResult(
                 part.name, failure=f"{self.folder.name}/{part.name} cannot be written ({one_line(error)})"
