@@ -1,7 +1,6 @@
 import json
 import shutil
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,9 +110,7 @@ def test_where_too_few_images_are_left_the_candidate_is_refused_with_the_numbers
 def test_a_champion_without_a_list_of_training_images_is_not_compared(here, run_id, monkeypatch):
     promote("bad", run_id)
     load = registry.load
-    monkeypatch.setattr(
-        registry, "load", lambda *known: replace(found, trained_on=None) if (found := load(*known)) else None
-    )
+    monkeypatch.setattr(registry, "load", lambda *known: (found[0], None) if (found := load(*known)) else None)
     result = promote("good", run_id)
     assert (result.outcome, result.champion) == ("refused", "1")
     assert "ersion 1 has no list of its training images" in result.reason and "by hand" in result.reason

@@ -18,9 +18,7 @@ from dfganext.tracking import lineage
 
 def main() -> None:
     """Queue the missing experiments, wait for them, and check that MLflow has their results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dfganext.tracking.experiments", description="Run the experiments that Table I still lacks."
-    )
+    parser = argparse.ArgumentParser(description="Run the experiments that Table I still lacks.")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds per row (1)")
     seeds = parser.parse_args().seeds
     if seeds < 1:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from dfganext import files
 from dfganext.errors import UserError
@@ -22,7 +23,7 @@ from dfganext.inference.detector import OPERATING_POINT_FILE, Detector
 from dfganext.settings import Promote
 from dfganext.tracking import registry, store
 from dfganext.tracking.comparison import Candidate, Comparison, Data, compare, probabilities_of
-from dfganext.tracking.registry import CHAMPION, MODEL, Contents, LoadedVersion
+from dfganext.tracking.registry import CHAMPION, MODEL, Contents
 from dfganext.tracking.store import Client
 
 Outcome = Literal["promoted", "refused", "champion"]
@@ -83,8 +84,7 @@ def promote(
     Args:
         folder: weights and config of the detector.
         operating_point: its threshold and temperature.
-        settings: the metric, the minimum number of images to compare on, and the architectures that may become champion.
-        run_id: the run that the version is linked to: the one that trained it.
+        run_id: the run that trained it; a new version is linked to this run.
         tags: additional tags for a new version.
 
     Raises:
@@ -102,7 +102,7 @@ def promote(
         with store.lock("promotion"):
             all_tags = {"dataset.sha256": data.sha256, **(tags or {})}
             version = registry.register(client, Contents(folder, served, data.trained_on), detector, run_id, all_tags)
-            candidate = _candidate(version, LoadedVersion(detector, data.trained_on), data)
+            candidate = _candidate(version, detector, data.trained_on, data)
             promotion = _Selection(client, candidate, settings).run()
             _set_tags(client, candidate.version, promotion.tags())
     return promotion
@@ -182,7 +182,7 @@ class _Selection:
         name = str(version.version)
         if name not in self.loaded:
             loaded = registry.load(self.client, version)
-            self.loaded[name] = None if loaded is None else _candidate(version, loaded, self.candidate.data)
+            self.loaded[name] = None if loaded is None else _candidate(version, *loaded, self.candidate.data)
         return self.loaded[name]
 
     def _result(self, outcome: Outcome, reason: str, against: Candidate | None, champion: str | None) -> Promotion:
@@ -196,9 +196,8 @@ class _Selection:
         )
 
 
-def _candidate(version: Any, loaded: LoadedVersion, data: Data) -> Candidate:
-    weights = version.tags.get("weights.sha256", "")
-    return Candidate(str(version.version), weights, loaded.detector, loaded.trained_on, data)
+def _candidate(version: Any, detector: Detector, trained_on: pd.DataFrame | None, data: Data) -> Candidate:
+    return Candidate(str(version.version), version.tags.get("weights.sha256", ""), detector, trained_on, data)
 
 
 def _require_same_predictions(fast: Detector, exact: Detector, data: Data, precision: str) -> None:

@@ -80,14 +80,6 @@ class Contents:
         }
 
 
-@dataclass(frozen=True)
-class LoadedVersion:
-    """A registered version's detector, and its training images as in `Contents`; None if the version has no such list."""
-
-    detector: Detector
-    trained_on: pd.DataFrame | None
-
-
 def served_code() -> dict[str, Path]:
     """Modules of this package that the served model imports, directly or indirectly: {path in the package: file}."""
     package = Path(dfganext.__file__).parent
@@ -235,15 +227,19 @@ def versions(client: Client) -> list[Any]:
     return sorted(store.paginate(client.search_model_versions, f"name = '{MODEL}'"), key=lambda one: int(one.version))
 
 
-def load(client: Client, version: Any) -> LoadedVersion | None:
-    """Load a registered version; None and a warning if its files are gone or unreadable. StoreError if the store fails."""
+def load(client: Client, version: Any) -> tuple[Detector, pd.DataFrame | None] | None:
+    """Load a registered version; None and a warning if its files are gone or unreadable. StoreError if the store fails.
+
+    Returns:
+        Its detector, and its training images as in `Contents`; these are None if the version has no list of them.
+    """
     uri = f"models:/{MODEL}/{version.version}"
     with tempfile.TemporaryDirectory() as temporary:
         try:
             folder = _download(client, uri, Path(temporary))
             file = folder / "artifacts" / TRAINED_ON_FILE
             trained_on = pd.read_csv(file, dtype={"sha256": str}) if file.is_file() else None
-            return LoadedVersion(Detector.load(_detector_folder(folder, uri)), trained_on)
+            return Detector.load(_detector_folder(folder, uri)), trained_on
         except store.StoreError:
             raise
         except Exception as error:
