@@ -25,7 +25,6 @@ def main() -> None:
         files.write_json(paths.AUDIT_METRICS, audit)
         groups = audit["groups"].items()
         run.log_metrics({f"{name}_roc_auc": group["roc_auc"] for name, group in groups if group["roc_auc"]})
-        run.set_tags({"audit.leaks": ", ".join(name for name, group in groups if group["leak"]) or "none"})
         run.log_artifact(paths.AUDIT_METRICS, "audit")
         for warning in audit["warnings"]:
             print(f"WARNING: {warning}", file=sys.stderr)

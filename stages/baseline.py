@@ -16,14 +16,9 @@ def main() -> None:
     folder = paths.images_of_size(settings.convnext.size)
     with runs.stage_run("baseline", settings, reads=[paths.SPLIT, folder], makes=[paths.BASELINE]) as run:
         train, validation, test = (arrays.read(folder, split) for split in SPLITS)
-        model = spectrum.fit(
-            spectrum.features(train.pixels),
-            train.labels,
-            spectrum.features(validation.pixels),
-            validation.labels,
-            settings.seed,
-        )
-        validation_p, p_fake = (model.probabilities(spectrum.features(images.pixels)) for images in (validation, test))
+        train_x, validation_x, test_x = (spectrum.features(part.pixels) for part in (train, validation, test))
+        model = spectrum.fit(train_x, train.labels, validation_x, validation.labels, settings.seed)
+        validation_p, p_fake = model.probabilities(validation_x), model.probabilities(test_x)
         scores = evaluate.evaluate_probabilities(validation.labels, validation_p, test.labels, p_fake, test.groups)
         scores = {**scores, "C": model.C}
 

@@ -15,27 +15,24 @@ DATA_DVC = Path("data.dvc")
 def main() -> None:
     settings = load_settings()
     if DATA_DVC.exists():
-        refuse_overwriting_import(DATA_DVC)
+        refuse_overwriting_import()
     elif paths.DATA.is_dir():
-        print(
-            f"WARNING: there is no {DATA_DVC} for {paths.DATA}/, so queued and temporary experiments cannot read these images: run "
-            f"`dvc add {paths.DATA}`.",
-            file=sys.stderr,
-        )
+        print("WARNING: queued experiments cannot read data/ without data.dvc: run `dvc add data`.", file=sys.stderr)
     else:
         raise UserError(
-            f"{DATA_DVC} and {paths.DATA}/ are both missing: run `git checkout {DATA_DVC}` for the sample, or put your own images into "
-            f"{paths.DATA}/real and {paths.DATA}/fake and run `dvc add {paths.DATA}`."
+            "data.dvc and data/ are both missing: run `git checkout data.dvc` for the sample, or put your own images into "
+            "data/real and data/fake and run `dvc add data`."
         )
     files.write_json(paths.VERSIONS, versions.installed())
-    link_weights(paths.WEIGHTS, settings.convnext.weights)
+    link_weights(settings.convnext.weights)
 
 
-def link_weights(link: Path, weights: str) -> None:
-    """Make `link` a symbolic link to the file of `convnext.weights`, so that DVC compares its content.
+def link_weights(weights: str) -> None:
+    """Make artifacts/weights a symbolic link to the file of `convnext.weights`, so that DVC compares its content.
 
-    For imagenet and random, `link` is a file with that word. UserError if the file does not exist.
+    For imagenet and random, it is a file with that word. UserError if the file does not exist.
     """
+    link = paths.WEIGHTS
     file = weights_file(weights)
     if file is not None and not file.is_file():
         raise UserError(
@@ -50,25 +47,24 @@ def link_weights(link: Path, weights: str) -> None:
         link.symlink_to(file.resolve())
 
 
-def refuse_overwriting_import(data_dvc: Path) -> None:
-    """UserError if DVC would import other images over those in the folder, or if the file is not a .dvc file.
+def refuse_overwriting_import() -> None:
+    """UserError if DVC would import other images over those in data/, or if data.dvc is not a .dvc file.
 
     Only an import of a path has a hash to compare: imports from a repository or an object store have a revision or an ETag.
     """
     try:
-        content = yaml.safe_load(data_dvc.read_text(encoding="utf-8"))
-        output_md5 = content["outs"][0].get("md5")
+        content = yaml.safe_load(DATA_DVC.read_text(encoding="utf-8"))
         source = (content.get("deps") or [{}])[0]
-        source_md5 = source.get("md5")
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, yaml.YAMLError):
+        overwrites = source.get("md5") not in (None, content["outs"][0].get("md5"))
+    except (ValueError, TypeError, LookupError, AttributeError, yaml.YAMLError):
         raise UserError(
-            f"{data_dvc} is not a file that DVC can read: restore it with `git checkout {data_dvc}`, or delete it and run "
-            f"`dvc add {paths.DATA}`."
+            "data.dvc is not a file that DVC can read: restore it with `git checkout data.dvc`, or delete it and run "
+            "`dvc add data`."
         ) from None
-    if source_md5 and source_md5 != output_md5:
+    if overwrites:
         raise UserError(
-            f"{data_dvc} imports {source.get('path')}/, and DVC would overwrite your own images with it: run "
-            f"`dvc remove {data_dvc}`, then `dvc add {paths.DATA}`."
+            f"data.dvc imports {source.get('path')}/, and DVC would overwrite your own images with it: run "
+            "`dvc remove data.dvc`, then `dvc add data`."
         )
 
 

@@ -37,8 +37,8 @@ def main() -> None:
         title = f"Latent density, {dimension} dimensions, bandwidth {settings.density.bandwidth:g}"
         figure = figures.density(by_class.get_group("real").to_numpy(), by_class.get_group("fake").to_numpy(), title)
         figures.save(figure, paths.DENSITY_FIGURE)
-        run.log_metrics({f"heldout_{label}_mean": values.mean() for label, values in by_class})
-        run.log_metrics({"heldout_roc_auc": summary["heldout"]["roc_auc"]})
+        means = {f"heldout_{label}_mean": values.mean() for label, values in by_class}
+        run.log_metrics({**means, "heldout_roc_auc": summary["heldout"]["roc_auc"]})
         for path in (paths.DENSITY_FIGURE, paths.DENSITY_METRICS):
             run.log_artifact(path, "density")
 

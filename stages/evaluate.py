@@ -26,7 +26,7 @@ def main() -> None:
         validation, test = read_splits(settings.convnext.size)
         convnext, logits, argmax = evaluate_convnext(validation, test, device)
         scores = {"convnext": convnext}
-        scores["autoencoder"], errors = evaluate_autoencoder(settings.autoencoder, validation, test, device)
+        scores["autoencoder"], errors = evaluate_autoencoder(settings.autoencoder, device)
         threshold, temperature = convnext["threshold"], convnext["temperature"]
         p_fake = calibration.apply(logits, temperature)
         predictions = evaluate.predictions(test, logits, p_fake, threshold, argmax, errors)
@@ -72,13 +72,12 @@ def evaluate_convnext(
     return scores, logits, argmax
 
 
-def evaluate_autoencoder(
-    settings: Autoencoder, validation: Images, test: Images, device: torch.device
-) -> tuple[dict[str, Any], np.ndarray]:
+def evaluate_autoencoder(settings: Autoencoder, device: torch.device) -> tuple[dict[str, Any], np.ndarray]:
     """Metrics, and the reconstruction error of each test image (n,)."""
     model = autoencoder.load(paths.AUTOENCODER)
+    validation, test = read_splits(settings.size)
     validation_errors, errors = (
-        autoencoder.reconstruction_errors(model, images.pixels, device=device) for images in read_splits(settings.size)
+        autoencoder.reconstruction_errors(model, images.pixels, device=device) for images in (validation, test)
     )
     scores = evaluate.evaluate_autoencoder(
         validation.labels, validation_errors, test.labels, errors, settings.threshold, test.groups

@@ -17,24 +17,12 @@ def main() -> None:
     with runs.stage_run("promote", settings, reads=reads) as run:
         scores = json.loads(paths.EVALUATE_METRICS.read_text(encoding="utf-8"))
         data = Data.read(paths.SPLIT, paths.MANIFEST, paths.RAW, settings.subsample.near_duplicate_bits)
-        promoted = promotion.promote(
-            MODEL,
-            paths.OPERATING_POINT,
-            data,
-            settings.promote,
-            run_id=run.makers.get(MODEL.as_posix(), run.id),
-            tags={"test.accuracy": f"{scores['convnext']['accuracy']:.6f}"},
-        )
+        trained_by = run.makers.get(MODEL.as_posix(), run.id)
+        tags = {"test.accuracy": f"{scores['convnext']['accuracy']:.6f}"}
+        promoted = promotion.promote(MODEL, paths.OPERATING_POINT, data, settings.promote, trained_by, tags)
         run.set_tags({"promotion": promoted.outcome, "promotion.reason": promoted.reason, "version": promoted.version})
-        files.write_json(
-            paths.CANDIDATE,
-            {
-                "model": files.sha256_of(MODEL),
-                "operating_point": files.sha256_of(paths.OPERATING_POINT),
-                "metric": promoted.metric,
-                "score": promoted.score,
-            },
-        )
+        candidate = {"model": files.sha256_of(MODEL), "operating_point": files.sha256_of(paths.OPERATING_POINT)}
+        files.write_json(paths.CANDIDATE, {**candidate, "metric": promoted.metric, "score": promoted.score})
         run.log_metrics({f"validation_{promoted.metric}": promoted.score})
         run.log_key_metrics(evaluate.key_metrics(scores))
         print(f"version {promoted.version} {promoted.outcome}: {promoted.reason}")

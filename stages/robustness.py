@@ -26,14 +26,8 @@ def main() -> None:
             """p_fake as from the served model: a degraded image gets the same preprocessing."""
             return detector.probabilities(np.stack([detector.config.prepare(image) for image in degraded]))
 
-        table = robustness.measure(
-            predict,
-            test.pixels[rows],
-            test.labels[rows],
-            detector.threshold,
-            seed=settings.seed,
-            groups=test.groups[rows],
-        )
+        pixels, true, groups = test.pixels[rows], test.labels[rows], test.groups[rows]
+        table = robustness.measure(predict, pixels, true, detector.threshold, seed=settings.seed, groups=groups)
         files.write_table(paths.ROBUSTNESS, table)
         run.log_artifact(paths.ROBUSTNESS, "robustness")
         names = "accuracy_" + table["transform"] + table.strength.map("_{:g}".format)

@@ -264,7 +264,7 @@ def test_two_machines_log_to_one_server_at_the_same_time(remote, root, tmp_path,
         assert data.dataset.name == "split.csv"
         copy = client.download_artifacts(trained.info.run_id, "models", str(tmp_path))
         assert Path(copy, "weights").read_text() == str(number)
-        assert runs.find_run("weights", trained.data.tags["made.weights"]) == trained.info.run_id
+        assert explained.data.tags["made_by.weights"] == trained.info.run_id
 
 
 @pytest.mark.slow

@@ -359,8 +359,8 @@ def test_another_seed_keeps_the_split_and_is_compared_on_the_same_images(experim
 def test_table1_runs_what_it_lacks_and_the_page_shows_it(experiments):
     """The settings and results of the workspace stay, except for the page."""
     before = experiments.read("params.yaml"), without_page(experiments.read("dvc.lock"))
-    assert "done, 0 left" in experiments.run("python", "-m", "dfganext.tracking.experiments")
-    assert "has all rows with 1 seeds" in experiments.run("python", "-m", "dfganext.tracking.experiments")
+    for _ in range(2):
+        assert "has all rows with 1 seeds" in experiments.run("python", "-m", "dfganext.tracking.experiments")
     experiments.run("dvc", "repro", "--single-item", "--force", "report")
     page = experiments.read(paths.PAGE)
     table = page[page.index('id="table1"') : page.index('id="detector"')]

@@ -123,26 +123,7 @@ def test_a_failure_is_recorded_and_not_overwritten(workspace, shipped, under_dvc
     with runs.stage_run("independent", shipped) as later:
         pass
     assert run_of(later.id).info.status == "FINISHED"
-    assert run_of(run.parent_id).info.status == "FAILED"
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["w (1).safetensors", "it's.pth", 'a"b`c.pth', "../up/a+b@c.pth", "deep/" * 60 + "w.pth", "日本/é.pth", "a=b;c,d"],
-)
-def test_lineage_of_files_with_any_name(workspace, shipped, tmp_path, name):
-    (workspace / "names").mkdir(exist_ok=True)
-    path = Path("names") / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(name)
-    with runs.stage_run("one", shipped, makes=[path]) as maker:
-        pass
-    with runs.stage_run("two", shipped, reads=[path]) as reader:
-        assert reader.makers == {path.as_posix(): maker.id}
-    tags = run_of(reader.id).data.tags
-    assert [tag for tag, value in tags.items() if value == files.sha256_of(path)] == [
-        tag.replace("made_by.", "read.") for tag, value in tags.items() if value == maker.id
-    ]
+    assert run_of(run.parent_id).info.status == status
 
 
 def test_an_experiment_of_any_name(workspace, shipped, under_dvc, monkeypatch):
@@ -197,7 +178,7 @@ def test_lineage_is_by_content(workspace, shipped):
     with runs.stage_run("train_convnext", shipped, reads=[paths.SPLIT], makes=[paths.CONVNEXT]) as trained:
         paths.CONVNEXT.mkdir(parents=True)
         (paths.CONVNEXT / "weights").write_text("1")
-    with runs.stage_run("evaluate", shipped, reads=[paths.CONVNEXT.resolve(), "missing"]) as evaluated:
+    with runs.stage_run("evaluate", shipped, reads=[paths.CONVNEXT, "missing"]) as evaluated:
         pass
     (paths.CONVNEXT / "weights").write_text("2")
     with runs.stage_run("evaluate", shipped, reads=[paths.CONVNEXT]) as stranger:
@@ -206,8 +187,6 @@ def test_lineage_is_by_content(workspace, shipped):
     assert trained.makers == {"artifacts/split.csv": drawn.id}
     assert evaluated.makers == {"artifacts/models/convnext": trained.id}
     assert stranger.makers == {}
-    assert runs.find_run(paths.SPLIT, split) == drawn.id
-    assert runs.find_run(paths.SPLIT, "0" * 64) is None
     run = run_of(trained.id)
     assert run.data.tags["read.artifacts/split.csv"] == run.data.tags["dataset.sha256"] == split
     assert run.data.tags["made_by.artifacts/split.csv"] == drawn.id

@@ -61,11 +61,7 @@ class Data:
         return self.table[self.table.split == splits.TRAIN][HASHES]
 
     def unseen_by(self, trained_on: pd.DataFrame) -> np.ndarray:
-        """Which validation images (bool, n) are neither training images nor near duplicates of one.
-
-        Args:
-            trained_on: one row per training image, as `trained_on`.
-        """
+        """Which validation images (bool, n) are neither these training images, as `trained_on`, nor near duplicates of one."""
         both = pd.concat([self.validation[HASHES], trained_on], ignore_index=True)
         hashes, mirrored = (splits.unpack_hashes(both[column]) for column in ("phash", "phash_mirrored"))
         groups = splits.near_duplicate_groups(hashes, mirrored, self.near_duplicate_bits)
@@ -77,14 +73,21 @@ class Data:
 class Candidate:
     """A registered version that may become champion, and its scores on the validation images.
 
-    unseen: which of these images (bool, n) it was not trained on; None if its training images are unknown.
+    trained_on has one row per training image, as `Data.trained_on`; None if the version has no list of them.
     """
 
     version: str
     weights_sha256: str
     detector: Detector
-    unseen: np.ndarray | None
+    trained_on: pd.DataFrame | None
     data: Data
+
+    @cached_property
+    def unseen(self) -> np.ndarray:
+        """Which validation images (bool, n) it was not trained on; none without a list of its training images."""
+        if self.trained_on is None:
+            return np.zeros(len(self.data.validation), bool)
+        return self.data.unseen_by(self.trained_on)
 
     @cached_property
     def p_fake(self) -> np.ndarray:
@@ -101,54 +104,40 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A candidate compared with another version, `against`.
+    """A candidate compared with another version, `against`, on so many real and fake images.
 
-    Holds both scores by `metric`, their difference with its 95 % interval, and the number of real and fake images. If the two
-    cannot be compared, refusal says why, and the scores are None.
+    Holds both scores by `metric`, and their difference with its 95 % interval. If the two cannot be compared, refusal says why,
+    score is the candidate's on all validation images, and the other numbers are missing.
     """
 
     metric: str
     against: str
-    score: float | None = None
-    other_score: float | None = None
-    difference: float | None = None
-    interval: list[float] | None = None
-    images: tuple[int, int] = (0, 0)
+    images: tuple[int, int]
+    score: float = math.nan
+    other_score: float = math.nan
+    difference: float = math.nan
+    interval: tuple[float, ...] = ()
     refusal: str | None = None
 
     @property
     def better(self) -> bool:
         """Whether the candidate is strictly better: a higher score, or a lower log_loss."""
-        if self.difference is None:
-            return False
         return self.difference < 0 if self.metric == "log_loss" else self.difference > 0
 
     def __str__(self) -> str:
         if self.refusal is not None:
             return self.refusal
-        assert self.difference is not None and self.interval is not None
-        real, fake = self.images
+        (real, fake), (low, high) = self.images, self.interval
         return (
             f"{self.metric} {self.score:.4f} against the {self.other_score:.4f} of version {self.against} (difference "
-            f"{self.difference:+.4f}, 95 % interval {self.interval[0]:+.4f} to {self.interval[1]:+.4f}) on {real} real and {fake} "
-            "fake validation images that neither was trained on"
+            f"{self.difference:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}) on {real} real and {fake} fake validation images "
+            "that neither was trained on"
         )
 
 
 def compare(first: Candidate, second: Candidate, settings: Promote) -> Comparison:
-    """Compare the first with the second on the validation images that neither was trained on.
-
-    Args:
-        settings: the metric, and the minimum number of images of each class.
-    """
+    """Compare the first with the second on the validation images that neither was trained on."""
     metric, data = settings.metric, first.data
-    if first.unseen is None or second.unseen is None:
-        unknown, other = (first, second) if first.unseen is None else (second, first)
-        refusal = (
-            f"version {unknown.version} has no list of its training images, so it cannot be compared fairly with version "
-            f"{other.version}: promote it again from its own commit, or move the alias champion by hand"
-        )
-        return Comparison(metric, second.version, refusal=refusal)
     rows = first.unseen & second.unseen
     labels = data.labels[rows]
     real, fake = images = (int(np.sum(labels != FAKE)), int(np.sum(labels == FAKE)))
@@ -159,24 +148,15 @@ def compare(first: Candidate, second: Candidate, settings: Promote) -> Compariso
             f"each class: keep subsample.seed as it was for version {second.version}, add images, lower promote.min_images, or "
             "move the alias champion by hand"
         )
-        return Comparison(metric, second.version, images=images, refusal=refusal)
-    paired = intervals.paired_difference(
-        labels,
-        first.p_fake[rows],
-        second.p_fake[rows],
-        metric,
-        groups=data.validation.group.to_numpy()[rows],
-        thresholds=(first.detector.threshold, second.detector.threshold),
-    )
-    return Comparison(
-        metric,
-        second.version,
-        first.score(metric, rows),
-        second.score(metric, rows),
-        float(paired["difference"]),
-        [float(end) for end in paired["interval"]],
-        images,
-    )
+        for one in (first, second):
+            if one.trained_on is None:
+                refusal = f"version {one.version} has no list of its training images, so {refusal}"
+        return Comparison(metric, second.version, images, first.score(metric), refusal=refusal)
+    groups = data.validation.group.to_numpy()[rows]
+    thresholds = (first.detector.threshold, second.detector.threshold)
+    paired = intervals.paired_difference(labels, first.p_fake[rows], second.p_fake[rows], metric, groups, thresholds)
+    scores = (first.score(metric, rows), second.score(metric, rows))
+    return Comparison(metric, second.version, images, *scores, paired["difference"], tuple(paired["interval"]))
 
 
 def probabilities_of(detector: Detector, paths: list[Path]) -> np.ndarray:

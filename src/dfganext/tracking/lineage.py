@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -24,15 +25,13 @@ STAGES = {
 """By model, the stages whose code and libraries determine its evaluation, given the split."""
 
 
-def provenance(root: Path = Path()) -> dict[str, str]:
-    """Tags of an evaluation in the workspace `root`, by model: sha256 of code, library versions and weights file."""
-    weights = root / paths.WEIGHTS
-    weights_sha256 = files.sha256_of(weights) if weights.is_file() else None
+def provenance() -> dict[str, str]:
+    """Tags of an evaluation in this workspace, by model: sha256 of code, library versions and weights file."""
     tags = {}
     for part, stages in STAGES.items():
-        inputs: dict[str, object] = {stage: versions.declared(stage, root, root / paths.VERSIONS) for stage in stages}
+        inputs: dict[str, object] = {stage: versions.declared(stage, Path(), paths.VERSIONS) for stage in stages}
         if part == NETWORK:
-            inputs["weights"] = weights_sha256
+            inputs["weights"] = files.sha256_of(paths.WEIGHTS) if paths.WEIGHTS.is_file() else None
         tags[f"provenance.{part}"] = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     return tags
 
@@ -49,22 +48,16 @@ def evaluations(split: Path) -> list[Record]:
     if not split.is_file():
         raise UserError(f"{split} is missing; run `dvc repro subsample` first.")
     client, experiment = store.connect()
-    query = {
-        "filter_string": f"tags.stage = 'evaluate' and tags.`dataset.sha256` = '{files.sha256_of(split)}' "
-        "and attributes.status = 'FINISHED'",
-        "order_by": ["attributes.start_time DESC"],
-    }
+    query = f"tags.stage = 'evaluate' and tags.`dataset.sha256` = '{files.sha256_of(split)}' "
+    query += "and attributes.status = 'FINISHED'"
+    found = store.paginate(client.search_runs, [experiment], query, order_by=["attributes.start_time DESC"])
     records, ours = [], provenance()
-    for run in store.paginate(lambda token: client.search_runs([experiment], **query, page_token=token)):
+    for run in found:
         tags = run.data.tags
         parts = frozenset(part for part in STAGES if tags.get(f"provenance.{part}") == ours[f"provenance.{part}"])
-        try:
+        with suppress(store.NotFoundError, OSError, ValueError, KeyError):
             parent = client.get_run(tags["mlflow.parentRunId"])
             records.append(_record(client, run.info.run_id, parent.data.params, parts))
-        except store.StoreError:
-            raise
-        except (UserError, OSError, ValueError, KeyError):
-            continue
     return records
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from dfganext import files
 from dfganext.errors import UserError
@@ -26,8 +26,8 @@ from dfganext.tracking.comparison import Candidate, Comparison, Data, compare, p
 from dfganext.tracking.registry import CHAMPION, MODEL, Contents
 from dfganext.tracking.store import Client
 
-ROUNDS = 10
-"""Maximum number of times a promotion repeats because another machine has promoted a version meanwhile."""
+Outcome = Literal["promoted", "refused", "champion"]
+
 MAX_PROBABILITY_SHIFT = 1e-3
 """Maximum change of p_fake from a faster precision."""
 
@@ -42,7 +42,7 @@ class Promotion:
     """
 
     version: str
-    outcome: Literal["promoted", "refused", "champion"]
+    outcome: Outcome
     reason: str
     metric: str
     score: float
@@ -58,7 +58,7 @@ class Promotion:
             "promotion.score": f"{self.score:.6g}",
         }
         comparison = self.comparison
-        if comparison is not None and comparison.difference is not None and comparison.interval is not None:
+        if comparison is not None and not comparison.refusal:
             tags |= {
                 "promotion.against": comparison.against,
                 "promotion.difference": f"{comparison.difference:.6g}",
@@ -84,24 +84,25 @@ def promote(
     Args:
         folder: weights and config of the detector.
         operating_point: its threshold and temperature.
-        settings: the metric, the minimum number of images to compare on, and the architectures that may become champion.
-        run_id: the run that the version is linked to: the one that trained it.
+        run_id: the run that trained it; a new version is linked to this run.
         tags: additional tags for a new version.
 
     Raises:
         UserError: the store cannot be used, an image or a model file is missing, or the precision changes the predictions.
     """
     client, _ = store.connect()
-    with _with_precision(operating_point, settings.precision) as served:
-        contents = Contents(folder, served, data.trained_on)
+    exact = Detector.load(folder, operating_point)
+    with tempfile.TemporaryDirectory() as temporary:
+        served = Path(temporary) / OPERATING_POINT_FILE
+        point = json.loads(operating_point.read_text(encoding="utf-8"))
+        files.write_json(served, point | {"precision": settings.precision}, files.EXACT)
         detector = Detector.load(folder, served)
         if settings.precision != "float32":
-            _require_same_predictions(detector, Detector.load(folder, operating_point), data, settings.precision)
+            _require_same_predictions(detector, exact, data, settings.precision)
         with store.lock("promotion"):
             all_tags = {"dataset.sha256": data.sha256, **(tags or {})}
-            version = registry.register(client, contents, detector, run_id, all_tags)
-            weights, unseen = version.tags["weights.sha256"], data.unseen_by(data.trained_on)
-            candidate = Candidate(str(version.version), weights, detector, unseen, data)
+            version = registry.register(client, Contents(folder, served, data.trained_on), detector, run_id, all_tags)
+            candidate = _candidate(version, detector, data.trained_on, data)
             promotion = _Selection(client, candidate, settings).run()
             _set_tags(client, candidate.version, promotion.tags())
     return promotion
@@ -122,25 +123,16 @@ class _Selection:
 
     def run(self) -> Promotion:
         """Select the champion and set the alias."""
-        champion = registry.champion_of(self.client)
+        champion = registry.champion(self.client)
         name = None if champion is None else str(champion.version)
         if name == self.candidate.version:
-            metric, score = self.settings.metric, self.candidate.score(self.settings.metric)
-            return Promotion(
-                name,
-                "champion",
-                f"Version {name} is the champion already, with {metric} {score:.4f}.",
-                metric,
-                score,
-                name,
-            )
+            return self._result("champion", "it is the champion already", None, name)
         current = None if champion is None else self._load(champion)
         architecture = self.candidate.detector.config.architecture
         if _family(architecture) not in {_family(allowed) for allowed in self.settings.architectures}:
             allowed = ", ".join(self.settings.architectures)
-            return self._result(
-                "refused", f"{architecture} is not among promote.architectures ({allowed})", current, name
-            )
+            reason = f"{architecture} is not among promote.architectures ({allowed})"
+            return self._result("refused", reason, current, name)
         best = self._select()
         if best is not self.candidate:
             return self._result("refused", "", best, best.version)
@@ -156,32 +148,29 @@ class _Selection:
 
     def _select(self) -> Candidate:
         """Give the alias to the best version."""
-        earlier = {str(version.version) for version in registry.versions(self.client, {"promotion": "promoted"})}
-        earlier -= {self.candidate.version}
+        promoted = {one.version for one in registry.versions(self.client) if one.tags.get("promotion") == "promoted"}
         _set_tags(self.client, self.candidate.version, {"promotion": "candidate"})
-        for _ in range(ROUNDS):
-            best = self._best(self._candidates(earlier))
-            champion = registry.champion_of(self.client)
-            if champion is None or str(champion.version) != best.version:
-                self.client.set_registered_model_alias(MODEL, CHAMPION, best.version)
-            if self._candidates(earlier).keys() <= self.loaded.keys():
-                break
-        return best
+        versions = self._contenders(promoted)
+        while True:
+            best = self._best(versions)
+            self.client.set_registered_model_alias(MODEL, CHAMPION, best.version)
+            versions = self._contenders(promoted)
+            if self.loaded.keys() >= {str(one.version) for one in versions}:
+                return best
 
-    def _candidates(self, earlier: set[str]) -> dict[str, Any]:
-        """The champion, and the versions now in a promotion or promoted since this one began: {version: ModelVersion}."""
-        champion = registry.champion_of(self.client)
+    def _contenders(self, promoted: set[Any]) -> list[Any]:
+        """The champion, the versions now in a promotion, and those promoted since this one began (not in `promoted`)."""
+        champion = registry.champion(self.client)
         tagged = [
-            version
-            for outcome in ("candidate", "promoted")
-            for version in registry.versions(self.client, {"promotion": outcome})
-            if str(version.version) not in earlier
+            one
+            for one in registry.versions(self.client)
+            if (tag := one.tags.get("promotion")) == "candidate" or (tag == "promoted" and one.version not in promoted)
         ]
-        return {str(version.version): version for version in [champion, *tagged] if version is not None}
+        return tagged if champion is None else [champion, *tagged]
 
-    def _best(self, versions: Mapping[str, Any]) -> Candidate:
+    def _best(self, versions: Iterable[Any]) -> Candidate:
         """The first version that no other is better than; the candidate is better than a version with the same weights."""
-        best, *others = [one for version in versions.values() if (one := self._load(version))] or [self.candidate]
+        best, *others = [*filter(None, map(self._load, versions)), self.candidate]
         for other in others:
             same_weights = other.weights_sha256 == best.weights_sha256
             if other is self.candidate if same_weights else self.compare(other, best).better:
@@ -190,44 +179,25 @@ class _Selection:
 
     def _load(self, version: Any) -> Candidate | None:
         """A registered version, loaded once; None if it cannot be loaded."""
-        name, data = str(version.version), self.candidate.data
+        name = str(version.version)
         if name not in self.loaded:
             loaded = registry.load(self.client, version)
-            if loaded is None:
-                self.loaded[name] = None
-                return None
-            trained_on = loaded.trained_on
-            if trained_on is None and version.tags.get("dataset.sha256") == data.sha256:
-                trained_on = data.trained_on  # an early version without a list, but trained on this split
-            unseen = None if trained_on is None else data.unseen_by(trained_on)
-            self.loaded[name] = Candidate(name, version.tags.get("weights.sha256", ""), loaded.detector, unseen, data)
+            self.loaded[name] = None if loaded is None else _candidate(version, *loaded, self.candidate.data)
         return self.loaded[name]
 
-    def _result(
-        self, outcome: Literal["promoted", "refused"], reason: str, against: Candidate | None, champion: str | None
-    ) -> Promotion:
+    def _result(self, outcome: Outcome, reason: str, against: Candidate | None, champion: str | None) -> Promotion:
         metric = self.settings.metric
         comparison = None if against is None else self.compare(self.candidate, against)
-        score = comparison.score if comparison is not None else None
-        score = self.candidate.score(metric) if score is None else score
-        details = f"{metric} {score:.4f} on {len(self.candidate.data.labels)} validation images"
-        text = "; ".join(filter(None, (reason, str(comparison or details))))
+        score = self.candidate.score(metric) if comparison is None else comparison.score
+        details = comparison or f"{metric} {score:.4f} on {len(self.candidate.data.labels)} validation images"
+        text = "; ".join(filter(None, (reason, str(details))))
         return Promotion(
             self.candidate.version, outcome, f"{text[0].upper()}{text[1:]}.", metric, score, champion, comparison
         )
 
 
-@contextmanager
-def _with_precision(operating_point: Path, precision: str) -> Iterator[Path]:
-    """The operating point of the served model: the file itself for float32, else a copy with the precision added."""
-    if precision == "float32":
-        yield operating_point
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        target = Path(temporary) / OPERATING_POINT_FILE
-        point = json.loads(operating_point.read_text(encoding="utf-8"))
-        files.write_json(target, point | {"precision": precision}, files.EXACT)
-        yield target
+def _candidate(version: Any, detector: Detector, trained_on: pd.DataFrame | None, data: Data) -> Candidate:
+    return Candidate(str(version.version), version.tags.get("weights.sha256", ""), detector, trained_on, data)
 
 
 def _require_same_predictions(fast: Detector, exact: Detector, data: Data, precision: str) -> None:

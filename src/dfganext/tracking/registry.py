@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import re
 import shutil
 import tempfile
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from PIL import Image
 
 import dfganext
-from dfganext import files, pipeline
+from dfganext import files, images, pipeline
 from dfganext.errors import UserError
 from dfganext.inference.detector import OPERATING_POINT_FILE, Detector
 from dfganext.models.classifier import CONFIG_FILE, WEIGHTS_FILE
@@ -81,14 +80,6 @@ class Contents:
         }
 
 
-@dataclass(frozen=True)
-class LoadedVersion:
-    """A registered version's detector, and its training images as in `Contents`; None if the version has no such list."""
-
-    detector: Detector
-    trained_on: pd.DataFrame | None
-
-
 def served_code() -> dict[str, Path]:
     """Modules of this package that the served model imports, directly or indirectly: {path in the package: file}."""
     package = Path(dfganext.__file__).parent
@@ -103,36 +94,17 @@ def requirements() -> list[str]:
     return [f"{name}=={metadata.version(name).split('+')[0]}" for name in REQUIREMENTS]
 
 
-def log_model(contents: Contents, run_id: str, tags: Mapping[str, str] | None = None, name: str = "detector") -> str:
-    """Log a detector as an MLflow model of the run `run_id`; returns its URI, models:/m-...
-
-    The logged model does not need this repository: weights, config, operating point and code are copied into it.
-    """
-    client, experiment = store.connect()
-    model = client.create_logged_model(experiment, name=name, source_run_id=run_id, tags=dict(tags or {}))
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            save_model(Path(temporary) / "model", contents, model.model_id, run_id)
-            client.log_model_artifacts(model.model_id, str(Path(temporary) / "model"))
-    except BaseException:
-        client.finalize_logged_model(model.model_id, "FAILED")
-        raise
-    client.finalize_logged_model(model.model_id, "READY")
-    from mlflow.entities import LoggedModelOutput
-
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-    return f"models:/{model.model_id}"
-
-
 def save_model(target: Path, contents: Contents, model_id: str | None = None, run_id: str | None = None) -> None:
-    """Save a detector as an MLflow model in the folder `target`, which must not exist."""
+    """Save a detector as an MLflow model in the folder `target`, which must not exist.
+
+    The model does not need this repository: weights, config, operating point and code are copied into it.
+    """
     mlflow = store.import_mlflow()
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    package = Path(dfganext.__file__).parent
     with tempfile.TemporaryDirectory() as temporary:
-        detector, code = Path(temporary) / "detector", Path(temporary) / package.name
+        detector, code = Path(temporary) / "detector", Path(temporary) / "dfganext"
         detector.mkdir()
         for file in (WEIGHTS_FILE, CONFIG_FILE):
             shutil.copyfile(contents.folder / file, detector / file)
@@ -141,6 +113,7 @@ def save_model(target: Path, contents: Contents, model_id: str | None = None, ru
         for name, source in served_code().items():
             (code / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, code / name)
+        example = base64.b64encode(images.to_jpeg(np.full((32, 32, 3), 128, np.uint8))).decode("ascii")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow advises type hints; the signature below is explicit
             mlflow.pyfunc.save_model(
@@ -153,16 +126,18 @@ def save_model(target: Path, contents: Contents, model_id: str | None = None, ru
                     inputs=Schema([ColSpec("string", "image")]),
                     params=ParamSchema([ParamSpec("explain", "boolean", False)]),
                 ),
-                input_example=(pd.DataFrame({"image": [_example()]}), {"explain": False}),
+                input_example=(pd.DataFrame({"image": [example]}), {"explain": False}),
                 mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id or uuid.uuid4().hex),
             )
     for cache in target.rglob("__pycache__"):  # from saving, which runs the input example
         shutil.rmtree(cache)
 
 
-def champion() -> Any | None:
+def champion(client: Client | None = None) -> Any | None:
     """The champion (an MLflow ModelVersion), or None."""
-    return champion_of(store.connect()[0])
+    with suppress(NotFoundError):
+        return (client or store.connect()[0]).get_model_version_by_alias(MODEL, CHAMPION)
+    return None
 
 
 @contextmanager
@@ -203,13 +178,11 @@ def pinned(uri: str | None) -> str:
     """
     uri = CHAMPION_URI if uri is None else uri
     match = re.fullmatch(r"models:/([^/@]+)@([^/@]+)", uri)
-    if not match or not store.exists():
-        return uri
-    try:
-        version = store.connect()[0].get_model_version_by_alias(*match.groups())
-    except NotFoundError:
-        return uri
-    return f"models:/{match[1]}/{version.version}"
+    with suppress(NotFoundError):
+        if match and store.exists():
+            version = store.connect()[0].get_model_version_by_alias(*match.groups())
+            return f"models:/{match[1]}/{version.version}"
+    return uri
 
 
 def register(client: Client, contents: Contents, detector: Detector, run_id: str, tags: Mapping[str, str]) -> Any:
@@ -221,15 +194,10 @@ def register(client: Client, contents: Contents, detector: Detector, run_id: str
         tags: additional tags of a new version. Its identity is among its tags too.
     """
     identity = contents.identity()
-    try:
-        client.get_registered_model(MODEL)
-    except NotFoundError:
-        try:
-            client.create_registered_model(MODEL, description="Tells GAN-generated faces from photographs.")
-        except UserError:  # another machine has just created it, or this call raises the store's error again
-            client.get_registered_model(MODEL)
-    for known in versions(client, identity):
-        if load(client, known) is not None:
+    with suppress(store.StoreError):  # it exists; another error comes again from the calls below
+        client.create_registered_model(MODEL, description="Tells GAN-generated faces from photographs.")
+    for known in versions(client):
+        if identity.items() <= known.tags.items() and load(client, known) is not None:
             return known
     all_tags = {
         **identity,
@@ -242,36 +210,36 @@ def register(client: Client, contents: Contents, detector: Detector, run_id: str
         "trained_by": run_id,
         **tags,
     }
-    source = log_model(contents, run_id, all_tags)
-    model_id = source.removeprefix("models:/")
-    return client.create_model_version(MODEL, source, run_id=run_id, tags=all_tags, model_id=model_id)
+    run = client.get_run(run_id)
+    model_id = client.create_logged_model(run.info.experiment_id, "detector", run_id, tags=all_tags).model_id
+    with tempfile.TemporaryDirectory() as temporary:
+        save_model(Path(temporary) / "model", contents, model_id, run_id)
+        client.log_model_artifacts(model_id, str(Path(temporary) / "model"))
+    client.finalize_logged_model(model_id, "READY")
+    from mlflow.entities import LoggedModelOutput
+
+    client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+    return client.create_model_version(MODEL, f"models:/{model_id}", run_id=run_id, tags=all_tags, model_id=model_id)
 
 
-def versions(client: Client, tags: Mapping[str, str]) -> list[Any]:
-    """Registered versions that have all these tags, oldest first."""
-    query = " and ".join([f"name = '{MODEL}'", *(f"tags.`{key}` = '{value}'" for key, value in tags.items())])
-    found = store.paginate(lambda token: client.search_model_versions(query, page_token=token))
-    return sorted(found, key=lambda one: int(one.version))
+def versions(client: Client) -> list[Any]:
+    """All registered versions (MLflow ModelVersions), oldest first."""
+    return sorted(store.paginate(client.search_model_versions, f"name = '{MODEL}'"), key=lambda one: int(one.version))
 
 
-def champion_of(client: Client) -> Any | None:
-    """The model version with the alias champion, or None."""
-    try:
-        aliases = client.get_registered_model(MODEL).aliases
-        return client.get_model_version(MODEL, aliases[CHAMPION]) if CHAMPION in aliases else None
-    except NotFoundError:
-        return None
+def load(client: Client, version: Any) -> tuple[Detector, pd.DataFrame | None] | None:
+    """Load a registered version; None and a warning if its files are gone or unreadable. StoreError if the store fails.
 
-
-def load(client: Client, version: Any) -> LoadedVersion | None:
-    """Load a registered version; None and a warning if its files are gone or unreadable. StoreError if the store fails."""
+    Returns:
+        Its detector, and its training images as in `Contents`; these are None if the version has no list of them.
+    """
     uri = f"models:/{MODEL}/{version.version}"
     with tempfile.TemporaryDirectory() as temporary:
         try:
             folder = _download(client, uri, Path(temporary))
             file = folder / "artifacts" / TRAINED_ON_FILE
             trained_on = pd.read_csv(file, dtype={"sha256": str}) if file.is_file() else None
-            return LoadedVersion(Detector.load(_detector_folder(folder, uri)), trained_on)
+            return Detector.load(_detector_folder(folder, uri)), trained_on
         except store.StoreError:
             raise
         except Exception as error:
@@ -281,13 +249,8 @@ def load(client: Client, version: Any) -> LoadedVersion | None:
 
 def _download(client: Client, uri: str, target: Path) -> Path:
     """Download a logged or registered model into `target`; returns its folder. NotFoundError if there is none."""
-    mlflow = store.import_mlflow()
-    return Path(
-        store.translate_errors(
-            client.uri,
-            lambda: mlflow.artifacts.download_artifacts(uri, dst_path=str(target), tracking_uri=client.uri),
-        )
-    )
+    download = store.import_mlflow().artifacts.download_artifacts
+    return Path(store.translate_errors(client.uri, download, uri, dst_path=str(target), tracking_uri=client.uri))
 
 
 def _detector_folder(folder: Path, uri: str) -> Path:
@@ -298,21 +261,14 @@ def _detector_folder(folder: Path, uri: str) -> Path:
     raise UserError(f"{uri} holds no detector ({WEIGHTS_FILE} and {CONFIG_FILE}): name another model.")
 
 
-def _example() -> str:
-    """A small grey image, encoded as in a request."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (32, 32), "grey").save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
 def main() -> None:
     """Print which version is champion, before it is served. UserError if there is none."""
-    present = champion() if store.exists() else None
-    if present is None:
+    uri = pinned(CHAMPION_URI)
+    if uri == CHAMPION_URI:
         raise UserError(
             f"There is no champion in {store.redact(store.tracking_uri())}: train and promote one with `make repro`."
         )
-    print(f"models:/{MODEL}/{present.version} is the champion")
+    print(f"{uri} is the champion")
 
 
 if __name__ == "__main__":

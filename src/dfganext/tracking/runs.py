@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import csv
 import getpass
 import hashlib
 import json
 import os
-import posixpath
-import re
 import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
+import psutil
 
 from dfganext import files, paths, versions
 from dfganext import settings as settings_module
 from dfganext.errors import UserError
 from dfganext.settings import Settings
 from dfganext.tracking import store
-
-if TYPE_CHECKING:
-    import psutil
 
 SAMPLING_SECONDS = 2.0
 """Time between two readings of the system metrics: short stages get some, long stages not too many."""
@@ -79,81 +74,67 @@ def stage_run(
     Raises:
         UserError: the tracking store cannot be used. What the stage had written by then stays.
     """
-    import psutil  # only the pipeline needs it
-
     versions.require_recorded(paths.VERSIONS)
     client, experiment = store.connect()
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor  # `connect` has configured MLflow
+
     _end_killed_runs(client, experiment)
     origin = _origin()
-    parent_id, failed_before = _parent(client, experiment, stage, settings, origin)
+    parent_id = _parent(client, experiment, stage, settings, origin)
     process = {"process.owner": _process_owner(), "process": _process_id(psutil.Process())}
     tags = {"mlflow.parentRunId": parent_id, "stage": stage, **process, **origin}
     run_id = client.create_run(experiment, tags=tags, run_name=stage).info.run_id
-    status = "FAILED"
+    monitor = SystemMetricsMonitor(run_id, sampling_interval=SAMPLING_SECONDS, tracking_uri=client.uri)
     try:
-        run = StageRun(client, run_id, parent_id, _log_lineage(client, run_id, parent_id, reads))
-        with _system_metrics(client, run_id):
-            yield run
-        made = {_tag("made", _name(path)): files.sha256_of(path) for path in makes if Path(path).exists()}
-        _set_tags(client, run_id, made)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
+        makers = _log_lineage(client, experiment, run_id, parent_id, reads)
+        monitor.start()
+        yield StageRun(client, run_id, parent_id, makers)
+        monitor.finish()
+        _set_tags(client, run_id, {f"made.{path}": sha256 for path, sha256 in _hashes(makes).items()})
+        client.set_terminated(run_id, "FINISHED")
+        if client.get_run(parent_id).info.status == "RUNNING":  # no stage of this execution failed before
+            client.set_terminated(parent_id, "FINISHED")
+    except BaseException as error:
+        monitor.finish()
+        with suppress(UserError):  # an error of the store must not hide why the stage itself failed
+            for one in (run_id, parent_id):
+                client.set_terminated(one, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    finally:
-        # an error of the store must not hide why the stage itself failed
-        with nullcontext() if status == "FINISHED" else suppress(UserError):
-            client.set_terminated(run_id, status)
-            client.set_terminated(parent_id, "FAILED" if failed_before and status == "FINISHED" else status)
-
-
-def find_run(made: Path | str, sha256: str) -> str | None:
-    """The ID of the latest run that made `made` with this content, or None."""
-    return _find_run(*store.connect(), _name(made), sha256)
 
 
 def _process_id(process: psutil.Process) -> str:
-    """Identifies a process of this machine, for good.
-
-    psutil hashes the process ID and the start, on Linux and macOS counted from boot: setting the clock does not change it.
-    """
+    """Identifies a process of this machine, also after its process ID was used again: psutil hashes the start time too."""
     return f"{process.pid} {hash(process):x}"
 
 
 def _process_owner() -> str:
-    return f"{socket.gethostname()} {os.getuid() if hasattr(os, 'getuid') else getpass.getuser()}"
+    return f"{socket.gethostname()} {os.getuid()}"
 
 
 def _end_killed_runs(client: store.Client, experiment: str) -> None:
     """End the runs of this user on this machine whose process no longer exists, and their parents."""
-    import psutil
-
-    alive = {_process_id(process) for process in psutil.process_iter()}
     ours = f"attributes.status = 'RUNNING' and tags.`process.owner` = '{_process_owner()}'"
-    for run in store.paginate(lambda token: client.search_runs([experiment], ours, page_token=token)):
+    running = store.paginate(client.search_runs, [experiment], ours)
+    alive = {_process_id(process) for process in psutil.process_iter()}  # after the runs: one may just have started
+    for run in running:
         if run.data.tags["process"] not in alive:
             for run_id in (run.info.run_id, run.data.tags["mlflow.parentRunId"]):
                 with suppress(UserError):  # a user has deleted it
                     client.set_terminated(run_id, "KILLED")
 
 
-def _parent(
-    client: store.Client, experiment: str, stage: str, settings: Settings, origin: Mapping[str, str]
-) -> tuple[str, bool]:
-    """The run of this pipeline execution, set to running, and whether one of its stages has failed already."""
+def _parent(client: store.Client, experiment: str, stage: str, settings: Settings, origin: Mapping[str, str]) -> str:
+    """The ID of the run of this pipeline execution, set to running unless one of its stages has failed."""
     execution = _execution_id()
     found = client.search_runs([experiment], f"tags.execution = '{execution}'", max_results=1)
     if found:
-        info = found[0].info
-        failed = info.status in ("FAILED", "KILLED")
-        if not failed:
-            client.update_run(info.run_id, status="RUNNING")
-        return info.run_id, failed
-    run_id = client.create_run(
-        experiment, tags={"execution": execution, **origin}, run_name=_parent_name(stage, origin)
-    ).info.run_id
+        if found[0].info.status == "FINISHED":
+            client.update_run(found[0].info.run_id, status="RUNNING")
+        return found[0].info.run_id
+    tags = {"execution": execution, **origin}
+    run_id = client.create_run(experiment, tags=tags, run_name=_parent_name(stage, origin)).info.run_id
     _log_settings(client, run_id, settings)
-    return run_id, False
+    return run_id
 
 
 def _execution_id() -> str:
@@ -161,8 +142,6 @@ def _execution_id() -> str:
 
     DVC passes no such ID to its stages, but all stages of one execution descend from one DVC process.
     """
-    import psutil
-
     if "DVC_STAGE" not in os.environ:
         return uuid.uuid4().hex
     ancestors = [*psutil.Process().parents(), psutil.Process()]
@@ -173,10 +152,8 @@ def _execution_id() -> str:
 
 def _is_dvc(process: psutil.Process) -> bool:
     """Whether a process is `dvc ...` or `python -m dvc ...`."""
-    import psutil
-
     with suppress(psutil.Error):  # the process has ended, or belongs to another user
-        return any(Path(word).name in ("dvc", "dvc.exe") for word in process.cmdline()[:3])
+        return any(Path(word).name == "dvc" for word in process.cmdline()[:3])
     return False
 
 
@@ -198,11 +175,10 @@ def _origin() -> dict[str, str]:
 
 
 def _parent_name(stage: str, origin: Mapping[str, str]) -> str:
-    if "dvc.experiment" in origin:
-        return origin["dvc.experiment"]
+    """The name of the DVC experiment, or the command with the commit ("+" if changed) and the time."""
     command = "repro" if "DVC_STAGE" in os.environ else f"{stage} by hand"
     commit = origin.get("mlflow.source.git.commit", "")[:7] + ("+" if origin.get("git.dirty") == "true" else "")
-    return " ".join(filter(None, (command, commit, f"{datetime.now():%Y-%m-%d %H:%M}")))
+    return origin.get("dvc.experiment", f"{command} {commit} {datetime.now():%Y-%m-%d %H:%M}")
 
 
 def _git(*arguments: str) -> str | None:
@@ -212,55 +188,43 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
-def _log_lineage(client: store.Client, run_id: str, parent_id: str, reads: Sequence[Path | str]) -> dict[str, str]:
+def _hashes(files_or_folders: Sequence[Path | str]) -> dict[str, str]:
+    """{path: sha256} of those that exist."""
+    return {Path(path).as_posix(): files.sha256_of(path) for path in files_or_folders if Path(path).exists()}
+
+
+def _log_lineage(
+    client: store.Client, experiment: str, run_id: str, parent_id: str, reads: Sequence[Path | str]
+) -> dict[str, str]:
     """Tag a run with its inputs and the runs that made them; returns those, {path: run ID}."""
-    hashes = {_name(path): files.sha256_of(path) for path in reads if Path(path).exists()}
-    experiment = client.get_run(run_id).info.experiment_id
-    found = {name: _find_run(client, experiment, name, sha256) for name, sha256 in hashes.items()}
-    makers = {name: run for name, run in found.items() if run is not None}
-    tags = {_tag("read", name): sha256 for name, sha256 in hashes.items()}
-    tags |= {_tag("made_by", name): run for name, run in makers.items()}
-    split = _name(paths.SPLIT)
-    if split in hashes:
-        tags["dataset.sha256"] = hashes[split]
-        _set_tags(client, parent_id, {"dataset.sha256": hashes[split]})
-        for one in (run_id, parent_id):
-            _log_dataset(client, one, paths.SPLIT, hashes[split])
+    hashes, makers = _hashes(reads), {}
+    for path, sha256 in hashes.items():
+        found = client.search_runs([experiment], f"tags.`made.{path}` = '{sha256}'", max_results=1)
+        if found:
+            makers[path] = found[0].info.run_id
+    tags = {f"read.{path}": sha256 for path, sha256 in hashes.items()}
+    tags |= {f"made_by.{path}": maker for path, maker in makers.items()}
     _set_tags(client, run_id, tags)
+    split = hashes.get(paths.SPLIT.as_posix())
+    if split is not None:
+        for one in (run_id, parent_id):
+            _set_tags(client, one, {"dataset.sha256": split})
+            _log_dataset(client, one, split)
     return makers
 
 
-def _find_run(client: store.Client, experiment: str, name: str, sha256: str) -> str | None:
-    runs = client.search_runs([experiment], f"tags.`{_tag('made', name)}` = '{sha256}'", max_results=1)
-    return runs[0].info.run_id if runs else None
-
-
-def _log_dataset(client: store.Client, run_id: str, split: Path, sha256: str) -> None:
-    """Log the split as the run's dataset, with the number of images by split and class."""
+def _log_dataset(client: store.Client, run_id: str, sha256: str) -> None:
+    """Log the split as the run's dataset."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    with split.open(newline="", encoding="utf-8") as stream:
-        counts = Counter(f"{row.get('split')} {row.get('label')}" for row in csv.DictReader(stream))
     dataset = Dataset(
-        name=split.name,
+        name=paths.SPLIT.name,
         digest=sha256[:32],  # MLflow allows 36 characters; the tag dataset.sha256 has all 64
         source_type="local",
-        source=json.dumps({"uri": split.as_posix()}),
-        profile=json.dumps({"num_rows": counts.total(), **dict(sorted(counts.items()))}),
+        source=json.dumps({"uri": paths.SPLIT.as_posix()}),
+        profile=json.dumps({"num_rows": len(pd.read_csv(paths.SPLIT))}),
     )
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "faces")])])
-
-
-@contextmanager
-def _system_metrics(client: store.Client, run_id: str) -> Iterator[None]:
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    monitor = SystemMetricsMonitor(run_id, sampling_interval=SAMPLING_SECONDS, tracking_uri=client.uri)
-    monitor.start()
-    try:
-        yield
-    finally:
-        monitor.finish()
 
 
 def _log_metrics(client: store.Client, run_id: str, metrics: Mapping[str, float], step: int | None) -> None:
@@ -281,18 +245,3 @@ def _set_tags(client: store.Client, run_id: str, tags: Mapping[str, object]) -> 
     from mlflow.entities import RunTag
 
     client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
-
-
-def _name(path: Path | str) -> str:
-    """A path as written in tags: relative to the working directory if inside it, with forward slashes."""
-    path = Path(path)
-    return (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path).as_posix()
-
-
-def _tag(kind: str, name: str) -> str:
-    """The tag of a path: <kind>.<path>, or a shortened name with a hash if MLflow does not allow that one."""
-    tag = f"{kind}.{name}"
-    if re.fullmatch(r"[\w.\- :/]{1,200}", tag) and posixpath.normpath(tag) == tag:
-        return tag
-    readable = re.sub(r"[^\w.\- ]", "_", name)[-60:]
-    return f"{kind}.{readable} {hashlib.sha256(os.fsencode(name)).hexdigest()[:12]}"

@@ -6,20 +6,20 @@ MLflow takes seconds to import, so it is imported only when the first client is 
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from filelock import FileLock
 
-from dfganext.errors import UserError
+from dfganext.errors import UserError, one_line
 
 EXPERIMENT = "df-ganext"
 
@@ -34,15 +34,14 @@ class NotFoundError(UserError):
     """Not found: run, model or alias."""
 
 
-def paginate(search: Callable[[str | None], Any]) -> Iterator[Any]:
-    """All results of an MLflow search; `search` takes a page token and returns that page."""
-    token = None
-    while True:
-        page = search(token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+def paginate(search: Callable[..., Any], *args: Any, **options: Any) -> list[Any]:
+    """The results on all pages of a search of MlflowClient with these arguments."""
+    page = search(*args, **options)
+    found = list(page)
+    while page.token:
+        page = search(*args, **options, page_token=page.token)
+        found += page
+    return found
 
 
 def root() -> Path:
@@ -69,22 +68,16 @@ def exists() -> bool:
     return file is None or file.is_file()
 
 
-@contextmanager
-def lock(purpose: str = "setup") -> Iterator[None]:
-    """A context that one process of this machine enters at a time. StoreError if the lock file cannot be written."""
-    file = _database_file() or root() / "mlflow.db"
-    lock_file = FileLock(f"{file}.{purpose}.lock")
+def lock(purpose: str = "setup") -> AbstractContextManager[Any]:
+    """A lock that one process of this machine holds at a time. StoreError if the lock file cannot be written."""
+    file = f"{_database_file() or root() / 'mlflow.db'}.{purpose}.lock"
     try:
-        lock_file.acquire()
+        return FileLock(file).acquire()
     except OSError as error:
         raise StoreError(
-            f"The tracking store {file} cannot be used ({lock_file.lock_file}: {error.strerror}): make its folder writable, or "
-            "name another store with MLFLOW_TRACKING_URI."
+            f"The tracking store cannot be used ({file}: {error.strerror}): make its folder writable, or name another store "
+            "with MLFLOW_TRACKING_URI."
         ) from None
-    try:
-        yield
-    finally:
-        lock_file.release()
 
 
 def connect() -> tuple[Client, str]:
@@ -117,16 +110,10 @@ class Client:
         if before is None:
             os.environ.pop("MLFLOW_TRACKING_URI", None)  # set by the call above; `tracking_uri` must not read it
         registry = os.environ.get("MLFLOW_REGISTRY_URI") or uri
-        self._client = translate_errors(uri, lambda: mlflow.MlflowClient(uri, registry))
+        self._client = translate_errors(uri, mlflow.MlflowClient, uri, registry)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self._client, name)
-
-        @functools.wraps(method)
-        def call(*args: Any, **options: Any) -> Any:
-            return translate_errors(self.uri, lambda: method(*args, **options))
-
-        return call
+        return partial(translate_errors, self.uri, getattr(self._client, name))
 
 
 def import_mlflow() -> Any:
@@ -146,21 +133,20 @@ def import_mlflow() -> Any:
     return mlflow
 
 
-def translate_errors(uri: str, call: Callable[[], Any]) -> Any:
-    """The result of a call to the store at `uri`. Errors become NotFoundError or StoreError; transient ones are retried."""
+def translate_errors(uri: str, call: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+    """Call MLflow for the store at `uri`. Errors become NotFoundError or StoreError; transient ones are retried."""
     attempt = 1
     while True:
         try:
-            return call()
-        except UserError:
-            raise
+            return call(*args, **options)
         except Exception as error:
-            missing_alias = re.search(r"alias \S+ not found", str(error))  # its error code is INVALID_PARAMETER_VALUE
+            reason = redact(one_line(error))[:300]
+            missing_alias = re.search(r"alias \S+ not found", reason)  # its error code is INVALID_PARAMETER_VALUE
             if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST" or missing_alias:
-                raise NotFoundError(f"Not found in {redact(uri)}: {_one_line(error)}") from error
+                raise NotFoundError(f"Not found in {redact(uri)}: {reason}") from error
             if attempt == _ATTEMPTS or not _is_transient(error):
                 raise StoreError(
-                    f"The tracking store {redact(uri)} cannot be used ({_one_line(error)}): start it, correct "
+                    f"The tracking store {redact(uri)} cannot be used ({reason}): start it, correct "
                     "MLFLOW_TRACKING_URI, or unset it to track in mlflow.db; what was written so far is kept."
                 ) from error
         time.sleep(attempt)
@@ -195,7 +181,3 @@ def _is_transient(error: Exception) -> bool:
     """Whether another attempt may succeed: SQLite is busy, or two processes inserted the same row at once."""
     clash = "IntegrityError" in str(error) or "UniqueViolation" in str(error)
     return "database is locked" in str(error) or (clash and getattr(error, "error_code", "") == "BAD_REQUEST")
-
-
-def _one_line(error: BaseException) -> str:
-    return redact(" ".join(str(error).split()))[:300] or type(error).__name__
