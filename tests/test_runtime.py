@@ -137,3 +137,9 @@ def test_batches_hold_at_most_so_many_items_and_bytes():
             assert len(batch) == 5 or sum(batch) + following > 20
     assert list(batches_by_bytes([], int, 5, 20)) == []
     assert list(batches_by_bytes([99, 1, 99], int, 5, 20)) == [[99], [1], [99]]
+
+
+def test_a_full_batch_is_yielded_before_the_next_item_is_read():
+    read = []
+    batches = batches_by_bytes((read.append(value) or value for value in range(9)), int, 2, 100)
+    assert next(batches) == [0, 1] and read == [0, 1]

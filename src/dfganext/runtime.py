@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -39,7 +40,8 @@ def prepare() -> None:
     warnings.filterwarnings("ignore", module="PIL")
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch's: transparent huge pages
-    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+    chosen = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    if chosen or not sys.platform.startswith("linux"):
         return
     library = ctypes.CDLL(None)
     if hasattr(library, "gnu_get_libc_version"):
@@ -79,15 +81,21 @@ def map_ordered(
 def batches_by_bytes(
     items: Iterable[Item], size_of: Callable[[Item], int], max_items: int, max_bytes: int
 ) -> Iterator[list[Item]]:
-    """Consecutive items in lists of at most `max_items` and, except where a single item is larger, `max_bytes`."""
+    """Consecutive items in lists of at most `max_items` and, except where a single item is larger, `max_bytes`.
+
+    A full list is yielded before the next item is read.
+    """
     batch: list[Item] = []
     held = 0
     for item in items:
         size = size_of(item)
-        if len(batch) == max_items or (batch and held + size > max_bytes):
+        if batch and held + size > max_bytes:
             yield batch
             batch, held = [], 0
         batch.append(item)
         held += size
+        if len(batch) == max_items:
+            yield batch
+            batch, held = [], 0
     if batch:
         yield batch

@@ -57,11 +57,12 @@ def declared(stage: str, root: Path, recorded: Path) -> dict[str, Any]:
     """The code and libraries that a stage of the workspace `root` depends on; `recorded` is JSON written from `installed`.
 
     Returns:
-        {"code": {file: sha256}, "libraries": {name: version}}; both are empty if the stage is not in dvc.yaml.
+        {"code": {file: sha256}, "libraries": {name: version}}, without files that are missing; both are empty if the stage is not
+        in dvc.yaml.
     """
     file = root / "dvc.yaml"
-    stages = yaml.safe_load(file.read_text(encoding="utf-8"))["stages"] if file.is_file() else {}
-    declaration = stages.get(stage, {})
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    declaration = (content or {}).get("stages", {}).get(stage, {})
     code = {
         file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
         for dependency in declaration.get("deps", [])
@@ -75,4 +76,4 @@ def declared(stage: str, root: Path, recorded: Path) -> dict[str, Any]:
 
 
 def _files(path: Path) -> list[Path]:
-    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path] if path.is_file() else []
