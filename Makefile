@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 # two test processes with one thread each. One process runs a whole file, whose tests share fixtures; files start in order,
-# because tests/end_to_end/test_workflow.py, the longest, is among the first
+# because those in tests/end_to_end, the longest, are among the first
 PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # number of seeds for each row of `make table1`

@@ -1,5 +1,6 @@
-"""One commit of the repository with small settings, one clone of it in which `dvc repro` ran, and copies of that clone."""
+"""One commit of the repository with small settings, one clone of it in which `dvc repro` ran once, and copies of that clone."""
 
+import json
 import os
 import shutil
 import sqlite3
@@ -11,9 +12,13 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import yaml
+from filelock import FileLock
 from helpers import shrink
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
+
+from dfganext import paths
 
 
 class Project:
@@ -79,6 +84,12 @@ class Project:
         """The registered versions by number."""
         return {int(one.version): one for one in self.client().search_model_versions("name='df-ganext'")}
 
+    def lock_without_page(self) -> dict:
+        """The stages in dvc.lock, without the hash of the page, which also shows other evaluations of its MLflow store."""
+        stages = yaml.safe_load(self.read("dvc.lock"))["stages"]
+        stages["report"]["outs"] = [one for one in stages["report"]["outs"] if one["path"] != str(paths.PAGE)]
+        return stages
+
     def copy(self, folder: Path) -> "Project":
         """The whole workspace: DVC's cache, and an MLflow store whose paths lead into the copy."""
         shutil.copytree(self.folder, folder, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*"))
@@ -119,14 +130,22 @@ def origin(root, tmp_path_factory) -> Project:
 
 
 @pytest.fixture(scope="session")
-def reproduced(origin, tmp_path_factory) -> Project:
-    """A fresh clone, without a remote, in which `dvc repro` ran once and its results were committed.
+def reproduced(request, tmp_path_factory, worker_id) -> Project:
+    """A copy, for this test process, of a fresh clone in which `dvc repro` ran once and its results were committed.
 
     `output` is what `dvc repro` printed, `changed` what `git status` listed before the commit. Tests that change more than
     they restore take a copy.
     """
-    project = origin.clone(tmp_path_factory.mktemp("clone") / "df-ganext")
-    project.output = project.run("dvc", "repro")
-    project.changed = project.run("git", "status", "--porcelain").splitlines()
-    project.commit("Results")
+    base = tmp_path_factory.getbasetemp()
+    place = base if worker_id == "master" else base.parent  # which all test processes share
+    with FileLock(place / "reproduced.lock"):
+        printed = place / "reproduced.json"
+        if not printed.exists():
+            fresh = request.getfixturevalue("origin").clone(place / "reproduced" / "df-ganext")
+            output = fresh.run("dvc", "repro")
+            changed = fresh.run("git", "status", "--porcelain").splitlines()
+            fresh.commit("Results")
+            printed.write_text(json.dumps({"output": output, "changed": changed}))
+    project = Project(place / "reproduced" / "df-ganext").copy(tmp_path_factory.mktemp("reproduced") / "df-ganext")
+    vars(project).update(json.loads(printed.read_text()))
     return project

@@ -1,0 +1,89 @@
+"""Experiments as a user runs them: in the workspace, in a temporary workspace, from the queue, and `make table1`."""
+
+import json
+import re
+import time
+
+import pytest
+import yaml
+
+from dfganext import paths
+
+pytestmark = pytest.mark.slow
+
+QUEUE_SECONDS = 300
+"""After which a queued experiment counts as failed."""
+
+
+@pytest.fixture(scope="module")
+def experiments(reproduced, tmp_path_factory):
+    """A copy of `reproduced` in which three experiments ran: `here`, `apart` (in a temporary workspace) and `queued`.
+
+    They run only the stages that the tests look at.
+    """
+    project = reproduced.copy(tmp_path_factory.mktemp("experiments") / "df-ganext")
+    project.run("dvc", "exp", "run", "--name", "here", "-S", "loss=bce", "promote")
+    project.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "loss=bce", "-S", "seed=3", "promote")
+
+    # queued with one version of the code, started with another in the workspace
+    source = "src/dfganext/evaluation/evaluate.py"
+    code = project.change(source, '"temperature": temperature,', '"temperature": temperature, "queued": 1,')
+    project.run("dvc", "exp", "run", "--queue", "--name", "queued", "-S", "convnext.lr=0.002", "evaluate")
+    project.write(source, code)
+    project.run("dvc", "queue", "start")
+    deadline = time.monotonic() + QUEUE_SECONDS
+    while "Success" not in (status := project.run("dvc", "queue", "status")):
+        failed = "Failed" in status or time.monotonic() > deadline
+        assert not failed, status + project.run("dvc", "queue", "logs", "queued")
+        time.sleep(2)
+    return project
+
+
+def test_experiments_of_every_kind_share_one_store(experiments):
+    assert json.loads(experiments.read(paths.CONVNEXT / "config.json"))["loss"] == "bce"
+    expected = {
+        "here": {"loss": "bce", "seed": "20", "convnext.lr": "0.001"},
+        "apart": {"loss": "bce", "seed": "3", "convnext.lr": "0.001"},
+        "queued": {"loss": "bce", "seed": "20", "convnext.lr": "0.002"},
+    }
+    parents = [run for run in experiments.parents() if "dvc.experiment" in run.data.tags]
+    assert sorted(run.data.tags["dvc.experiment"] for run in parents) == sorted(expected)
+    for run in parents:
+        name = run.data.tags["dvc.experiment"]
+        assert expected[name].items() <= run.data.params.items(), name
+        assert {"accuracy", "f1", "roc_auc"} <= set(run.data.metrics), name
+        assert run.info.artifact_uri.removeprefix("file://").startswith(f"{experiments.folder}/mlruns"), name
+    assert not list(experiments.folder.glob(".dvc/tmp/exps/**/mlflow.db"))
+
+
+def test_queued_experiment_runs_the_code_it_was_queued_with(experiments):
+    refs = experiments.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    (queued,) = (ref for ref in refs if ref.endswith("/queued"))
+    assert json.loads(experiments.run("git", "show", f"{queued}:{paths.EVALUATE_METRICS}"))["convnext"]["queued"] == 1
+
+
+def test_another_seed_keeps_the_split_and_is_compared_on_the_same_images(experiments):
+    refs = experiments.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    (apart,) = (ref for ref in refs if ref.endswith("/apart"))
+    ours = yaml.safe_load(experiments.read("dvc.lock"))["stages"]
+    theirs = yaml.safe_load(experiments.run("git", "show", f"{apart}:dvc.lock"))["stages"]
+    assert theirs["subsample"] == ours["subsample"]
+    assert theirs["train_convnext"]["outs"] != ours["train_convnext"]["outs"]
+    first, here, apart = (experiments.versions()[number] for number in (1, 2, 3))
+    assert here.tags["promotion.against"] == str(first.version)
+    champion = here if here.tags["promotion"] == "promoted" else first
+    assert apart.tags["promotion.against"] == str(champion.version)
+    assert here.tags["promotion.images"] == apart.tags["promotion.images"] == "5 real, 5 fake"
+
+
+def test_table1_runs_what_it_lacks_and_the_page_shows_it(experiments):
+    """The settings and results of the workspace stay, except for the page."""
+    before = experiments.read("params.yaml"), experiments.lock_without_page()
+    for _ in range(2):
+        assert "has all rows with 1 seeds" in experiments.run("python", "-m", "dfganext.tracking.experiments")
+    experiments.run("dvc", "repro", "--single-item", "--force", "report")
+    page = experiments.read(paths.PAGE)
+    table = page[page.index('id="table1"') : page.index('id="detector"')]
+    assert "make table1" not in table and "McNemar p" in table
+    assert len(re.findall(r"\b20</small>", table)) == 5, "each row has seed 20"
+    assert (experiments.read("params.yaml"), experiments.lock_without_page()) == before
