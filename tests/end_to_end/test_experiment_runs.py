@@ -19,10 +19,10 @@ QUEUE_SECONDS = 300
 def experiments(reproduced, tmp_path_factory):
     """A copy of `reproduced` in which three experiments ran: `here`, `apart` (in a temporary workspace) and `queued`.
 
-    They run only the stages that the tests look at.
+    The last two run only the stages that the tests look at.
     """
     project = reproduced.copy(tmp_path_factory.mktemp("experiments") / "df-ganext")
-    project.run("dvc", "exp", "run", "--name", "here", "-S", "loss=bce", "promote")
+    project.run("dvc", "exp", "run", "--name", "here", "-S", "loss=bce")
     project.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "loss=bce", "-S", "seed=3", "promote")
 
     # queued with one version of the code, started with another in the workspace
