@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -149,6 +150,7 @@ def _mixture(rng: np.random.Generator, size: int, share: float) -> tuple[np.ndar
     return rng.random(size), rng.random(size) + 2 * ~alike
 
 
+@cache
 def _distance_of_t(area: float) -> float:
     """Distance of two t distributions with 3 degrees of freedom at which one exceeds the other with this probability."""
 
