@@ -123,12 +123,12 @@ def prepare_ours(folder: str, changes: dict[str, Any], first: int | None) -> Non
         yield from waiting_for(load_epoch(epoch))
 
     task.loader.epoch = timed  # type: ignore[method-assign]
-    _state["task"], _state["state"] = task, training_state(task.model, convnext)
+    _state["task"], _state["state"] = task, training_state(task.model, convnext, task.loader.steps)
 
 
 def loss_ours() -> float:
     """Mean loss of all images as they are stored."""
-    return float(_state["task"].validate()["loss"])
+    return float(_state["task"].validate(_state["task"].model)["loss"])
 
 
 def epoch_ours(number: int) -> dict[str, float]:
@@ -185,7 +185,7 @@ def prepare_rival(folder: str, changes: dict[str, Any], first: int | None) -> No
     torch.backends.cudnn.benchmark = True
     files = files_of(folder, first)
     pixels = np.stack([decoded_by_pillow(file, convnext.size) for file in files])
-    data = CachedImages(pixels, labels_of(files), augment.compose(convnext.augment))
+    data = CachedImages(pixels, labels_of(files), augment.compose(convnext.augment, convnext.size))
     loader = DataLoader(
         data,
         convnext.batch_size,

@@ -191,6 +191,12 @@ def test_the_paper_profile_changes_these_settings_and_no_others(params, shipped,
     assert capsys.readouterr().out == "params.yaml has these values already.\n"
 
 
+def test_a_profile_for_robust_training_turns_on_every_degradation(params):
+    settings.apply_profile(ROOT / "profiles/robust.yaml", params)
+    augment = settings.load_settings(params).convnext.augment
+    assert all(getattr(augment, name).p > 0 for name in settings.STRENGTHS)
+
+
 def test_a_profile_keeps_comments_order_and_other_lines(params):
     before = params.read_text().splitlines()
     settings.apply_profile(ROOT / "profiles/paper.yaml", params)

@@ -77,12 +77,39 @@ class Resize:
 
 
 @dataclass(frozen=True, config=RULES)
+class Degradation:
+    """p: probability. range: lowest and highest strength."""
+
+    p: Fraction
+    range: tuple[Number, Number]
+
+
+STRENGTHS = {"zoom": (0.1, 10), "rescale": (0.05, 1), "blur": (0.1, 50), "noise": (0, 128), "compression": (1, 100)}
+"""Lowest and highest strength of each degradation, in its unit; see params.yaml."""
+
+
+@dataclass(frozen=True, config=RULES)
 class Augment:
     horizontal_flip: Fraction
     vertical_flip: Fraction
     rotation: Annotated[Number, Field(ge=0, le=180)]
     distortion: Fraction
     colour_jitter: Fraction
+    zoom: Degradation
+    rescale: Degradation
+    blur: Degradation
+    noise: Degradation
+    compression: Degradation
+    crop: ConvnextSize | None
+
+    def __post_init__(self) -> None:
+        for name, (lowest, highest) in STRENGTHS.items():
+            low, high = getattr(self, name).range
+            if not lowest <= low <= high <= highest:
+                raise UserError(
+                    f"convnext.augment.{name}.range: [{low:g}, {high:g}] must be two numbers from {lowest:g} to {highest:g}, the "
+                    "lower first."
+                )
 
 
 @dataclass(frozen=True, config=RULES)
@@ -95,13 +122,19 @@ class Convnext:
     batch_size: Count
     processes: Count
     lr: Positive
+    schedule: Literal["step", "one_cycle"]
     lr_step: Count
     lr_gamma: PositiveFraction
     weight_decay: Annotated[Number, Field(ge=0)]
+    average: Annotated[Number, Field(ge=0, lt=1)]
     precision: Literal["auto", "float32", "bfloat16"]
     augment: Augment
 
     def __post_init__(self) -> None:
+        if self.augment.crop is not None and self.augment.crop > self.size:
+            raise UserError(
+                f"convnext.augment.crop: a crop of {self.augment.crop} pixels is larger than convnext.size ({self.size}); lower it."
+            )
         if self.processes > self.batch_size:
             raise UserError(
                 f"convnext.processes: {self.processes} processes cannot share batches of {self.batch_size} images; "

@@ -1,5 +1,7 @@
 """Degraded images against slow references and closed forms, and a detector whose predictions are known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -7,6 +9,7 @@ from sklearn import metrics as sk
 
 from dfganext.evaluation import robustness
 from dfganext.evaluation.robustness import CONDITIONS, Condition
+from dfganext.settings import Degradation
 
 COLUMNS = [
     "transform", "strength", "images", "accuracy", "accuracy_low", "accuracy_high",
@@ -175,3 +178,17 @@ def test_a_score_on_the_threshold_is_predicted_real():
         lambda block: np.full(len(block), 0.5), images, np.array([0, 1, 0, 1]), 0.5, CONDITIONS[:1]
     )
     assert (table.real_recall[0], table.fake_recall[0], table.roc_auc[0]) == (1, 0, 0.5)
+
+
+def test_a_condition_is_trained_on_where_its_strength_is_in_the_range_of_training(shipped):
+    augment = shipped.convnext.augment
+    assert not any(robustness.is_trained_on(one, augment) for one in CONDITIONS)
+    wide = {"compression": (50, 90), "blur": (0.1, 2.0), "zoom": (0.8, 1.3)}
+    augment = dataclasses.replace(augment, **{name: Degradation(p=0.1, range=limits) for name, limits in wide.items()})
+    trained_on = {(one.transform, one.strength) for one in CONDITIONS if robustness.is_trained_on(one, augment)}
+    assert trained_on == {
+        *(("jpeg", quality) for quality in (90, 75, 50)),
+        *(("webp", quality) for quality in (90, 75, 50)),
+        *(("blur", sigma) for sigma in (0.5, 1, 2)),
+        *(("crop", share) for share in (0.9, 0.8)),
+    }

@@ -11,12 +11,24 @@ from dfganext.data.arrays import Images
 from dfganext.errors import UserError
 from dfganext.models import autoencoder as model_of_autoencoder
 from dfganext.models import classifier as classifier_model
-from dfganext.settings import Augment, Machine
+from dfganext.settings import Augment, Degradation, Machine
 from dfganext.training import augment, autoencoder, classifier, compute, loop
 from dfganext.training.distributed import SINGLE_PROCESS, Group
 
 CPU = Machine(workers=0, device="cpu")
-STRONG = Augment(horizontal_flip=0.5, vertical_flip=0.5, rotation=15, distortion=0.5, colour_jitter=0.8)
+STRONG = Augment(
+    horizontal_flip=0.5,
+    vertical_flip=0.5,
+    rotation=15,
+    distortion=0.5,
+    colour_jitter=0.8,
+    zoom=Degradation(p=0.3, range=(0.7, 1.5)),
+    rescale=Degradation(p=0.3, range=(0.4, 0.9)),
+    blur=Degradation(p=0.3, range=(0.1, 2)),
+    noise=Degradation(p=0.3, range=(1, 15)),
+    compression=Degradation(p=0.3, range=(30, 100)),
+    crop=None,
+)
 
 
 def striped(count: int, seed: int) -> Images:
@@ -368,3 +380,56 @@ def test_auto_is_resolved_once_and_recorded_with_the_model(monkeypatch, settings
     history, config = classifier.train(TRAIN, VALIDATION, automatic, "ce", 5, auto)
     assert (config.precision, config.device) == (precision, "cpu")
     assert same(history, train(dataclasses.replace(automatic, precision=precision)))
+
+
+def test_one_cycle_raises_and_lowers_the_learning_rate_batch_by_batch(settings):
+    settings = dataclasses.replace(settings, schedule="one_cycle", epochs=4)
+    rates = [row["lr"] for row in train(settings).epochs]
+    steps = 4 * 4
+    reference = torch.optim.lr_scheduler.OneCycleLR(
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0), settings.lr, steps, cycle_momentum=False
+    )
+    expected = []
+    for step in range(steps):
+        if step % 4 == 0:
+            expected.append(reference.get_last_lr()[0])
+        reference.optimizer.step()
+        reference.step()
+    assert rates == pytest.approx(expected)
+    assert max(rates) > 2 * rates[0] and max(rates) > 2 * rates[-1]
+
+
+def test_the_average_of_the_weights_is_validated_and_kept(settings):
+    """A long average of few steps lies between the start and the trained weights, and is another model than these."""
+    settings = dataclasses.replace(settings, average=0.9, epochs=2)
+    averaged, plain = train(settings), train(dataclasses.replace(settings, average=0))
+    assert [row["train_loss"] for row in averaged.epochs] == [row["train_loss"] for row in plain.epochs]
+    assert [row["validation_loss"] for row in averaged.epochs] != [row["validation_loss"] for row in plain.epochs]
+    assert not torch.equal(averaged.best_state["head.fc.weight"], plain.best_state["head.fc.weight"])
+
+
+def test_a_stopped_run_with_a_cycle_and_an_average_ends_with_the_same_bytes(settings, tmp_path):
+    settings = dataclasses.replace(settings, schedule="one_cycle", average=0.9, epochs=3)
+    expected = train(settings)
+
+    def stop(row, images_per_second):
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, checkpoint=tmp_path / "checkpoint.pt", on_epoch=stop)
+    assert same(expected, train(settings, checkpoint=tmp_path / "checkpoint.pt"))
+
+
+def test_crops_are_trained_on_and_whole_images_validated(settings):
+    train, validation = (
+        dataclasses.replace(one, pixels=one.pixels.repeat(2, axis=1).repeat(2, axis=2)) for one in (TRAIN, VALIDATION)
+    )
+    settings = dataclasses.replace(settings, size=64, augment=dataclasses.replace(STRONG, crop=32))
+    task = classifier.ClassifierTask(train, validation, settings, "ce", 5, CPU)
+    seen = []
+    task.model.register_forward_pre_hook(lambda network, inputs: seen.append(inputs[0].shape[-1]))
+    next(task.losses(next(task.loader.epoch(0))))
+    assert seen == [32]
+    task.validate(task.model)
+    assert set(seen[1:]) == {64}

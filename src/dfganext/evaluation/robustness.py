@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 from dfganext.evaluation import intervals
 from dfganext.images import resize
 from dfganext.labels import FAKE, REAL
+from dfganext.settings import Augment, Degradation
 
 BLOCK = 64
 """Images degraded and predicted at a time."""
@@ -75,6 +76,27 @@ def apply(condition: Condition, image: np.ndarray, seed: int) -> np.ndarray:
             margin = min(round(side * (1 - strength) / 2), (side - 1) // 2)
             return resize(image[margin : side - margin, margin : side - margin], side)
     raise ValueError(f"unknown transform {condition.transform!r}")
+
+
+TRAINED_BY = {
+    "jpeg": "compression",
+    "webp": "compression",
+    "blur": "blur",
+    "downscale": "rescale",
+    "noise": "noise",
+    "crop": "zoom",
+}
+"""The augmentation that degrades training images as a transform does."""
+
+
+def is_trained_on(condition: Condition, augment: Augment) -> bool:
+    """Whether training images are degraded in the same way, at strengths that include this one."""
+    if condition.transform not in TRAINED_BY:
+        return False
+    degradation: Degradation = getattr(augment, TRAINED_BY[condition.transform])
+    low, high = degradation.range
+    strength = 1 / condition.strength if condition.transform == "crop" else condition.strength
+    return degradation.p > 0 and low <= strength <= high
 
 
 def measure(

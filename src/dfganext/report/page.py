@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -20,7 +21,7 @@ from dfganext.labels import ALL
 from dfganext.report import figures, text, verdicts
 from dfganext.report.evidence import Evidence
 from dfganext.report.table1 import compare, groups_of, is_fake
-from dfganext.settings import Augment, flatten
+from dfganext.settings import STRENGTHS, Augment, flatten
 
 
 def draw(evidence: Evidence) -> dict[str, Path]:
@@ -92,13 +93,22 @@ def augmentation_examples(images: Images, augment: Augment, seed: int) -> dict[s
 
     A title gives the probability of its augmentation in training.
     """
-    off = Augment(horizontal_flip=0.0, vertical_flip=0.0, rotation=0.0, distortion=0.0, colour_jitter=0.0)
+    degradations = {name: getattr(augment, name) for name in STRENGTHS}
+    paper = ("horizontal_flip", "vertical_flip", "distortion", "colour_jitter")
+    none: dict[str, Any] = {name: replace(one, p=0.0) for name, one in degradations.items()}
+    none |= {"rotation": 0.0, "crop": None, **dict.fromkeys(paper, 0.0)}
+    off = replace(augment, **none)
     versions: dict[str, Augment | None] = {"original": None}
-    for name, value in asdict(augment).items():
-        title, one = f"{name.replace('_', ' ')}\np = {value:g}", replace(off, **{name: 1.0})
-        if name == "rotation":
-            title, one = f"rotation, ±{value:g}°\np = {0.5 if value else 0:g}", replace(off, rotation=value)
-        versions[title] = one
+    for name in paper:
+        alone: dict[str, Any] = {name: 1.0}
+        versions[f"{name.replace('_', ' ')}\np = {getattr(augment, name):g}"] = replace(off, **alone)
+    angle = augment.rotation
+    versions[f"rotation, ±{angle:g}°\np = {0.5 if angle else 0:g}"] = replace(off, rotation=angle)
+    for name, one in degradations.items():
+        if one.p:
+            versions[f"{name}, {one.range[0]:g} … {one.range[1]:g}\np = {one.p:g}"] = replace(
+                off, **{name: replace(one, p=1.0)}
+            )
     versions["as in training"] = augment
     rng = np.random.default_rng([seed, 2])
     real, fake = (np.array(images.pixels[rng.permutation(images.only(label))[0]]) for label in ALL)
@@ -111,7 +121,7 @@ def _augmented(image: np.ndarray, augment: Augment | None) -> np.ndarray:
         return image
     from dfganext.training.augment import compose  # imports torch, which the rest of the page does not need
 
-    transform = compose(augment)
+    transform = compose(augment, len(image))
     for seed in range(100):
         transform.set_random_seed(seed)
         changed = transform(image=image)["image"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,8 +24,15 @@ if TYPE_CHECKING:
     import albumentations
 
 
-def compose(augment: Augment) -> albumentations.Compose:
-    """The paper's training augmentation: flips, rotation, distortion, colour jitter; uint8 (H, W, 3) in and out."""
+def compose(augment: Augment, size: int) -> albumentations.Compose:
+    """Training augmentation: the paper's flips, rotation, distortion and colour jitter, then degradations.
+
+    Degradations come in the order in which an image on the web meets them: scaled, blurred, cropped, then noisy and compressed.
+    Each resampling draws its kernel. Wang et al. (2020, CNNDetection) train with blur and JPEG.
+
+    Args:
+        size: of the images; uint8 (size, size, 3) in, and out (crop, crop, 3) if `augment.crop` is set, else the same.
+    """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the network for updates otherwise
     import albumentations as A
     import cv2
@@ -37,6 +45,27 @@ def compose(augment: Augment) -> albumentations.Compose:
         A.GridDistortion(num_steps=5, distort_limit=0.2, border_mode=cv2.BORDER_REFLECT_101, p=augment.distortion),
         A.ColorJitter(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.05, p=augment.colour_jitter),
     ]
+    downscale = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)
+    upscale = (cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_LANCZOS4)
+    low, high = augment.zoom.range
+    zooms = [A.RandomScale((low - 1, high - 1), interpolation=kernel, p=1) for kernel in (*downscale, *upscale[1:])]
+    rescales = [
+        A.Downscale(augment.rescale.range, {"downscale": down, "upscale": up}, p=1)
+        for down, up in product(downscale, upscale)
+    ]
+    noise = tuple(std / 255 for std in augment.noise.range)
+    quality = tuple(map(round, augment.compression.range))
+    crop = augment.crop or size
+    steps += [
+        A.OneOf(zooms, p=augment.zoom.p),
+        A.OneOf(rescales, p=augment.rescale.p),
+        A.GaussianBlur(blur_limit=0, sigma_limit=augment.blur.range, p=augment.blur.p),
+        A.RandomCrop(crop, crop, pad_if_needed=True, border_mode=cv2.BORDER_REFLECT_101, pad_position="random")
+        if crop < size or augment.zoom.p
+        else A.NoOp(p=0),
+        A.GaussNoise(noise, p=augment.noise.p),
+        A.OneOf([A.ImageCompression(kind, quality, p=1) for kind in ("jpeg", "webp")], p=augment.compression.p),
+    ]
     return A.Compose([step for step in steps if step.p > 0])
 
 
@@ -45,7 +74,7 @@ class AugmentedImages(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray, augment: Augment | None, seed: int) -> None:
         self.pixels, self.labels, self.seed = pixels, labels, seed
-        self.transform = compose(augment) if augment is not None else None
+        self.transform = compose(augment, pixels.shape[1]) if augment is not None else None
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, row = key

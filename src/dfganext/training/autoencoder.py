@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dfganext.data.arrays import Images
@@ -49,9 +49,10 @@ class AutoencoderTask:
         losses = torch.stack([loss for micro_batch in outputs for loss in micro_batch])
         return {"loss": float(losses.double().mean())}
 
-    def validate(self) -> Metrics:
+    def validate(self, model: nn.Module) -> Metrics:
         """Mean loss of the real validation images."""
-        errors = autoencoder.reconstruction_errors(self.model, self.validation_pixels, device=self.device)
+        assert isinstance(model, autoencoder.Autoencoder)
+        errors = autoencoder.reconstruction_errors(model, self.validation_pixels, device=self.device)
         return {"loss": float(errors.mean())}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -82,7 +83,7 @@ class ClassifierTask:
         # the logits of each image are zero on all ranks but one
         return epoch_metrics(labels, self.group.sum(logits).astype(float))
 
-    def validate(self) -> Metrics:
+    def validate(self, model: nn.Module) -> Metrics:
         """Metrics of the validation images, each rank predicting a shard of the batches."""
         labels, batch_size = self.validation.labels, self.batch_size
         # whole batches, so that they are those of one process
@@ -90,16 +91,26 @@ class ClassifierTask:
         rows = slice(shard.start * batch_size, shard.stop * batch_size)
         logits = np.zeros(len(labels))
         logits[rows] = classifier.predict_logits(
-            self.model, self.config, self.validation.pixels[rows], batch_size, self.device
+            model, self.config, self.validation.pixels[rows], batch_size, self.device
         )
         return epoch_metrics(labels, self.group.sum(logits))
 
 
-def training_state(model: nn.Module, settings: Convnext) -> TrainingState:
-    """AdamW and StepLR for the parameters of `model`."""
+def training_state(model: nn.Module, settings: Convnext, steps: int) -> TrainingState:
+    """AdamW for the parameters of `model`, with the schedule of the learning rate and the average of weights from the settings.
+
+    Args:
+        steps: batches in an epoch.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.lr_step, settings.lr_gamma)
-    return TrainingState(model, optimizer, scheduler)
+    average = ModelEmaV3(model, settings.average, use_warmup=True) if settings.average else None
+    if settings.schedule == "one_cycle":
+        cycle = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, settings.lr, settings.epochs * steps, cycle_momentum=False
+        )
+        return TrainingState(model, optimizer, cycle, every_batch=True, average=average)
+    step = torch.optim.lr_scheduler.StepLR(optimizer, settings.lr_step, settings.lr_gamma)
+    return TrainingState(model, optimizer, step, average=average)
 
 
 def dry_run(model: nn.Module, config: ClassifierConfig, precision: torch.dtype, smallest_batch: int = 2) -> None:
@@ -187,5 +198,5 @@ def train(
     """
     compute.make_repeatable()
     task = ClassifierTask(train, validation, settings, loss, seed, machine, group)
-    state = training_state(task.model, settings)
+    state = training_state(task.model, settings, task.loader.steps)
     return loop.fit(task, state, settings.epochs, seed, checkpoint, on_epoch, group), task.config

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from dfganext.errors import UserError
 from dfganext.training import checkpoints
 from dfganext.training.augment import Batch, EpochLoader
 from dfganext.training.distributed import SINGLE_PROCESS, Group
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 Metrics = dict[str, float]
 
@@ -44,8 +47,8 @@ class Task(Protocol):
     def train_metrics(self, epoch: int, outputs: list[Any]) -> Metrics:
         """Metrics of the training images, from everything that `losses` yielded in the epoch, in order."""
 
-    def validate(self) -> Metrics:
-        """Metrics of the validation images: the loss and, for a classifier, the accuracy."""
+    def validate(self, model: nn.Module) -> Metrics:
+        """Metrics of `model` on the validation images: the loss and, for a classifier, the accuracy."""
 
 
 @dataclass
@@ -73,26 +76,52 @@ def _score(row: Metrics) -> tuple[float, float]:
 
 @dataclass
 class TrainingState:
-    """Everything that changes during training: what a checkpoint holds."""
+    """Everything that changes during training: what a checkpoint holds.
+
+    scheduler: steps after each epoch, or with every_batch after each batch.
+    average: moving average of the weights, updated after each batch. steps: batches so far.
+    """
 
     model: nn.Module
     optimizer: Optimizer
     scheduler: LRScheduler
     history: History = field(default_factory=History)
+    every_batch: bool = False
+    average: ModelEmaV3 | None = None
+    steps: int = 0
+
+    @property
+    def result(self) -> nn.Module:
+        """The model to validate and to keep: the average, if there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def step(self) -> None:
+        """Update the weights from their gradients, then what is updated after each batch."""
+        self.optimizer.step()
+        self.steps += 1
+        if self.every_batch:
+            self.scheduler.step()
+        if self.average is not None:
+            self.average.update(self.model, self.steps)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "history": vars(self.history),
+            "steps": self.steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.history = History(**state["history"])
+        self.steps = state["steps"]
 
 
 def fit(
@@ -139,9 +168,10 @@ def fit(
             outputs = train_epoch(task, state, epoch, bar)
             images_per_second = task.loader.images / (time.perf_counter() - start)
             row |= {f"train_{name}": value for name, value in task.train_metrics(epoch, outputs).items()}
-            row |= {f"validation_{name}": value for name, value in task.validate().items()}
-            history.append(row, state.model)
-            state.scheduler.step()
+            row |= {f"validation_{name}": value for name, value in task.validate(state.result).items()}
+            history.append(row, state.result)
+            if not state.every_batch:
+                state.scheduler.step()
             if checkpoint is not None:
                 checkpoints.write(checkpoint, state.state_dict())
             if on_epoch is not None:
@@ -163,7 +193,7 @@ def train_epoch(task: Task, state: TrainingState, epoch: int, bar: tqdm | None =
         for loss, output in task.losses(batch):
             loss.backward()
             outputs.append(output)
-        state.optimizer.step()
+        state.step()
         if bar is not None:
             bar.update()
     return outputs
