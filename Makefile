@@ -21,7 +21,7 @@ repro: .venv/ready
 # forced, because the page also shows other experiments, which are not among the stage's dependencies
 report: .venv/ready
 	python -m stages.check
-	dvc repro audit evaluate baseline robustness gradcam density
+	dvc repro audit evaluate baseline robustness external gradcam density
 	dvc repro --single-item --force report
 	@echo "open reports/index.html"
 

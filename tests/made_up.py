@@ -1,12 +1,13 @@
 """Synthetic evaluations, map statistics and evidence with known effects, for tests of Table I and of the report."""
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dfganext.data.arrays import Images
-from dfganext.evaluation import evaluate, robustness
+from dfganext.evaluation import evaluate, external, robustness
 from dfganext.explain import comparison, faithfulness
 from dfganext.labels import NAMES
 from dfganext.report import table1
@@ -134,8 +135,11 @@ def evidence_of(chosen: Settings, records: list[Record], maps: pd.DataFrame, den
         evaluate=here.scores,
         baseline=evaluate.evaluate_probabilities(labels, guess, labels, guess),
         density=DENSITY,
+        external={"elsewhere": _external(np.ones(12, int), rng), "both <classes>": _external(np.arange(12) % 2, rng)},
         curves=_curves(),
-        robustness=robustness.measure(lambda images: images[:, 0, 0, 0] / 255, pixels[:20], labels[:20], 0.5),
+        robustness=robustness.measure(lambda images: images[:, 0, 0, 0] / 255, pixels[:20], labels[:20], 0.5).assign(
+            trained_on=[one.transform == "blur" for one in robustness.CONDITIONS]
+        ),
         predictions=table,
         baseline_predictions=table[["path", "label", "group"]].assign(p_fake=guess),
         reliability=evaluate.reliability(labels, logits, temperature),
@@ -146,6 +150,13 @@ def evidence_of(chosen: Settings, records: list[Record], maps: pd.DataFrame, den
         faithfulness_curves=_faithfulness_curves(),
         sanity=pd.DataFrame({"depth": ["head", "head", "all"], "image": [0, 1, 0], "similarity": [0.2, 0.3, np.nan]}),
     )
+
+
+def _external(labels: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+    own = external.Own(real=rng.random(9), fake=rng.random(9))
+    files = {"format": {"JPEG": len(labels)}, "size": {"256x256": len(labels)}, "quantisation": {"2.5": len(labels)}}
+    found = external.evaluate(labels, rng.random(len(labels)), 0.5, None, own)
+    return {**found, "left_out": 2, "files_refused": 1, "files": files, "training_files": files}
 
 
 AUDIT = {

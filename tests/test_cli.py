@@ -378,3 +378,66 @@ def test_images_without_a_suffix_are_recognised_by_their_content(tmp_path):
     assert [path.name for path in cli.find_images([str(tmp_path)])] == sorted(
         ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
     )
+
+
+@pytest.fixture
+def labelled(here):
+    """Six images of each class, and a broken one."""
+    for name, label in (("real", 0), ("fake", 1)):
+        (here / "labelled" / name).mkdir(parents=True)
+        for index in range(6):
+            (here / "labelled" / name / f"{index}.png").write_bytes(png(label, 10 * label + index))
+    (here / "labelled" / "real" / "broken.jpg").write_bytes(b"no image")
+    return here / "labelled"
+
+
+def test_evaluate_measures_a_labelled_folder(labelled, capsys):
+    assert cli.main(["evaluate", "labelled", "--model", "model", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert predict("labelled", "--json") == 1
+    rows = [row for row in json.loads(capsys.readouterr().out) if row["error"] is None]
+    right = [row["label"] == Path(row["path"]).parent.name for row in rows]
+    assert (found["images"], found["real"], found["fake"], found["threshold"]) == (12, 6, 6, 0.45)
+    assert found["accuracy"] == pytest.approx(sum(right) / 12)
+    low, high = found["intervals"]["accuracy"]
+    assert low < found["accuracy"] <= high
+    assert found["left_out"] is None
+    assert [(row["source"], row["reason"]) for row in found["refused"]] == [
+        ("labelled/real/broken.jpg", "not an image")
+    ]
+
+
+def test_evaluate_prints_a_table(labelled, capsys):
+    (labelled / "real" / "broken.jpg").unlink()
+    assert cli.main(["evaluate", "labelled/fake", "--model", "model", "--threshold", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "0 real and 6 fake images; fake where p_fake > 0" in out
+    assert re.search(r"fakes found .* 1\.0000 +0\.\d+ … 1\.0000", out)
+    assert re.search(r"real images called fake .* -", out)
+    assert "no list of its training images" in out
+
+
+def test_evaluate_leaves_out_near_duplicates_of_training_images(labelled, here, capsys):
+    """A registered version has the list of its training images beside the detector."""
+    from dfganext.data import manifest
+
+    _, row = manifest.describe((labelled / "fake" / "3.png").read_bytes(), 64, 16)
+    shutil.copytree(here / "model", here / "version" / "detector")
+    pd.DataFrame([{"group": 0, **row}])[["sha256", "group", "phash", "phash_mirrored"]].to_csv(
+        here / "version" / "trained_on.csv", index=False
+    )
+    cli.main(["evaluate", "labelled", "--model", "version/detector", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["images"], found["left_out"]) == (11, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "nowhere is not a folder"),
+        (["images"], "There is no usable image below folders named real or fake in images"),
+    ],
+)
+def test_evaluate_explains_what_it_needs(here, capsys, words, message):
+    assert cli.main(["evaluate", *words, "--model", "model"]) == 2
+    assert message in capsys.readouterr().err

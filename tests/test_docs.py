@@ -60,6 +60,7 @@ RUN_BY = {
         "dfganext predict photo.jpg",
     ],
     "test_training_in_two_processes_is_one_run_with_the_same_curves": ["dvc repro NAME", "dvc repro evaluate"],
+    "test_plots_are_shown": ["dvc plots show"],
     "test_own_images": ["dvc remove data.dvc", "dvc add data"],
     "test_table1_runs_what_it_lacks_and_the_page_shows_it": [
         "make table1",
@@ -77,6 +78,13 @@ RUN_BY = {
         "dvc exp pull origin NAME",
         "dvc exp apply NAME",
         "export MLFLOW_TRACKING_URI=http://mlflow.example.org:5000 MLFLOW_TRACKING_USERNAME=… MLFLOW_TRACKING_PASSWORD=…",
+    ],
+    "test_a_profile_for_robust_training_turns_on_every_degradation": [
+        "python -m dfganext.settings profiles/robust.yaml"
+    ],
+    "test_evaluate_prints_a_table": ["dfganext evaluate PATH...", "dfganext evaluate labelled/"],
+    "test_evaluate_leaves_out_near_duplicates_of_training_images": [
+        "dfganext evaluate labelled/ --json --model models:/df-ganext/2"
     ],
     "test_the_table": ["dfganext predict PATH..."],
     "test_json_and_csv_have_one_row_per_image_in_path_order": [

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 from rich.text import Text
 from typer.exceptions import TyperException
 
@@ -28,6 +29,8 @@ from dfganext.errors import UserError, one_line
 from dfganext.runtime import batches_by_bytes
 
 if TYPE_CHECKING:  # importing torch takes seconds: --help and a mistyped path must not wait for it
+    from pandas import DataFrame
+
     from dfganext.inference.detector import Detector
 
 Row = dict[str, Any]
@@ -115,6 +118,7 @@ def _print_version(wanted: bool) -> None:
     epilog=f"""[bold]Examples[/]
   dfganext predict photo.jpg
   dfganext predict folder/ --csv rows.csv --heatmaps maps/
+  dfganext evaluate labelled/
   dfganext score folder/ rows/ --workers 8
 
 {EXIT_CODES}"""
@@ -157,7 +161,7 @@ def predict(
         targets = heatmap_files(files, heatmaps) if heatmaps else {}
         if csv_file:
             _refuse_overwrite([csv_file], files, "--csv", "file")
-        detector = _load(model, threshold, stack)
+        detector, _ = _load(model, threshold, stack)
         writers = [stack.enter_context(_csv_rows(csv_file))] if csv_file else []
         console = Console(force_terminal=sys.stdout.isatty(), soft_wrap=True, highlight=False)
         writers.append(stack.enter_context(_json_rows()) if json_rows else _table_rows(console, files))
@@ -169,6 +173,42 @@ def predict(
             for write in writers:
                 write(row)
     return 1 if unreadable else 0
+
+
+@app.command(
+    short_help="Measure the detector on labelled folders.",
+    epilog=f"""[bold]Examples[/]
+  dfganext evaluate folder/             with images in folder/real and folder/fake
+  dfganext evaluate photos/real other/ --json > metrics.json
+
+{EXIT_CODES}""",
+)
+def evaluate(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH", help="Folders with images below folders named real or fake.")
+    ],
+    json_metrics: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    model: Model = None,
+    threshold: Threshold = None,
+) -> int:
+    """Measure the detector on labelled images, with 95 % confidence intervals: accuracy, the share of fakes that are found, the
+    share of real images called fake, ROC AUC and calibration error. Near duplicates of its training images are left out."""
+    with ExitStack() as stack:
+        detector, trained_on = _load(model, threshold, stack)
+        from dfganext.data.split import NEAR_DUPLICATE_BITS
+        from dfganext.evaluation import external
+        from dfganext.inference import labelled
+
+        found = labelled.predict(detector, paths, workers=runtime.cores())
+    metrics = external.evaluate_set(found.images, detector.threshold, trained_on, NEAR_DUPLICATE_BITS)
+    refused = found.rejects.to_dict("records")
+    if json_metrics:
+        print(json.dumps({**metrics, "threshold": detector.threshold, "refused": refused}, indent=2))
+    else:
+        _print_metrics(metrics, detector.threshold)
+        for row in refused:
+            print(f"dfganext: {row['source']} is left out: {row['detail']}", file=sys.stderr)
+    return 1 if refused else 0
 
 
 @app.command(
@@ -308,14 +348,41 @@ def _progress(out: Console, json_rows: bool) -> Progress:
     return Progress(console=console, disable=disable, redirect_stdout=False, transient=True)
 
 
-def _load(uri: str | None, threshold: float | None, stack: ExitStack) -> Detector:
+def _load(uri: str | None, threshold: float | None, stack: ExitStack) -> tuple[Detector, DataFrame | None]:
+    """A detector, and the list of its training images if it has one."""
     from dfganext.inference.detector import NOT_CALIBRATED, Detector
     from dfganext.tracking import registry
 
-    detector = Detector.load(stack.enter_context(registry.resolve(uri)), threshold=threshold)
+    folder = stack.enter_context(registry.resolve(uri))
+    detector = Detector.load(folder, threshold=threshold)
     if not detector.calibrated:
         print(f"dfganext: {NOT_CALIBRATED}", file=sys.stderr)
-    return detector
+    return detector, registry.trained_on(folder)
+
+
+def _print_metrics(found: dict[str, Any], threshold: float) -> None:
+    """The metrics of a labelled set, as a table."""
+    titles = {
+        "accuracy": "accuracy",
+        "true_positive_rate": "fakes found (true positive rate)",
+        "false_positive_rate": "real images called fake (false positive rate)",
+        "roc_auc": "ROC AUC",
+        "ece": "calibration error (ECE)",
+    }
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "value", "95 % interval"):
+        table.add_column(column)
+    for name, title in titles.items():
+        span = found["intervals"].get(name)
+        value = "-" if found[name] is None else f"{found[name]:.4f}"
+        table.add_row(title, value, f"{span[0]:.4f} … {span[1]:.4f}" if span else "")
+    console = Console(force_terminal=sys.stdout.isatty(), highlight=False)
+    console.print(f"{found['real']} real and {found['fake']} fake images; fake where p_fake > {threshold:.4g}")
+    if found["left_out"] is None:
+        console.print("The model has no list of its training images: images it was trained on may be among these.")
+    elif found["left_out"]:
+        console.print(f"{found['left_out']} near duplicates of training images are left out.")
+    console.print(table)
 
 
 def _bytes_of(content: tuple[Path, bytes | Unread]) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 PARAMS = Path("params.yaml")
 DATA = Path("data")
 SAMPLES = Path("samples")
+EXTERNAL = Path("external")
 
 ARTIFACTS = Path("artifacts")
 VERSIONS = ARTIFACTS / "versions.json"
@@ -24,6 +25,7 @@ CANDIDATE = ARTIFACTS / "candidate.json"
 OPERATING_POINT = EVALUATION / "operating_point.json"
 RELIABILITY = EVALUATION / "reliability.csv"
 BASELINE = ARTIFACTS / "baseline"
+EXTERNAL_RESULTS = ARTIFACTS / "external"
 GRADCAM = ARTIFACTS / "gradcam"
 DENSITY = ARTIFACTS / "density"
 
@@ -33,6 +35,7 @@ BASELINE_METRICS = METRICS / "baseline.json"
 EVALUATE_METRICS = METRICS / "evaluate.json"
 DENSITY_METRICS = METRICS / "density.json"
 GRADCAM_METRICS = METRICS / "gradcam.json"
+EXTERNAL_METRICS = METRICS / "external.json"
 
 PLOTS = Path("plots")
 CONVNEXT_CURVES = PLOTS / "convnext.csv"
@@ -43,6 +46,7 @@ ROC = PLOTS / "roc.csv"
 PRECISION_RECALL = PLOTS / "precision_recall.csv"
 CONFUSION = PLOTS / "confusion.csv"
 ROBUSTNESS = PLOTS / "robustness.csv"
+EXTERNAL_PLOT = PLOTS / "external.csv"
 
 REPORTS = Path("reports")
 PAGE = REPORTS / "index.html"

@@ -29,6 +29,7 @@ STAGES = [
     "evaluate",
     "baseline",
     "robustness",
+    "external",
     "gradcam",
     "density",
     "report",
@@ -153,7 +154,7 @@ def test_plots_are_shown(reproduced):
     reproduced.run("dvc", "plots", "show", "--out", "shown")
     page = reproduced.read("shown/index.html")
     shutil.rmtree(reproduced.folder / "shown")
-    for title in ("Loss, ConvNeXt", "Speed, ConvNeXt", "ROC", "Confusion", "gradcam_fake.png"):
+    for title in ("Loss, ConvNeXt", "Speed, ConvNeXt", "ROC", "Confusion", "Other labelled sets", "gradcam_fake.png"):
         assert title in page
 
 

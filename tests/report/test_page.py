@@ -1,5 +1,6 @@
 """The page: complete, self-contained, escaped, and without the paper if report.paper is false."""
 
+import dataclasses
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -138,3 +139,20 @@ def test_verdicts_have_their_confidence(made):
 
 def table1_row(records, chosen):
     return next(row for row in table1.collect(records, chosen) if row.key == "convnext_ce")
+
+
+def test_other_sets_are_in_a_table(made, fine_tuned):
+    _, render = made
+    text = render(evidence_of(fine_tuned, all_rows(fine_tuned), map_statistics(1)))
+    section = text[text.index('id="external"') : text.index('id="maps"')]
+    for words in (
+        "elsewhere",
+        "both &lt;classes&gt;",
+        "against real test images",
+        "2 near duplicates left out",
+        "1 files refused",
+    ):
+        assert words in section
+    assert section.count("training images</td>") == 1
+    evidence = dataclasses.replace(evidence_of(fine_tuned, all_rows(fine_tuned), map_statistics(1)), external={})
+    assert "There is no set in" in render(evidence)

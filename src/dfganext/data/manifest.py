@@ -161,16 +161,23 @@ def _take(file: SourceFile, path: PurePosixPath, raw: Path, settings: Download) 
     if isinstance(data, Unread):
         return Reject(file.source, "unreadable" if data.temporary else "too large", data.reason)
     try:
-        pixels = images.decode(data, settings.max_megapixels, settings.min_side)
-        header = images.header(data, settings.max_megapixels, settings.min_side)
+        _, row = describe(data, settings.max_megapixels, settings.min_side)
     except images.ImageError as error:
         return Reject(file.source, error.reason, str(error))
     _place(file.file, data, raw / path)
+    return {"source": file.source, "path": path.as_posix(), "label": path.parts[0], **row}
+
+
+def describe(data: bytes, max_megapixels: float, min_side: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Decode an image: its pixels, uint8 (height, width, 3), and its row of a manifest but for path and label.
+
+    Raises:
+        ImageError: as `images.decode`.
+    """
+    pixels = images.decode(data, max_megapixels, min_side)
+    header = images.header(data, max_megapixels, min_side)
     phash, phash_mirrored = perceptual_hashes(pixels)
-    return {
-        "source": file.source,
-        "path": path.as_posix(),
-        "label": path.parts[0],
+    return pixels, {
         "sha256": hashlib.sha256(data).hexdigest(),
         "phash": phash,
         "phash_mirrored": phash_mirrored,

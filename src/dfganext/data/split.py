@@ -18,6 +18,9 @@ TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
 COLUMNS = ("path", "label", "split", "sha256", "group")
 
+NEAR_DUPLICATE_BITS = 44
+"""The setting subsample.near_duplicate_bits as shipped."""
+
 BLOCK = 512
 """Number of images whose distances to as many others are computed at once."""
 

@@ -42,6 +42,7 @@ class Evidence:
     evaluate: dict[str, Any]
     baseline: dict[str, Any]
     density: dict[str, Any]
+    external: dict[str, Any]
     curves: pd.DataFrame
     robustness: pd.DataFrame
     predictions: pd.DataFrame
@@ -110,6 +111,7 @@ def load(settings: Settings, records: list[Record]) -> Evidence:
         evaluate=_read(paths.EVALUATE_METRICS),
         baseline=_read(paths.BASELINE_METRICS),
         density=_read(paths.DENSITY_METRICS),
+        external=_read(paths.EXTERNAL_METRICS),
         curves=_read(paths.CONVNEXT_CURVES),
         robustness=_read(paths.ROBUSTNESS),
         predictions=_read(paths.PREDICTIONS),

@@ -2,7 +2,7 @@
 
     python -m dfganext.synthetic.samples FOLDER
 
-writes FOLDER/real/*.jpg and FOLDER/fake/*.jpg; samples/ was made in this way. It holds no photograph of a person. The sample
+writes FOLDER/real/*.jpg and FOLDER/fake/*.jpg; samples/ was made in this way, and the sets in external/ with --external. It holds no photograph of a person. The sample
 shows that the workflow works; a score on it says nothing about photographs.
 
 Both classes have the same distribution of faces, poses and colours, the same lens, sensor noise and JPEG encoder. A fake
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,13 @@ PER_CLASS = 480
 SIZE = 96
 JPEG_QUALITY = 90
 
+EXTERNAL_SETS = ("other-generator", "re-saved")
+EXTERNAL_PER_CLASS = 24
+RESAVED_QUALITY = 60
+
+Generator = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+"""As `generate`."""
+
 OVERSAMPLING = 2  # drawn pixels per pixel of the image, in each direction
 GAMMA = 2.2
 EVEN = np.outer([1, 2, 1], [1, 2, 1]) / 4  # the kernel without a checkerboard: bilinear interpolation
@@ -43,7 +51,7 @@ OVERLAP = (0.04, 0.07)  # range of the extra gain under two footprints instead o
 UNEVENNESS = 0.008  # relative standard deviation of a kernel's weights
 
 
-def draw(label: int, index: int, seed: int = SEED, size: int = SIZE) -> np.ndarray:
+def draw(label: int, index: int, seed: int = SEED, size: int = SIZE, generator: Generator | None = None) -> np.ndarray:
     """One image, before JPEG.
 
     Args:
@@ -51,6 +59,7 @@ def draw(label: int, index: int, seed: int = SEED, size: int = SIZE) -> np.ndarr
         index: the number of the image in its class; 0, 1, ...
         seed: each seed gives another set of portraits.
         size: pixels per side, divisible by 4.
+        generator: of the fakes (default: `generate`).
 
     Returns:
         uint8, (size, size, 3).
@@ -59,15 +68,35 @@ def draw(label: int, index: int, seed: int = SEED, size: int = SIZE) -> np.ndarr
     scene = paint_portrait(rng, OVERSAMPLING * size) ** GAMMA
     clean, noise = expose(scene, rng)
     if label == labels.FAKE:
-        clean = generate(clean ** (1 / GAMMA), rng) ** GAMMA
+        clean = (generator or generate)(clean ** (1 / GAMMA), rng) ** GAMMA
     return np.round(255 * np.clip(clean + noise, 0, 1) ** (1 / GAMMA)).astype(np.uint8)
 
 
-def encode(image: np.ndarray) -> bytes:
+def encode(image: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
     """JPEG without metadata, colour at full resolution; the settings are the same for both classes."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True)
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
     return buffer.getvalue()
+
+
+def write_external(folder: Path, per_class: int = EXTERNAL_PER_CLASS, seed: int = SEED + 1, size: int = SIZE) -> None:
+    """Draw two other labelled sets: folder/other-generator and folder/re-saved, each with real/ and fake/.
+
+    The fakes of the first come from another generator (`generate_otherwise`). The images of the second are saved once more.
+    UserError if a set exists already.
+    """
+    for name in EXTERNAL_SETS:
+        generator = generate_otherwise if name == "other-generator" else generate
+        for label, kind in enumerate(labels.NAMES):
+            try:
+                (folder / name / kind).mkdir(parents=True)
+            except FileExistsError:
+                raise UserError(f"{folder / name} exists already: remove it, or name another folder.") from None
+            for index in range(per_class):
+                data = encode(draw(label, index, seed, size, generator))
+                if name == "re-saved":
+                    data = encode(np.asarray(Image.open(io.BytesIO(data))), RESAVED_QUALITY)
+                (folder / name / kind / f"{index:04d}.jpg").write_bytes(data)
 
 
 def write(folder: Path, per_class: int = PER_CLASS, seed: int = SEED, size: int = SIZE) -> None:
@@ -128,6 +157,28 @@ def generate(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(_transposed_convolution(half, _kernel(rng, 0.0)), 0, 1)
 
 
+def generate_otherwise(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """As `generate`, but each layer repeats every pixel and smooths with random weights ("resize convolution", Odena et al. 2016).
+
+    It leaves no checkerboard of uneven overlap, only the loss of detail in the second layer.
+    """
+    half = picture[::2, ::2]
+    quarter = half[::2, ::2]
+    detail = half - _repeated(quarter, EVEN / 4)
+    half = _repeated(quarter, _smoothing(rng)) + detail
+    return np.clip(_repeated(half, _smoothing(rng)), 0, 1)
+
+
+def _smoothing(rng: np.random.Generator) -> np.ndarray:
+    kernel = EVEN * (1 + UNEVENNESS * rng.standard_normal((3, 3)))
+    return kernel / kernel.sum()
+
+
+def _repeated(small: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """(n, n, 3) -> (2 n, 2 n, 3): every pixel four times, then convolved."""
+    return ndimage.convolve(small.repeat(2, axis=0).repeat(2, axis=1), kernel[..., None], mode="mirror")
+
+
 def _kernel(rng: np.random.Generator, overlap: float) -> np.ndarray:
     """A (3, 3) kernel that sums to 4, which keeps the brightness; pixels under two of its footprints get `overlap` more."""
     edge = 1 + overlap
@@ -153,8 +204,10 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m dfganext.synthetic.samples", description="Draw the embedded sample."
     )
     parser.add_argument("folder", type=Path, help="a folder that is new or empty")
+    parser.add_argument("--external", action="store_true", help="draw the other labelled sets, of external/")
+    options = parser.parse_args(arguments)
     try:
-        write(parser.parse_args(arguments).folder)
+        (write_external if options.external else write)(options.folder)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -237,14 +237,19 @@ def load(client: Client, version: Any) -> tuple[Detector, pd.DataFrame | None] |
     with tempfile.TemporaryDirectory() as temporary:
         try:
             folder = _download(client, uri, Path(temporary))
-            file = folder / "artifacts" / TRAINED_ON_FILE
-            trained_on = pd.read_csv(file, dtype={"sha256": str}) if file.is_file() else None
-            return Detector.load(_detector_folder(folder, uri)), trained_on
+            detector = _detector_folder(folder, uri)
+            return Detector.load(detector), trained_on(detector)
         except store.StoreError:
             raise
         except Exception as error:
             warnings.warn(f"{uri} cannot be loaded, so it cannot be champion: {error}", stacklevel=2)
             return None
+
+
+def trained_on(folder: Path) -> pd.DataFrame | None:
+    """The training images of a version, as in `Contents`; None without a list. `folder` is the detector's, as from `resolve`."""
+    file = folder.parent / TRAINED_ON_FILE
+    return pd.read_csv(file, dtype={"sha256": str}) if file.is_file() else None
 
 
 def _download(client: Client, uri: str, target: Path) -> Path:

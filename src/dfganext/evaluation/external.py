@@ -1,0 +1,167 @@
+"""Metrics of a detector on another labelled set, at the decision threshold chosen on its own validation images."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from dfganext.data import split
+from dfganext.evaluation import intervals, metrics
+from dfganext.evaluation.intervals import Interval
+from dfganext.labels import FAKE, NAMES, REAL, index_of
+
+KEY_METRICS = ("accuracy", "true_positive_rate", "false_positive_rate", "roc_auc", "ece")
+
+
+class Own(NamedTuple):
+    """p_fake of the test images of the detector's own data, by class: compared with a set that lacks the other class."""
+
+    real: np.ndarray
+    fake: np.ndarray
+
+
+def evaluate_set(
+    images: pd.DataFrame, threshold: float, trained_on: pd.DataFrame | None, bits: int, own: Own | None = None
+) -> dict[str, Any]:
+    """Metrics of a set without its near duplicates of training images.
+
+    Args:
+        images: one row per image: the columns of a manifest, and p_fake.
+        trained_on: one row per training image, columns phash and phash_mirrored; None if they are unknown.
+        bits: as the setting subsample.near_duplicate_bits.
+
+    Returns:
+        The metrics of `evaluate`; left_out, the number of near duplicates of training images, None if those are unknown; and
+        files, the result of `describe`.
+    """
+    group, trained = groups(images, trained_on, bits)
+    kept = images[~trained]
+    labels = np.array([index_of(label) for label in kept.label], np.int64)
+    found = evaluate(labels, kept.p_fake.to_numpy(), threshold, group[~trained], own)
+    left_out = None if trained_on is None else int(trained.sum())
+    return {**found, "left_out": left_out, "files": describe(kept)}
+
+
+def groups(images: pd.DataFrame, trained_on: pd.DataFrame | None, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Near-duplicate groups among the images of a set and the training images of a detector.
+
+    Args:
+        images: n rows, columns phash and phash_mirrored.
+        trained_on: the same columns; None if the training images are unknown.
+        bits: as the setting subsample.near_duplicate_bits.
+
+    Returns:
+        int (n,), the group of each image; bool (n,), whether its group holds a training image.
+    """
+    columns = ["phash", "phash_mirrored"]
+    both = images[columns] if trained_on is None else pd.concat([images[columns], trained_on[columns]])
+    hashes, mirrored = (split.unpack_hashes(both[name]) for name in columns)
+    found = split.near_duplicate_groups(hashes, mirrored, bits)
+    return found[: len(images)], np.isin(found[: len(images)], found[len(images) :])
+
+
+def evaluate(
+    labels: np.ndarray, p_fake: np.ndarray, threshold: float, groups: intervals.Groups = None, own: Own | None = None
+) -> dict[str, Any]:
+    """Metrics of a set that may lack a class.
+
+    Args:
+        labels, p_fake: (n,); without images, every metric is None.
+        threshold: an image is predicted fake where p_fake > threshold.
+        groups: (n,), the near-duplicate group of each image.
+        own: for the ROC AUC of a set with one class.
+
+    Returns:
+        Numbers of images, real and fake; accuracy; true_positive_rate, the share of fake images predicted fake, and
+        false_positive_rate, the share of real images predicted fake; ece; roc_auc, and roc_auc_against, which names the images
+        of the other class: "the set", or the class of the test split where the set lacks it. None where a class is missing.
+        Under "intervals" [low, high], 95 %, of the rates and the ROC AUC.
+    """
+    predicted, fake = p_fake > threshold, labels == FAKE
+    found: dict[str, Any] = {"images": len(labels), "real": int((~fake).sum()), "fake": int(fake.sum())}
+    spans: dict[str, Interval | None] = {}
+    rates = {
+        "accuracy": (np.ones(len(labels), bool), predicted == fake),
+        "true_positive_rate": (fake, predicted),
+        "false_positive_rate": (~fake, predicted),
+    }
+    for name, (rows, hits) in rates.items():
+        some = bool(rows.any())
+        found[name] = float(hits[rows].mean()) if some else None
+        spans[name] = intervals.proportion(hits[rows], None if groups is None else groups[rows]) if some else None
+    found["ece"] = float(metrics.expected_calibration_error(labels, p_fake)) if len(labels) else None
+    found["roc_auc"], found["roc_auc_against"], spans["roc_auc"] = _roc_auc(labels, p_fake, groups, own)
+    return found | {"intervals": spans}
+
+
+def describe(images: pd.DataFrame) -> dict[str, dict[Any, int]]:
+    """Numbers of images by format, by size and by mean of the first JPEG quantisation table: the most frequent first.
+
+    Where they differ from those of the training images, a detector's errors may come from the files and not from the faces.
+    """
+    first = images.quantisation.str.split().str[0].fillna("none")
+    columns = {
+        "format": images.format,
+        "size": images.width.astype(str) + "x" + images.height.astype(str),
+        "quantisation": first,
+    }
+    return {name: column.value_counts().head(5).to_dict() for name, column in columns.items()}
+
+
+def _roc_auc(
+    labels: np.ndarray, p_fake: np.ndarray, groups: intervals.Groups, own: Own | None
+) -> tuple[float | None, str | None, Interval | None]:
+    present = {int(label) for label in np.unique(labels)}
+    if len(present) == 2:
+        area = float(roc_auc_score(labels, p_fake))
+        return area, "the set", intervals.roc_auc(labels, p_fake, groups)
+    if own is None or not present:
+        return None, None, None
+    other = REAL if present == {FAKE} else FAKE
+    scores = own[other]
+    labels = np.concatenate([labels, np.full(len(scores), other)])
+    p_fake = np.concatenate([p_fake, scores])
+    if groups is not None:
+        groups = np.concatenate([groups, np.arange(len(scores)) + groups.max() + 1])
+    area = float(roc_auc_score(labels, p_fake))
+    return area, f"{NAMES[other]} test images", intervals.roc_auc(labels, p_fake, groups)
+
+
+def flat_metrics(name: str, metrics: dict[str, Any]) -> dict[str, float]:
+    """The metrics of a set that are known, named for MLflow: external_<set>_<metric>."""
+    return {f"external_{name}_{key}": metrics[key] for key in KEY_METRICS if metrics[key] is not None}
+
+
+def plot_table(sets: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """One row per set: its key metrics with the ends of their intervals, for `dvc plots`."""
+    rows = []
+    for name, found in sets.items():
+        row: dict[str, Any] = {"set": name, "images": found["images"]}
+        for key in KEY_METRICS:
+            row[key] = found[key]
+            if key in found["intervals"]:
+                row[f"{key}_low"], row[f"{key}_high"] = found["intervals"][key] or (None, None)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def summary(name: str, found: dict[str, Any]) -> str:
+    """The metrics of a set as one line."""
+    parts = [f"{name}: {found['real']} real and {found['fake']} fake images"]
+    titles = {
+        "accuracy": "accuracy",
+        "true_positive_rate": "fakes found",
+        "false_positive_rate": "real images called fake",
+    }
+    for key, title in titles.items():
+        if found[key] is not None:
+            low, high = found["intervals"][key]
+            parts.append(f"{title} {100 * found[key]:.1f} % ({100 * low:.1f} to {100 * high:.1f} %)")
+    if found["roc_auc"] is not None:
+        parts.append(f"ROC AUC {found['roc_auc']:.3f} (against {found['roc_auc_against']})")
+    if found["left_out"]:
+        parts.append(f"{found['left_out']} near duplicates of training images left out")
+    return ", ".join(parts)

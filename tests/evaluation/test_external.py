@@ -1,0 +1,69 @@
+"""Metrics of other labelled sets: sets with one class, near duplicates of training images, and references by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from dfganext.evaluation import external
+from dfganext.labels import NAMES
+
+
+def images_of(labels: list[int], p_fake: list[float], seed: int = 0) -> pd.DataFrame:
+    """Rows of images with random hashes, which are far apart."""
+    rng = np.random.default_rng(seed)
+    names = [NAMES[label] for label in labels]
+    hashes = [rng.bytes(64).hex() for _ in labels]
+    return pd.DataFrame(
+        {
+            "label": names,
+            "p_fake": p_fake,
+            "phash": [one[:64] for one in hashes],
+            "phash_mirrored": [one[64:] for one in hashes],
+            "format": "JPEG",
+            "width": 256,
+            "height": 256,
+            "quantisation": "2.5 3",
+        }
+    )
+
+
+def test_metrics_of_both_classes():
+    images = images_of([0, 0, 0, 0, 1, 1], [0.1, 0.2, 0.3, 0.9, 0.4, 0.8])
+    found = external.evaluate_set(images, 0.5, None, 44)
+    assert (found["images"], found["real"], found["fake"]) == (6, 4, 2)
+    assert (found["accuracy"], found["true_positive_rate"], found["false_positive_rate"]) == (4 / 6, 0.5, 0.25)
+    assert found["roc_auc"] == roc_auc_score([0, 0, 0, 0, 1, 1], images.p_fake)
+    assert found["roc_auc_against"] == "the set"
+    assert found["left_out"] is None
+    assert found["files"] == {"format": {"JPEG": 6}, "size": {"256x256": 6}, "quantisation": {"2.5": 6}}
+
+
+@pytest.mark.parametrize(("label", "other"), [(1, "real test images"), (0, "fake test images")])
+def test_a_set_with_one_class_is_compared_with_the_other_class_of_the_test_split(label, other):
+    own = external.Own(real=np.array([0.1, 0.3, 0.6]), fake=np.array([0.5, 0.9]))
+    images = images_of([label] * 3, [0.2, 0.55, 0.7])
+    found = external.evaluate_set(images, 0.5, None, 44, own)
+    scores = np.concatenate([images.p_fake, own[1 - label]])
+    assert found["roc_auc"] == roc_auc_score([label] * 3 + [1 - label] * len(own[1 - label]), scores)
+    assert found["roc_auc_against"] == other
+    missing = "false_positive_rate" if label else "true_positive_rate"
+    assert found[missing] is None
+    assert found["intervals"][missing] is None
+    assert found["accuracy"] == (2 / 3 if label else 1 / 3)
+
+
+def test_near_duplicates_of_training_images_are_left_out():
+    images = images_of([0, 1, 1], [0.1, 0.9, 0.2])
+    trained_on = pd.concat([images.iloc[[2]], images_of([0] * 5, [0.5] * 5, seed=1)])
+    found = external.evaluate_set(images, 0.5, trained_on, 8)
+    assert (found["images"], found["left_out"], found["accuracy"]) == (2, 1, 1.0)
+
+
+def test_a_set_of_training_images_has_no_metrics():
+    images = images_of([0, 1], [0.1, 0.9])
+    found = external.evaluate_set(images, 0.5, images, 8)
+    assert (found["images"], found["left_out"], found["accuracy"], found["roc_auc"]) == (0, 2, None, None)
+    assert external.flat_metrics("set", found) == {}
+    assert external.summary("set", found).endswith("2 near duplicates of training images left out")
+    assert len(external.plot_table({"set": found})) == 1
