@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 # three test processes with one thread each, for two cores, because tests also wait. One process runs a whole file, whose
-# tests share fixtures; files start in order, because those in tests/end_to_end, the longest, are among the first
+# tests share fixtures; tests/conftest.py has the longest files start first
 PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # number of seeds for each row of `make table1`

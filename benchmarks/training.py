@@ -39,7 +39,7 @@ CHECKED, SAME = 16, 0.02
 AUGMENTATIONS = [
     name
     for name in settings.flatten(settings.load_settings(ROOT / "params.yaml"))
-    if name.startswith("convnext.augment.")
+    if name.startswith("convnext.augment.") and not name.endswith((".range", ".crop"))
 ]
 
 _state: dict[str, Any] = {}

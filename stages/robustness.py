@@ -29,7 +29,8 @@ def main() -> None:
         pixels, true, groups = test.pixels[rows], test.labels[rows], test.groups[rows]
         table = robustness.measure(predict, pixels, true, detector.threshold, seed=settings.seed, groups=groups)
         augment = settings.convnext.augment
-        table["trained_on"] = [robustness.is_trained_on(condition, augment) for condition in robustness.CONDITIONS]
+        conditions = map(robustness.Condition, table["transform"], table.strength)
+        table["trained_on"] = [robustness.is_trained_on(condition, augment) for condition in conditions]
         files.write_table(paths.ROBUSTNESS, table)
         run.log_artifact(paths.ROBUSTNESS, "robustness")
         names = "accuracy_" + table["transform"] + table.strength.map("_{:g}".format)

@@ -23,6 +23,14 @@ from dfganext import settings  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 
 
+LONGEST = ("/end_to_end/", "/scoring/test_score.py", "/training/test_distributed.py", "/test_benchmarks.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: test processes take whole files, and none should start a long one at the end."""
+    items.sort(key=lambda item: not any(name in item.path.as_posix() for name in LONGEST))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository under test."""

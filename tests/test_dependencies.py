@@ -242,7 +242,8 @@ class Recorder:
 def settings_read(root, tmp_path_factory) -> dict[str, set[str]]:
     """The settings that each stage reads, from running all stages on a small part of the sample."""
     folder = tmp_path_factory.mktemp("workspace")
-    shutil.copytree(root / "samples", folder / "samples")
+    for name in ("samples", "external"):
+        shutil.copytree(root / name, folder / name)
     (folder / "data").symlink_to("samples")
     (folder / "data.dvc").write_text("outs: [{path: data}]")
     (folder / "params.yaml").write_text(shrink((root / "params.yaml").read_text(encoding="utf-8")))

@@ -150,7 +150,7 @@ def test_other_sets_are_in_a_table(made, fine_tuned):
         "both &lt;classes&gt;",
         "against real test images",
         "2 near duplicates left out",
-        "1 files refused",
+        "1 file refused",
     ):
         assert words in section
     assert section.count("training images</td>") == 1

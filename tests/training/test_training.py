@@ -214,8 +214,8 @@ def test_an_epoch_without_a_finite_loss_is_never_the_best(settings, monkeypatch,
     """Only the validation loss is not finite here; the weights are."""
     validate, epochs = classifier.ClassifierTask.validate, iter(range(3))
 
-    def failing(task):
-        found = validate(task)
+    def failing(task, model):
+        found = validate(task, model)
         return {**found, "loss": float("nan"), "accuracy": 1.0} if next(epochs) in lost else found
 
     monkeypatch.setattr(classifier.ClassifierTask, "validate", failing)
