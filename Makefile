@@ -5,9 +5,9 @@ BIN := .venv/bin
 # stages, MLflow and DVC call `python` and each other by name
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-# three test processes with one thread each, for two cores, because tests also wait. One process runs a whole file, whose
-# tests share fixtures; tests/conftest.py has the longest files start first
-PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# two test processes with one thread each: a third makes two cores slower. One process runs a whole file, whose tests share
+# fixtures; tests/conftest.py has the longest files start first
+PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # number of seeds for each row of `make table1`
 SEEDS ?= 1
