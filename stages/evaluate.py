@@ -1,5 +1,7 @@
 """Choose temperature and thresholds on the validation split, then evaluate both models on the test split, once."""
 
+import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -7,10 +9,11 @@ import torch
 
 from dfganext import files, paths, pipeline
 from dfganext.data import arrays
-from dfganext.data.arrays import Images
-from dfganext.data.split import TEST, VALIDATION
+from dfganext.data.split import SPLITS, TEST, VALIDATION
 from dfganext.evaluation import calibration, evaluate, metrics
+from dfganext.evaluation.evaluate import Results
 from dfganext.models import autoencoder, classifier
+from dfganext.models.novelty import FEATURES_FILE, MAX_IMAGES, Neighbours
 from dfganext.report import figures
 from dfganext.settings import Autoencoder, load_settings
 from dfganext.tracking import lineage, runs
@@ -23,21 +26,28 @@ def main() -> None:
     reads = [paths.SPLIT, paths.CONVNEXT, paths.AUTOENCODER]
     with runs.stage_run("evaluate", settings, reads=reads, makes=[paths.OPERATING_POINT, paths.PREDICTIONS]) as run:
         compute.make_repeatable()
-        validation, test = read_splits(settings.convnext.size)
-        convnext, logits, argmax = evaluate_convnext(validation, test, device)
+        neighbours, on_validation, on_test = apply_convnext(settings.convnext.size, device)
+        test = on_test.images
+        convnext = evaluate.evaluate_classifier(
+            on_validation.images.labels, on_validation.logits, test.labels, on_test.logits, on_test.argmax, test.groups
+        )
+        threshold, temperature = convnext["threshold"], convnext["temperature"]
+        rule, decisions, convnext["decisions"] = evaluate.evaluate_decisions(
+            on_validation, on_test, threshold, temperature, settings.operating_point
+        )
         scores = {"convnext": convnext}
         scores["autoencoder"], errors = evaluate_autoencoder(settings.autoencoder, device)
-        threshold, temperature = convnext["threshold"], convnext["temperature"]
-        p_fake = calibration.apply(logits, temperature)
-        predictions = evaluate.predictions(test, logits, p_fake, threshold, argmax, errors)
+        p_fake = calibration.apply(on_test.logits, temperature)
+        predictions = evaluate.predictions(on_test, p_fake, threshold, decisions, errors)
         roc = metrics.roc_curve(test.labels, p_fake)
         precision_recall = metrics.precision_recall_curve(test.labels, p_fake)
 
         operating_point = {"threshold": threshold, "temperature": temperature, "chosen_on": VALIDATION}
-        files.write_json(paths.OPERATING_POINT, operating_point, files.EXACT)
+        files.write_json(paths.OPERATING_POINT, {**operating_point, "decision": asdict(rule)}, files.EXACT)
+        neighbours.save(paths.EVALUATION / FEATURES_FILE)
         files.write_json(paths.EVALUATE_METRICS, scores)
         files.write_table(paths.PREDICTIONS, predictions)
-        files.write_table(paths.RELIABILITY, evaluate.reliability(test.labels, logits, temperature))
+        files.write_table(paths.RELIABILITY, evaluate.reliability(test.labels, on_test.logits, temperature))
         files.write_table(paths.CONFUSION, predictions[["label", "predicted"]])
         files.write_table(paths.ROC, roc)
         files.write_table(paths.PRECISION_RECALL, precision_recall)
@@ -46,6 +56,7 @@ def main() -> None:
 
         run.set_tags(lineage.provenance())
         run.log_key_metrics(evaluate.key_metrics(scores))
+        run.log_metrics(evaluate.decision_metrics(scores))
         for path in (paths.EVALUATION, paths.EVALUATE_METRICS, paths.ROC, paths.PRECISION_RECALL):
             run.log_artifact(path, "evaluation")
         run.log_artifact(paths.EVALUATION_FIGURE, "evaluation")
@@ -53,29 +64,25 @@ def main() -> None:
             print(f"{name}: accuracy {row['accuracy']:.4f}, F1 {row['f1']:.4f}, ROC AUC {row['roc_auc']:.4f}")
 
 
-def read_splits(size: int) -> list[Images]:
-    """The validation and test images of this size."""
-    return [arrays.read(paths.images_of_size(size), split) for split in (VALIDATION, TEST)]
-
-
-def evaluate_convnext(
-    validation: Images, test: Images, device: torch.device
-) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """Metrics, and for each test image its logit of "fake" and the class with the larger output, each (n,)."""
+def apply_convnext(size: int, device: torch.device) -> tuple[Neighbours, Results, Results]:
+    """The features of training images, and the classifier's results for the validation and test images."""
     model, config = classifier.load(paths.CONVNEXT)
-    validation_logits = classifier.predict_logits(model, config, validation.pixels, device=device)
-    outputs = classifier.predict_outputs(model, config, test.pixels, device=device)
-    logits, argmax = classifier.fake_logits(outputs).astype(float), outputs.argmax(axis=1)
-    scores = evaluate.evaluate_classifier(
-        validation.labels, validation_logits, test.labels, logits, argmax, test.groups
-    )
-    return scores, logits, argmax
+    train, *others = (arrays.read(paths.images_of_size(size), split) for split in SPLITS)
+    step = math.ceil(len(train.pixels) / MAX_IMAGES)
+    neighbours = Neighbours.of(classifier.predict(model, config, train.pixels[::step], device=device).features)
+    results = []
+    for images in others:
+        outputs, features = classifier.predict(model, config, images.pixels, device=device)
+        logits = classifier.fake_logits(outputs).astype(float)
+        results.append(Results(images, logits, outputs.argmax(axis=1), neighbours.novelty(features)))
+    on_validation, on_test = results
+    return neighbours, on_validation, on_test
 
 
 def evaluate_autoencoder(settings: Autoencoder, device: torch.device) -> tuple[dict[str, Any], np.ndarray]:
     """Metrics, and the reconstruction error of each test image (n,)."""
     model = autoencoder.load(paths.AUTOENCODER)
-    validation, test = read_splits(settings.size)
+    validation, test = (arrays.read(paths.images_of_size(settings.size), one) for one in (VALIDATION, TEST))
     validation_errors, errors = (
         autoencoder.reconstruction_errors(model, images.pixels, device=device) for images in (validation, test)
     )

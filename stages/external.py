@@ -21,15 +21,15 @@ def main() -> None:
         compute.make_repeatable()
         detector = Detector.load(paths.CONVNEXT, paths.OPERATING_POINT, compute.device(settings.machine.device))
         trained_on, own = training_images(), own_predictions()
+        training_files, bits = external.describe(trained_on), settings.subsample.near_duplicate_bits
         found: dict[str, dict[str, Any]] = {}
         tables, rejects = [], []
         for folder in sorted(path for path in paths.EXTERNAL.iterdir() if path.is_dir()):
             predicted = labelled.predict(detector, [folder], settings.machine.workers)
-            bits = settings.subsample.near_duplicate_bits
             metrics = external.evaluate_set(predicted.images, detector.threshold, trained_on, bits, own)
-            metrics |= {"files_refused": len(predicted.rejects), "training_files": external.describe(trained_on)}
+            metrics |= {"files_refused": len(predicted.rejects), "training_files": training_files}
             found[folder.name] = metrics
-            tables.append(predicted.images[["path", "label", "p_fake"]].assign(set=folder.name))
+            tables.append(predicted.images[["path", "label", *labelled.COLUMNS]].assign(set=folder.name))
             rejects.append(predicted.rejects.assign(set=folder.name))
             run.log_metrics(external.flat_metrics(folder.name, metrics))
             print(external.summary(folder.name, metrics))

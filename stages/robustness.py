@@ -22,12 +22,14 @@ def main() -> None:
         drawn = [rng.permutation(test.only(label))[: settings.robustness.per_class] for label in labels.ALL]
         rows = np.sort(np.concatenate(drawn))
 
-        def predict(degraded: np.ndarray) -> np.ndarray:
-            """p_fake as from the served model: a degraded image gets the same preprocessing."""
-            return detector.probabilities(np.stack([detector.config.prepare(image) for image in degraded]))
+        def scores_of(degraded: np.ndarray) -> np.ndarray:
+            """p_fake and novelty as from the served model: a degraded image gets the same preprocessing."""
+            return detector.scores(np.stack([detector.config.prepare(image) for image in degraded]))
 
         pixels, true, groups = test.pixels[rows], test.labels[rows], test.groups[rows]
-        table = robustness.measure(predict, pixels, true, detector.threshold, seed=settings.seed, groups=groups)
+        table = robustness.measure(
+            scores_of, pixels, true, detector.threshold, seed=settings.seed, groups=groups, rule=detector.decision
+        )
         augment = settings.convnext.augment
         conditions = map(robustness.Condition, table["transform"], table.strength)
         table["trained_on"] = [robustness.is_trained_on(condition, augment) for condition in conditions]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfganext import paths, settings
+from dfganext import images, paths, settings
 from dfganext.data import manifest
 from dfganext.labels import NAMES
 from dfganext.models import classifier
@@ -45,6 +45,19 @@ def detector(folder: Path, good: bool, threshold: float = 0.5, architecture: str
     state = {name: sign * value if name.startswith(head) else value for name, value in model.state_dict().items()}
     classifier.save(folder, state, config)
     (folder / "operating_point.json").write_text(json.dumps({"threshold": threshold, "temperature": 1.0}))
+    return folder
+
+
+def add_rule(folder: Path, **values: float | None) -> Path:
+    """Give the detector in `folder` a rule for decisions, and the features of a few training images."""
+    from dfganext.models.novelty import FEATURES_FILE, Neighbours
+
+    model, config = classifier.load(folder)
+    pixels = np.stack([config.prepare(images.decode(png(number % 2, number))) for number in range(12)])
+    Neighbours.of(classifier.predict(model, config, pixels).features).save(folder / FEATURES_FILE)
+    point = folder / "operating_point.json"
+    rule = {"max_error": 0.05, "real_up_to": 0.4, "fake_above": 0.5, "novel_above": 2.0} | values
+    point.write_text(json.dumps(json.loads(point.read_text()) | {"decision": rule}))
     return folder
 
 

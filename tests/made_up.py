@@ -1,5 +1,6 @@
 """Synthetic evaluations, map statistics and evidence with known effects, for tests of Table I and of the report."""
 
+import dataclasses
 from itertools import product
 from typing import Any
 
@@ -7,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from dfganext.data.arrays import Images
-from dfganext.evaluation import evaluate, external, robustness
+from dfganext.evaluation import evaluate, external, robustness, selective
+from dfganext.evaluation.decision import DecisionRule
 from dfganext.explain import comparison, faithfulness
 from dfganext.labels import NAMES
 from dfganext.report import table1
@@ -124,6 +126,7 @@ def evidence_of(chosen: Settings, records: list[Record], maps: pd.DataFrame, den
     guess = rng.random(IMAGES)
     pixels = rng.integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
     logits, temperature = table.logit.to_numpy(), here.scores["convnext"]["temperature"]
+    here.scores["convnext"]["decisions"] = _decisions(table.p_fake.to_numpy(), labels)
     return Evidence(
         settings=chosen,
         rows=table1.collect(records, chosen),
@@ -137,9 +140,9 @@ def evidence_of(chosen: Settings, records: list[Record], maps: pd.DataFrame, den
         density=DENSITY,
         external={"elsewhere": _external(np.ones(12, int), rng), "both <classes>": _external(np.arange(12) % 2, rng)},
         curves=_curves(),
-        robustness=robustness.measure(lambda images: images[:, 0, 0, 0] / 255, pixels[:20], labels[:20], 0.5).assign(
-            trained_on=[one.transform == "blur" for one in robustness.CONDITIONS]
-        ),
+        robustness=robustness.measure(
+            lambda images: images[:, 0, 0, :2] / 255, pixels[:20], labels[:20], 0.5, rule=DecisionRule(0.05, 0.3, 0.7)
+        ).assign(trained_on=[one.transform == "blur" for one in robustness.CONDITIONS]),
         predictions=table,
         baseline_predictions=table[["path", "label", "group"]].assign(p_fake=guess),
         reliability=evaluate.reliability(labels, logits, temperature),
@@ -152,11 +155,27 @@ def evidence_of(chosen: Settings, records: list[Record], maps: pd.DataFrame, den
     )
 
 
+def _decisions(p_fake: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    rule, found = selective.choose(labels, p_fake, 0.5, 0.05)
+    rule = dataclasses.replace(rule, novel_above=0.3)
+    measured = selective.measure(labels, *selective.decide(rule, p_fake, np.linspace(0, 0.31, len(p_fake))))
+    return {**dataclasses.asdict(rule), "validation": found, **measured}
+
+
 def _external(labels: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
     own = external.Own(real=rng.random(9), fake=rng.random(9))
     files = {"format": {"JPEG": len(labels)}, "size": {"256x256": len(labels)}, "quantisation": {"2.5": len(labels)}}
-    found = external.evaluate(labels, rng.random(len(labels)), 0.5, None, own)
-    return {**found, "left_out": 2, "files_refused": 1, "files": files, "training_files": files}
+    p_fake = rng.random(len(labels))
+    found = external.evaluate(labels, p_fake, 0.5, None, own)
+    decided = selective.decide(DecisionRule(0.05, 0.3, 0.7, 0.9), p_fake, rng.random(len(labels)))
+    return {
+        **found,
+        "decisions": selective.measure(labels, *decided),
+        "left_out": 2,
+        "files_refused": 1,
+        "files": files,
+        "training_files": files,
+    }
 
 
 AUDIT = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers import detector, enter_root, png
+from helpers import add_rule, detector, enter_root, png
 from PIL import Image
 
 from dfganext import __version__, cli
@@ -20,7 +20,7 @@ from dfganext.inference.detector import Detector
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
-    detector(folder / "model", good=True, threshold=0.45)
+    add_rule(detector(folder / "model", good=True, threshold=0.45))
     images = folder / "images"
     (images / "deep" / "er").mkdir(parents=True)
     (images / "a.png").write_bytes(png(0, 1))
@@ -53,11 +53,16 @@ def test_json_and_csv_have_one_row_per_image_in_path_order(here, capsys):
     assert [row["path"] for row in rows] == PATHS
     with Path("out/rows.csv").open(newline="") as stream:
         table = list(csv.DictReader(stream))
-    assert list(table[0]) == ["path", "label", "p_fake", "threshold", "error"]
+    assert list(table[0]) == ["path", "label", "p_fake", "threshold", "decision", "reason", "error"]
     one = Detector.load(here / "model")
     for row, line in zip(rows, table, strict=True):
         (prediction,) = one.predict([Path(row["path"]).read_bytes()])
-        assert row["label"] == prediction.label
+        assert (row["label"], row["decision"], row["reason"]) == (
+            prediction.label,
+            prediction.decision,
+            prediction.reason,
+        )
+        assert (line["decision"], line["reason"]) == (row["decision"] or "", row["reason"] or "")
         assert row["threshold"] == float(line["threshold"]) == 0.45
         assert (row["error"] is not None) == (row["path"] in BROKEN)
         assert line["error"] == (row["error"] or "")
@@ -72,11 +77,40 @@ def test_the_table(here, capsys):
     assert predict("images/a.png") == 0
     out, err = capsys.readouterr()
     header, line = out.splitlines()
-    assert header.split() == ["path", "label", "p_fake", "error"]
-    assert line.split()[:2] == ["images/a.png", Detector.load(here / "model").predict([png(0, 1)])[0].label]
+    assert header.split() == ["path", "label", "p_fake", "decision", "note"]
+    (found,) = Detector.load(here / "model").predict([png(0, 1)])
+    assert line.split()[:4] == ["images/a.png", found.label, f"{found.p_fake:.4f}", found.decision]
     assert err == ""
     assert predict("images") == 1
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(PATHS)
+
+
+def test_the_note_says_why_the_decision_is_unsure(here, capsys):
+    add_rule(here / "model", real_up_to=0.0, fake_above=1.0)
+    assert predict("images/a.png") == 0
+    assert capsys.readouterr().out.splitlines()[1].endswith("unsure    p_fake is between 0 and 1")
+
+
+def test_stability_names_the_copies_that_change_the_decision(here, capsys):
+    (found,) = Detector.load(here / "model").predict([png(0, 1)], stability=True)
+    copies = {name: copy.p_fake for name, copy in found.stability.items()}
+    assert list(copies) == ["jpeg_75", "jpeg_50", "half_size"]
+    edge = (found.p_fake + copies["half_size"]) / 2  # between the image and this copy
+    add_rule(here / "model", real_up_to=edge, fake_above=edge)
+    own, other = ("fake", "real") if found.p_fake > edge else ("real", "fake")
+    changes = [name for name, p_fake in copies.items() if (p_fake > edge) != (found.p_fake > edge)]
+    assert predict("images/a.png", "--stability", "--threshold", str(edge), "--json", "--csv", "rows.csv") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["decision"] == own
+    assert row["stability"]["changes"] == changes
+    assert row["stability"]["half_size"] == {
+        "decision": other,
+        "p_fake": pytest.approx(copies["half_size"], abs=1e-6),
+    }
+    shown = ", ".join(f"{name} {other}" for name in changes)
+    assert pd.read_csv("rows.csv").stability.tolist() == [shown]
+    assert predict("images/a.png", "--stability", "--threshold", str(edge)) == 0
+    assert capsys.readouterr().out.splitlines()[1].endswith(f"changes: {shown}")
 
 
 def test_a_folder_without_an_operating_point_needs_a_threshold(here, capsys):
@@ -401,6 +435,8 @@ def test_evaluate_measures_a_labelled_folder(labelled, capsys):
     assert found["accuracy"] == pytest.approx(sum(right) / 12)
     low, high = found["intervals"]["accuracy"]
     assert low < found["accuracy"] <= high
+    unsure = [row["decision"] == "unsure" for row in rows]
+    assert found["decisions"]["unsure"] == pytest.approx(sum(unsure) / 12)
     assert found["left_out"] is None
     assert [(row["source"], row["reason"]) for row in found["refused"]] == [
         ("labelled/real/broken.jpg", "not an image")
@@ -419,9 +455,10 @@ def test_evaluate_prints_a_table(labelled, capsys):
 
 def test_evaluate_leaves_out_near_duplicates_of_training_images(labelled, here, capsys):
     """A registered version has the list of its training images beside the detector."""
-    from dfganext.data import manifest
+    from dfganext.data import discovery, manifest
 
-    _, row = manifest.describe((labelled / "fake" / "3.png").read_bytes(), 64, 16)
+    path = labelled / "fake" / "3.png"
+    row = manifest.read_image(discovery.SourceFile(path, str(path), Path("fake/3.png")), 64, 16).row
     shutil.copytree(here / "model", here / "version" / "detector")
     pd.DataFrame([{"group": 0, **row}])[["sha256", "group", "phash", "phash_mirrored"]].to_csv(
         here / "version" / "trained_on.csv", index=False

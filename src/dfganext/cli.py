@@ -34,16 +34,16 @@ if TYPE_CHECKING:  # importing torch takes seconds: --help and a mistyped path m
     from dfganext.inference.detector import Detector
 
 Row = dict[str, Any]
-"""path, label, p_fake, threshold, error, and heatmap where one was written."""
+"""`COLUMNS`, heatmap where one was written, and stability where it was checked."""
 
-COLUMNS = ("path", "label", "p_fake", "threshold", "error")
-"""Of the CSV file."""
+COLUMNS = ("path", "label", "p_fake", "threshold", "decision", "reason", "error")
+"""Of the CSV file, and stability where it was checked: the copies that change the decision."""
 
 STEM_BYTES = 200
 """Maximum length of a heat map's name without number and suffix; file systems allow 255 bytes with them."""
 
-STYLES = {"fake": "bold red", "real": "green", None: "yellow"}
-"""Colours of rows on a terminal, by label."""
+STYLES = {"fake": "bold red", "real": "green", "unsure": "yellow", None: "yellow"}
+"""Colours of rows on a terminal, by decision."""
 
 EXIT_CODES = """[bold]Exit codes[/]
   0  every image was classified
@@ -137,6 +137,7 @@ def _options(
   dfganext predict photo.jpg
   dfganext predict folder/ other.png --json > rows.json
   dfganext predict folder/ --csv rows.csv --heatmaps maps/
+  dfganext predict photo.jpg --stability
   dfganext predict folder/ --model artifacts/models/convnext --threshold 0.4
 
 {EXIT_CODES}""",
@@ -151,21 +152,30 @@ def predict(
         Path | None,
         typer.Option(metavar="DIR", help="Write one PNG per image to DIR: the regions that speak for the fake class."),
     ] = None,
+    stability: Annotated[
+        bool,
+        typer.Option(
+            "--stability",
+            help="Also decide on copies of each image, saved as JPEG 75 and 50 and at half size; takes 4 times as long.",
+        ),
+    ] = False,
     model: Model = None,
     threshold: Threshold = None,
 ) -> int:
     """Classify image files and folders. Prints one row per image, unreadable ones included, in path order: path, label
-    (real or fake), p_fake (the probability of fake) and error (why an image could not be read)."""
+    (real or fake), p_fake (the probability of fake), decision (real, fake or unsure), and a note: why the decision is unsure, or
+    why an image could not be read."""
     files = find_images(paths)
     with ExitStack() as stack:
         targets = heatmap_files(files, heatmaps) if heatmaps else {}
         if csv_file:
             _refuse_overwrite([csv_file], files, "--csv", "file")
         detector, _ = _load(model, threshold, stack)
-        writers = [stack.enter_context(_csv_rows(csv_file))] if csv_file else []
+        columns = (*COLUMNS, "stability") if stability else COLUMNS
+        writers = [stack.enter_context(_csv_rows(csv_file, columns))] if csv_file else []
         console = Console(force_terminal=sys.stdout.isatty(), soft_wrap=True, highlight=False)
         writers.append(stack.enter_context(_json_rows()) if json_rows else _table_rows(console, files))
-        rows = predict_files(detector, files, targets)
+        rows = predict_files(detector, files, targets, stability)
         progress = stack.enter_context(_progress(console, json_rows))
         unreadable = 0
         for row in progress.track(rows, total=len(files), description="predict"):
@@ -250,19 +260,25 @@ def score(
     return 1 if done.unreadable else 0
 
 
-def predict_files(detector: Detector, files: Iterable[Path], heatmaps: dict[Path, Path]) -> Iterator[Row]:
+def predict_files(
+    detector: Detector, files: Iterable[Path], heatmaps: dict[Path, Path], stability: bool = False
+) -> Iterator[Row]:
     """Yield one row per file, in order, and write the heat maps.
 
     Args:
         heatmaps: the PNG to write for each file; empty for none.
+        stability: also decide on copies of each image.
     """
+    from dfganext.inference.detector import stability_record
+
     contents = ((path, read(path)) for path in files)
     for batch in batches_by_bytes(contents, _bytes_of, BATCH_FILES, BATCH_BYTES):
         encoded = [data if isinstance(data, bytes) else data.reason for _, data in batch]
-        predictions = detector.predict(encoded, explain=bool(heatmaps))
+        predictions = detector.predict(encoded, explain=bool(heatmaps), stability=stability)
         for (path, _), found in zip(batch, predictions, strict=True):
-            row: Row = {"path": printable(str(path)), "label": found.label, "p_fake": found.p_fake}
-            row |= {"threshold": found.threshold, "error": found.error}
+            row: Row = {"path": printable(str(path))} | {name: getattr(found, name) for name in COLUMNS[1:]}
+            if found.stability is not None:
+                row["stability"] = stability_record(found)
             if found.heatmap is not None:
                 with _writing(heatmaps[path], "--heatmaps", "folder"):
                     heatmaps[path].write_bytes(found.heatmap)
@@ -293,19 +309,20 @@ def heatmap_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 @contextmanager
-def _csv_rows(path: Path) -> Iterator[Callable[[Row], object]]:
+def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Row], object]]:
     """A function that writes a row to a CSV file; each row is on disk at once."""
     with _writing(path, "--csv", "file"):
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("w", newline="", encoding="utf-8", buffering=1)
-    rows = csv.DictWriter(stream, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    rows = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
 
     def write(row: Row) -> None:
         with _writing(path, "--csv", "file"):
-            rows.writerow(row)
+            rows.writerow(row | {"stability": _changes(row)})
 
     try:
-        write(dict(zip(COLUMNS, COLUMNS, strict=True)))
+        with _writing(path, "--csv", "file"):
+            rows.writeheader()
         yield write
     finally:
         with suppress(OSError):  # reported by write
@@ -329,16 +346,24 @@ def _json_rows() -> Iterator[Callable[[Row], object]]:
 def _table_rows(console: Console, files: Sequence[Path]) -> Callable[[Row], object]:
     """Print a header; returns a function that prints a row. Own columns: rich's Table needs all rows before the first."""
     width = max(len(printable(str(path))) for path in files)
-    console.print(Text(f"{'path':<{width}}  label  p_fake  error", style="bold"))
+    console.print(Text(f"{'path':<{width}}  label  p_fake  decision  note", style="bold"))
 
     def write(row: Row) -> None:
         p_fake = "-" if row["p_fake"] is None else f"{row['p_fake']:.4f}"
-        line = f"{row['path']:<{width}}  {row['label'] or '-':<5}  {p_fake:>6}  {row['error'] or ''}"
+        notes = [row["error"] or row["reason"], _changes(row) and f"changes: {_changes(row)}"]
+        note = "; ".join(filter(None, notes))
+        line = f"{row['path']:<{width}}  {row['label'] or '-':<5}  {p_fake:>6}  {row['decision'] or '-':<8}  {note}"
         text = Text(line.rstrip())
-        text.stylize(STYLES[row["label"]], start=width)
+        text.stylize(STYLES[row["decision"]], start=width)
         console.print(text)
 
     return write
+
+
+def _changes(row: Row) -> str:
+    """The copies of an image that change its decision: jpeg_50 unsure, half_size real."""
+    stability = row.get("stability") or {"changes": []}
+    return ", ".join(f"{name} {stability[name]['decision']}" for name in stability["changes"])
 
 
 def _progress(out: Console, json_rows: bool) -> Progress:
@@ -362,26 +387,25 @@ def _load(uri: str | None, threshold: float | None, stack: ExitStack) -> tuple[D
 
 def _print_metrics(found: dict[str, Any], threshold: float) -> None:
     """The metrics of a labelled set, as a table."""
-    titles = {
-        "accuracy": "accuracy",
-        "true_positive_rate": "fakes found (true positive rate)",
-        "false_positive_rate": "real images called fake (false positive rate)",
-        "roc_auc": "ROC AUC",
-        "ece": "calibration error (ECE)",
-    }
+    from dfganext.evaluation import external
+
+    decisions = found["decisions"]
+    rows = [(title, found[name], found["intervals"].get(name)) for name, title in external.TITLES.items()]
+    rows += [(title, decisions[name], decisions["intervals"][name]) for name, title in external.DECISION_TITLES.items()]
     table = Table(box=None, pad_edge=False)
     for column in ("", "value", "95 % interval"):
         table.add_column(column)
-    for name, title in titles.items():
-        span = found["intervals"].get(name)
-        value = "-" if found[name] is None else f"{found[name]:.4f}"
-        table.add_row(title, value, f"{span[0]:.4f} … {span[1]:.4f}" if span else "")
+    for title, value, span in rows:
+        known = value is not None
+        table.add_row(
+            title, f"{value:.4f}" if known else "-", f"{span[0]:.4f} … {span[1]:.4f}" if span and known else ""
+        )
     console = Console(force_terminal=sys.stdout.isatty(), highlight=False)
     console.print(f"{found['real']} real and {found['fake']} fake images; fake where p_fake > {threshold:.4g}")
     if found["left_out"] is None:
         console.print("The model has no list of its training images: images it was trained on may be among these.")
     elif found["left_out"]:
-        console.print(f"{found['left_out']} near duplicates of training images are left out.")
+        console.print(f"{external.left_out(found['left_out'])}.")
     console.print(table)
 
 

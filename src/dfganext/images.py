@@ -121,11 +121,22 @@ def resize(image: np.ndarray, size: int, interpolation: str = "lanczos") -> np.n
     return resized[0].permute(1, 2, 0).numpy()
 
 
-def to_jpeg(image: np.ndarray) -> bytes:
-    """uint8 (height, width, 3) as JPEG of quality 75, as in the paper's data set, 4:2:0."""
+def to_jpeg(image: np.ndarray, quality: int = 75) -> bytes:
+    """uint8 (height, width, 3) as JPEG, 4:2:0; 75 is the quality that is usual on the web."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=75, subsampling="4:2:0")
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
     return buffer.getvalue()
+
+
+def as_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    """The image, saved as JPEG and read again."""
+    return np.array(Image.open(io.BytesIO(to_jpeg(image, quality))))
+
+
+def scaled(image: np.ndarray, factor: float) -> np.ndarray:
+    """The image, width and height times `factor`, by Lanczos, antialiased: (height, width, 3)."""
+    height, width = (max(1, round(side * factor)) for side in image.shape[:2])
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def prepare(image: np.ndarray, size: int, interpolation: str = "lanczos", reencode: bool = False) -> np.ndarray:
@@ -135,7 +146,7 @@ def prepare(image: np.ndarray, size: int, interpolation: str = "lanczos", reenco
     Arguments and result are those of `resize`.
     """
     square = resize(image, size, interpolation)
-    return np.array(Image.open(io.BytesIO(to_jpeg(square)))) if reencode else square
+    return as_jpeg(square, 75) if reencode else square
 
 
 def _open(data: bytes, max_megapixels: float, min_side: int) -> ImageFile.ImageFile:

@@ -152,6 +152,12 @@ class Autoencoder:
 
 
 @dataclass(frozen=True, config=RULES)
+class OperatingPoint:
+    max_error: Annotated[Number, Field(gt=0, lt=1)]
+    max_novel: Annotated[Number, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, config=RULES)
 class Robustness:
     per_class: Count | None
 
@@ -224,6 +230,7 @@ class Settings:
     resize: Resize
     convnext: Convnext
     autoencoder: Autoencoder
+    operating_point: OperatingPoint
     robustness: Robustness
     gradcam: Gradcam
     density: Density

@@ -18,6 +18,8 @@ def images_of(labels: list[int], p_fake: list[float], seed: int = 0) -> pd.DataF
         {
             "label": names,
             "p_fake": p_fake,
+            "decision": ["unsure" if 0.3 <= p <= 0.5 else NAMES[p > 0.5] for p in p_fake],
+            "novel": False,
             "phash": [one[:64] for one in hashes],
             "phash_mirrored": [one[64:] for one in hashes],
             "format": "JPEG",
@@ -35,6 +37,8 @@ def test_metrics_of_both_classes():
     assert (found["accuracy"], found["true_positive_rate"], found["false_positive_rate"]) == (4 / 6, 0.5, 0.25)
     assert found["roc_auc"] == roc_auc_score([0, 0, 0, 0, 1, 1], images.p_fake)
     assert found["roc_auc_against"] == "the set"
+    assert found["decisions"]["unsure"] == 2 / 6
+    assert found["decisions"]["accuracy"] == 3 / 4
     assert found["left_out"] is None
     assert found["files"] == {"format": {"JPEG": 6}, "size": {"256x256": 6}, "quantisation": {"2.5": 6}}
 
@@ -65,5 +69,5 @@ def test_a_set_of_training_images_has_no_metrics():
     found = external.evaluate_set(images, 0.5, images, 8)
     assert (found["images"], found["left_out"], found["accuracy"], found["roc_auc"]) == (0, 2, None, None)
     assert external.flat_metrics("set", found) == {}
-    assert external.summary("set", found).endswith("2 near duplicates of training images left out")
+    assert external.summary("set", found).endswith(", 2 near duplicates of training images left out")
     assert len(external.plot_table({"set": found})) == 1

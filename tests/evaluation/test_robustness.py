@@ -8,12 +8,14 @@ from scipy import ndimage
 from sklearn import metrics as sk
 
 from dfganext.evaluation import robustness
+from dfganext.evaluation.decision import DecisionRule
 from dfganext.evaluation.robustness import CONDITIONS, Condition
 from dfganext.settings import Degradation
 
 COLUMNS = [
     "transform", "strength", "images", "accuracy", "accuracy_low", "accuracy_high",
     "roc_auc", "roc_auc_low", "roc_auc_high", "fake_recall", "real_recall",
+    "unsure", "novel", "decided_accuracy",
 ]  # fmt: skip
 
 
@@ -31,6 +33,11 @@ def distance(one, two):
 def brightness(images):
     """A detector: p_fake is the mean brightness."""
     return images.mean(axis=(1, 2, 3)) / 255
+
+
+def with_novelty(p_fake):
+    """A detector's scores: every other image is novel."""
+    return lambda images: np.stack([p_fake(images), np.arange(len(images)) % 2], axis=1)
 
 
 def labelled(count, side=16):
@@ -121,7 +128,7 @@ def test_an_unknown_transform_is_refused(image):
 def test_table_agrees_with_scikit_learn():
     images, labels = labelled(150)
     conditions = [Condition("none", 0), Condition("blur", 2)]
-    table = robustness.measure(brightness, images, labels, 0.5, conditions)
+    table = robustness.measure(with_novelty(brightness), images, labels, 0.5, conditions)
     assert list(table.columns) == COLUMNS and list(table["transform"]) == ["none", "blur"]
     for row, condition in zip(table.itertuples(), conditions, strict=True):
         degraded = np.stack([robustness.apply(condition, one, 0) for one in images])
@@ -135,6 +142,18 @@ def test_table_agrees_with_scikit_learn():
         assert row.roc_auc_low < row.roc_auc < row.roc_auc_high
 
 
+def test_decisions_are_counted():
+    images, labels = labelled(60)
+    rule = DecisionRule(0.05, real_up_to=0.4, fake_above=0.6, novel_above=0.5)
+    (row,) = robustness.measure(
+        with_novelty(brightness), images, labels, 0.5, [Condition("none", 0)], rule=rule
+    ).itertuples()
+    p_fake, ordinary = brightness(images), np.arange(60) % 2 == 0
+    decided = ordinary & ((p_fake > 0.6) | (p_fake <= 0.4))
+    assert (row.unsure, row.novel) == (pytest.approx(1 - decided.mean()), 0.5)
+    assert row.decided_accuracy == pytest.approx(((p_fake > 0.5) == labels)[decided].mean())
+
+
 def test_blocks_are_bounded_and_change_nothing(tmp_path, monkeypatch):
     images, labels = labelled(150)
     np.save(tmp_path / "images.npy", images)
@@ -146,11 +165,11 @@ def test_blocks_are_bounded_and_change_nothing(tmp_path, monkeypatch):
         return block[:, 3, 4, 0] / 255  # one pixel: every grey level of noise counts
 
     conditions = [Condition("noise", 5), Condition("noise", 20), Condition("jpeg", 50)]
-    table = robustness.measure(predict, mapped, labels, 0.5, conditions, seed=7)
+    table = robustness.measure(with_novelty(predict), mapped, labels, 0.5, conditions, seed=7)
     assert sizes == [64, 64, 22] * 3
     monkeypatch.setattr(robustness, "BLOCK", 7)
-    assert table.equals(robustness.measure(predict, images, labels, 0.5, conditions, seed=7))
-    other = robustness.measure(predict, images, labels, 0.5, conditions, seed=8)
+    assert table.equals(robustness.measure(with_novelty(predict), images, labels, 0.5, conditions, seed=7))
+    other = robustness.measure(with_novelty(predict), images, labels, 0.5, conditions, seed=8)
     assert table.roc_auc[2] == other.roc_auc[2] and table.roc_auc[1] != other.roc_auc[1]
 
 
@@ -162,20 +181,20 @@ def test_noise_differs_from_row_to_row():
         seen.extend(block)
         return np.zeros(len(block))
 
-    robustness.measure(predict, grey, np.arange(70) % 2, 0.5, [Condition("noise", 10)])
+    robustness.measure(with_novelty(predict), grey, np.arange(70) % 2, 0.5, [Condition("noise", 10)])
     assert len({one.tobytes() for one in seen}) == 70
 
 
 def test_two_images_are_enough():
     images = np.stack([np.zeros((16, 16, 3), np.uint8), np.full((16, 16, 3), 255, np.uint8)])
-    row = robustness.measure(brightness, images, np.array([0, 1]), 0.5)
+    row = robustness.measure(with_novelty(brightness), images, np.array([0, 1]), 0.5)
     assert len(row) == len(CONDITIONS) and (row.accuracy == 1).all() and (row.roc_auc == 1).all()
 
 
 def test_a_score_on_the_threshold_is_predicted_real():
     images = np.zeros((4, 16, 16, 3), np.uint8)
     table = robustness.measure(
-        lambda block: np.full(len(block), 0.5), images, np.array([0, 1, 0, 1]), 0.5, CONDITIONS[:1]
+        with_novelty(lambda block: np.full(len(block), 0.5)), images, np.array([0, 1, 0, 1]), 0.5, CONDITIONS[:1]
     )
     assert (table.real_recall[0], table.fake_recall[0], table.roc_auc[0]) == (1, 0, 0.5)
 

@@ -38,7 +38,7 @@ def taken(shipped, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runs, "stage_run", stage_run)
-    monkeypatch.setattr(Detector, "load", lambda *_: SimpleNamespace(threshold=0.5))
+    monkeypatch.setattr(Detector, "load", lambda *_: SimpleNamespace(threshold=0.5, decision=None))
     monkeypatch.setattr(
         arrays, "read", lambda *_: Images(PIXELS, LABELS, [str(row) for row in range(100)], np.arange(100))
     )

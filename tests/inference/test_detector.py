@@ -1,11 +1,13 @@
 """From bytes to prediction: calibrated, at the decision threshold, prepared as in training."""
 
+import io
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import detector, png
+from helpers import add_rule, detector, png
+from PIL import Image
 
 from dfganext import images
 from dfganext.errors import UserError
@@ -39,6 +41,43 @@ def test_p_fake_is_calibrated(folder):
         assert {prediction.threshold for prediction in predictions} == {threshold}
         for prediction, p in zip(predictions, expected, strict=True):
             assert prediction.label == ("fake" if p > prediction.threshold else "real")
+
+
+def test_decisions_follow_the_rule(folder):
+    data = [png(number % 2, number) for number in range(8)]
+    add_rule(folder, real_up_to=0.45, fake_above=0.5)
+    loaded = Detector.load(folder)
+    pixels = np.stack([loaded.config.prepare(images.decode(one)) for one in data])
+    p_fake, novelty = loaded.scores(pixels).T
+    expected = ["fake" if p > 0.5 else "real" if p <= 0.45 else "unsure" for p in p_fake]
+    assert [one.decision for one in loaded.predict(data)] == expected
+    add_rule(folder, novel_above=float(np.sort(novelty)[3]))
+    reasons = [one.reason or "" for one in Detector.load(folder).predict(data)]
+    assert sum(reason.startswith("unlike the training images") for reason in reasons) == 4
+
+
+def test_features_are_needed_beside_the_operating_point(folder):
+    add_rule(folder)
+    (folder / "features.safetensors").unlink()
+    with pytest.raises(UserError, match=r"features\.safetensors holds no features of training images"):
+        Detector.load(folder)
+    add_rule(folder, novel_above=None)
+    (folder / "features.safetensors").unlink()
+    assert Detector.load(folder).neighbours is None
+
+
+def test_copies_for_stability_are_made_of_the_whole_image(folder):
+    """At half size and saved again by Pillow itself."""
+    image = Image.open(io.BytesIO(png(0, 1))).convert("RGB")
+    half = image.resize((20, 20), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=50, subsampling="4:2:0")
+    expected = {"half_size": half, "jpeg_50": Image.open(buffer)}
+    loaded = Detector.load(folder)
+    (found,) = loaded.predict([png(0, 1)], stability=True)
+    for name, copy in expected.items():
+        p_fake = loaded.probabilities(loaded.config.prepare(np.asarray(copy))[None])[0]
+        assert found.stability[name].p_fake == pytest.approx(p_fake, abs=1e-6), name
 
 
 def test_a_detector_trained_on_reencoded_images_reencodes_its_input(folder):

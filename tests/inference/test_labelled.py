@@ -39,6 +39,7 @@ def test_one_row_per_labelled_image(images, loaded, workers):
     data = [Path(path).read_bytes() for path in found.images.path]
     assert list(found.images.sha256) == [hashlib.sha256(one).hexdigest() for one in data]
     assert list(found.images.p_fake) == pytest.approx([one.p_fake for one in loaded.predict(data)], abs=1e-6)
+    assert set(found.images.decision) == {"unsure"}  # this model has no rule
     assert list(found.rejects.source) == [str(images / "real/bad.jpg"), str(images / "x.png")]
     assert list(found.rejects.reason) == ["not an image", "neither real nor fake"]
 

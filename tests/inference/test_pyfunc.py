@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from helpers import detector, png
+from helpers import add_rule, detector, png
 
 from dfganext.inference import pyfunc as served
 from dfganext.inference.detector import Detector
@@ -23,7 +23,7 @@ TEXT = base64.b64encode(png(0, 1)).decode()
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    detector(folder / "detector", good=True, threshold=0.4)
+    add_rule(detector(folder / "detector", good=True, threshold=0.4), real_up_to=0.3, fake_above=0.6, novel_above=0.01)
     point = folder / "detector" / "operating_point.json"
     trained_on = pd.DataFrame({"sha256": ["0" * 64]})
     registry.save_model(folder / "model", registry.Contents(folder / "detector", point, trained_on))
@@ -50,7 +50,7 @@ def test_one_thread_loads_the_model_and_predicts(saved, monkeypatch):
         return lambda *arguments: threads.append(threading.get_ident()) or function(*arguments)
 
     monkeypatch.setattr(Detector, "load", recorded(Detector.load))
-    monkeypatch.setattr(Detector, "probabilities", recorded(Detector.probabilities))
+    monkeypatch.setattr(Detector, "scores", recorded(Detector.scores))
     model = served.FakeFaceDetector()
     model.load_context(SimpleNamespace(artifacts={"detector": saved / "detector"}))
     assert [record["label"] for record in model.predict(None, pd.DataFrame({"image": [TEXT]}))] != [None]
@@ -66,7 +66,8 @@ model = mlflow.pyfunc.load_model(sys.argv[2])
 import dfganext
 assert dfganext.__file__.startswith(sys.argv[2]), dfganext.__file__
 images = pandas.DataFrame({"image": json.load(sys.stdin)})
-print("records", json.dumps([model.predict(images), model.predict(images, params={"explain": True})]))
+params = {}, {"explain": True}, {"stability": True}
+print("records", json.dumps([model.predict(images, params=one) for one in params]))
 """
 
 
@@ -82,21 +83,26 @@ def test_it_loads_in_another_folder_and_process_without_the_package(saved, tmp_p
     )  # fmt: skip
     moved.rename(saved / "model")
     assert done.returncode == 0, done.stderr
-    plain, explained = json.loads(done.stdout.partition("records ")[2])
+    plain, explained, checked = json.loads(done.stdout.partition("records ")[2])
     one = Detector.load(saved / "detector")
-    (expected,) = one.predict([png(0, 1)])
-    for records in (plain, explained):
+    (expected,) = one.predict([png(0, 1)], stability=True)
+    for records in (plain, explained, checked):
         assert len(records) == len(texts)
         for record in (records[0], *records[4:]):
             assert record["label"] == expected.label
             assert record["p_fake"] == pytest.approx(expected.p_fake, abs=1e-5)
             assert record["threshold"] == 0.4
+            assert (record["decision"], record["reason"]) == (expected.decision, expected.reason)
             assert "error" not in record
         for record, error in zip(records[1:4], ("not base64", "not an image", "not a text"), strict=True):
-            assert record["label"] is record["p_fake"] is None
+            assert record["label"] is record["p_fake"] is record["decision"] is record["reason"] is None
             assert record["error"].startswith(error)
             assert "heatmap" not in record
-    assert "heatmap" not in plain[0]
+    assert "heatmap" not in plain[0] and "stability" not in plain[0]
+    stability = checked[0]["stability"]
+    assert stability["changes"] == list(expected.changes)
+    for name, copy in expected.stability.items():
+        assert stability[name] == {"decision": copy.decision, "p_fake": pytest.approx(copy.p_fake, abs=1e-5)}
     assert base64.b64decode(explained[0]["heatmap"]).startswith(b"\x89PNG")
 
 

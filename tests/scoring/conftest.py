@@ -5,7 +5,7 @@ import os
 import shutil
 
 import pytest
-from helpers import detector, enter_root, png
+from helpers import add_rule, detector, enter_root, png
 
 from dfganext import scoring
 from dfganext.scoring import cluster, stores
@@ -18,7 +18,7 @@ if importlib.util.find_spec("ray") is None:  # not imported here: scoring sets v
 def made(tmp_path_factory):
     """A detector and forty images, three of which are broken, one of them by its very name."""
     folder = tmp_path_factory.mktemp("made")
-    detector(folder / "model", good=True, threshold=0.45)
+    add_rule(detector(folder / "model", good=True, threshold=0.45))
     detector(folder / "other", good=True, threshold=0.55)
     for index in range(36):
         path = folder / "in" / f"{index % 3}" / f"{index:02d}.png"

@@ -57,7 +57,7 @@ class SimulatedRay:
     def predict_image(self, number, image):
         if self.crashes(image.path):
             raise CrashError
-        return Row(image.path, "real", 0.25, 0.5, None, False, image.size, image.modified, True)
+        return Row(image.path, "real", 0.25, 0.5, "real", None, None, False, image.size, image.modified, True)
 
     def get(self, value):
         if isinstance(value, Part):

@@ -18,7 +18,9 @@ OLD_COLUMNS = ["path", "label", "p_fake", "error", "model_version"]
 
 def row(path, p_fake=0.25, size=1, modified=10, error=None, retry=False):
     label = None if error else "real"
-    return rows.Row(path, label, None if error else p_fake, 0.5, error, retry, size, modified, True)
+    return rows.Row(
+        path, label, None if error else p_fake, 0.5, None if error else label, None, error, retry, size, modified, True
+    )
 
 
 def folder_with(place, *files):

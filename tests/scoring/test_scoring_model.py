@@ -37,7 +37,9 @@ def test_without_an_operating_point_a_threshold_must_be_given(folder):
 
 @pytest.mark.parametrize("threshold", [None, 0.0, 1.0])
 def test_workers_get_the_operating_point_in_use(folder, threshold):
-    (folder / "operating_point.json").write_text(json.dumps({"threshold": 0.45, "temperature": 2.0}))
+    rule = {"max_error": 0.05, "real_up_to": 0.4, "fake_above": 0.5, "novel_above": 0.01}
+    (folder / "operating_point.json").write_text(json.dumps({"threshold": 0.45, "temperature": 2.0, "decision": rule}))
     sent = model.detector_of(model.load(str(folder), threshold).files)
     assert (sent.threshold, sent.temperature) == (0.45 if threshold is None else threshold, 2.0)
+    assert sent.decision.novel_above == 0.01
     assert sent.predict([png(0, 1)]) == Detector.load(folder, threshold=threshold).predict([png(0, 1)])

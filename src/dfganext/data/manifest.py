@@ -157,27 +157,33 @@ def _without_class(label: str, path: PurePosixPath) -> PurePosixPath:
 
 def _take(file: SourceFile, path: PurePosixPath, raw: Path, settings: Download) -> dict[str, Any] | Reject:
     """Read, decode and describe one file, and put it in place; returns its row, with its source."""
+    image = read_image(file, settings.max_megapixels, settings.min_side)
+    if isinstance(image, Reject):
+        return image
+    _place(file.file, image.data, raw / path)
+    return {"source": file.source, "path": path.as_posix(), "label": path.parts[0], **image.row}
+
+
+class SourceImage(NamedTuple):
+    """data: the file's bytes. pixels: uint8 (height, width, 3). row: its row of a manifest, without path and label."""
+
+    data: bytes
+    pixels: np.ndarray
+    row: dict[str, Any]
+
+
+def read_image(file: SourceFile, max_megapixels: float, min_side: int) -> SourceImage | Reject:
+    """Read, decode and describe one file; a Reject if it is not a usable image."""
     data = discovery.read(file.file)
     if isinstance(data, Unread):
         return Reject(file.source, "unreadable" if data.temporary else "too large", data.reason)
     try:
-        _, row = describe(data, settings.max_megapixels, settings.min_side)
+        pixels = images.decode(data, max_megapixels, min_side)
+        header = images.header(data, max_megapixels, min_side)
     except images.ImageError as error:
         return Reject(file.source, error.reason, str(error))
-    _place(file.file, data, raw / path)
-    return {"source": file.source, "path": path.as_posix(), "label": path.parts[0], **row}
-
-
-def describe(data: bytes, max_megapixels: float, min_side: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """Decode an image: its pixels, uint8 (height, width, 3), and its row of a manifest but for path and label.
-
-    Raises:
-        ImageError: as `images.decode`.
-    """
-    pixels = images.decode(data, max_megapixels, min_side)
-    header = images.header(data, max_megapixels, min_side)
     phash, phash_mirrored = perceptual_hashes(pixels)
-    return pixels, {
+    row = {
         "sha256": hashlib.sha256(data).hexdigest(),
         "phash": phash,
         "phash_mirrored": phash_mirrored,
@@ -188,6 +194,7 @@ def describe(data: bytes, max_megapixels: float, min_side: int) -> tuple[np.ndar
         "quantisation": " ".join(f"{mean:g}" for mean in header.quantisation),
         "bytes": len(data),
     }
+    return SourceImage(data, pixels, row)
 
 
 def _place(file: Path, data: bytes, place: Path) -> None:

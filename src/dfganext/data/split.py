@@ -84,6 +84,22 @@ def unpack_hashes(hashes: pd.Series) -> np.ndarray:
     return np.frombuffer(bytes.fromhex("".join(hashes)), dtype=np.uint8).reshape(len(hashes), -1)
 
 
+def groups_beside(images: pd.DataFrame, others: pd.DataFrame, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Near-duplicate groups among some images and others, such as the training images of a detector.
+
+    Args:
+        images, others: n and m rows, columns phash and phash_mirrored.
+        bits: as for `near_duplicate_groups`.
+
+    Returns:
+        int (n,), the group of each image; bool (n,), whether its group holds one of the others.
+    """
+    hashes, mirrored = (unpack_hashes(pd.concat([images[name], others[name]])) for name in ("phash", "phash_mirrored"))
+    groups = near_duplicate_groups(hashes, mirrored, bits)
+    own = groups[: len(images)]
+    return own, np.isin(own, groups[len(images) :])
+
+
 def near_duplicate_groups(hashes: np.ndarray, mirrored: np.ndarray, bits: int) -> np.ndarray:
     """Connected groups of images that are at most `bits` apart, as they are or with one of them mirrored.
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from dfganext.data.arrays import Images
-from dfganext.evaluation import calibration, intervals, metrics
+from dfganext.evaluation import calibration, intervals, metrics, selective
+from dfganext.evaluation.decision import DecisionRule
 from dfganext.evaluation.intervals import Groups
 from dfganext.labels import FAKE, NAMES
+from dfganext.settings import OperatingPoint
 
 KEY_METRICS = ("accuracy", "precision", "recall", "f1", "roc_auc", "average_precision", "eer")
 
@@ -19,6 +22,13 @@ def key_metrics(scores: dict[str, dict[str, Any]]) -> dict[str, float]:
     """The few metrics by which experiments are compared, from the content of metrics/evaluate.json."""
     found = {name: scores["convnext"][name] for name in KEY_METRICS}
     return found | {f"autoencoder_{name}": scores["autoencoder"][name] for name in ("accuracy", "roc_auc")}
+
+
+def decision_metrics(scores: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Of the classifier's decisions: shares of images that are unsure and novel, and the accuracy of the others, where known."""
+    found = scores["convnext"]["decisions"]
+    named = {"unsure": found["unsure"], "novel": found["novel"], "decided_accuracy": found["accuracy"]}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def evaluate_scores(labels: np.ndarray, scores: np.ndarray, threshold: float, groups: Groups = None) -> dict[str, Any]:
@@ -143,21 +153,48 @@ def evaluate_autoencoder(
     }
 
 
+class Results(NamedTuple):
+    """The classifier's results for n images, each (n,): logit of "fake", index of the largest output, and novelty."""
+
+    images: Images
+    logits: np.ndarray
+    argmax: np.ndarray
+    novelty: np.ndarray
+
+
+def evaluate_decisions(
+    validation: Results, test: Results, threshold: float, temperature: float, settings: OperatingPoint
+) -> tuple[DecisionRule, np.ndarray, dict[str, Any]]:
+    """Choose the rule for decisions on validation images, and apply it to test images.
+
+    Returns:
+        The rule; the decision for each test image, text (n,); and metrics: the rule's values, the details of `selective.choose` as
+        validation, and those of `selective.measure` on the test images.
+    """
+    validation_p, test_p = (calibration.apply(one.logits, temperature) for one in (validation, test))
+    rule, found = selective.make_rule(validation.images, validation_p, validation.novelty, threshold, settings)
+    decisions, novel = selective.decide(rule, test_p, test.novelty)
+    measured = selective.measure(test.images.labels, decisions, novel, test.images.groups)
+    return rule, decisions, {**asdict(rule), "validation": found, **measured}
+
+
 def predictions(
-    test: Images, logits: np.ndarray, p_fake: np.ndarray, threshold: float, argmax: np.ndarray, errors: np.ndarray
+    test: Results, p_fake: np.ndarray, threshold: float, decisions: np.ndarray, errors: np.ndarray
 ) -> pd.DataFrame:
     """One row per test image: path, label, group (of near duplicates), predicted (fake where p_fake > threshold), p_fake,
-    logit, argmax, reconstruction_error."""
+    logit, argmax, novelty, decision, reconstruction_error."""
     names = np.array(NAMES)
     return pd.DataFrame(
         {
-            "path": test.paths,
-            "label": names[test.labels],
-            "group": test.groups,
+            "path": test.images.paths,
+            "label": names[test.images.labels],
+            "group": test.images.groups,
             "predicted": names[(p_fake > threshold).astype(int)],
             "p_fake": p_fake,
-            "logit": logits,
-            "argmax": names[argmax],
+            "logit": test.logits,
+            "argmax": names[test.argmax],
+            "novelty": test.novelty,
+            "decision": decisions,
             "reconstruction_error": errors,
         }
     )

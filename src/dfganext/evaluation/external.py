@@ -9,11 +9,28 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from dfganext.data import split
-from dfganext.evaluation import intervals, metrics
+from dfganext.evaluation import intervals, metrics, selective
 from dfganext.evaluation.intervals import Interval
 from dfganext.labels import FAKE, NAMES, REAL, index_of
 
-KEY_METRICS = ("accuracy", "true_positive_rate", "false_positive_rate", "roc_auc", "ece")
+TITLES = {
+    "accuracy": "accuracy",
+    "true_positive_rate": "fakes found",
+    "false_positive_rate": "real images called fake",
+    "roc_auc": "ROC AUC",
+    "ece": "calibration error (ECE)",
+}
+"""The key metrics of a set."""
+
+DECISION_TITLES = {
+    "unsure": "unsure",
+    "novel": "unlike the training images",
+    "accuracy": "accuracy where not unsure",
+}
+"""Of metrics of the decisions."""
+
+DECISION_COLUMNS = {"unsure": "unsure", "novel": "novel", "decided_accuracy": "accuracy"}
+"""Columns of the plot, and the metric of `selective.measure` in each."""
 
 
 class Own(NamedTuple):
@@ -29,38 +46,22 @@ def evaluate_set(
     """Metrics of a set without its near duplicates of training images.
 
     Args:
-        images: one row per image: the columns of a manifest, and p_fake.
+        images: one row per image, as from `labelled.predict`.
         trained_on: one row per training image, columns phash and phash_mirrored; None if they are unknown.
         bits: as the setting subsample.near_duplicate_bits.
 
     Returns:
-        The metrics of `evaluate`; left_out, the number of near duplicates of training images, None if those are unknown; and
-        files, the result of `describe`.
+        The metrics of `evaluate`; decisions, those of `selective.measure`; left_out, the number of near duplicates of training
+        images, None if those are unknown; and files, the result of `describe`.
     """
-    group, trained = groups(images, trained_on, bits)
+    others = images.iloc[:0] if trained_on is None else trained_on
+    group, trained = split.groups_beside(images, others, bits)
     kept = images[~trained]
     labels = np.array([index_of(label) for label in kept.label], np.int64)
     found = evaluate(labels, kept.p_fake.to_numpy(), threshold, group[~trained], own)
+    found["decisions"] = selective.measure(labels, kept.decision.to_numpy(), kept.novel.to_numpy(bool), group[~trained])
     left_out = None if trained_on is None else int(trained.sum())
     return {**found, "left_out": left_out, "files": describe(kept)}
-
-
-def groups(images: pd.DataFrame, trained_on: pd.DataFrame | None, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Near-duplicate groups among the images of a set and the training images of a detector.
-
-    Args:
-        images: n rows, columns phash and phash_mirrored.
-        trained_on: the same columns; None if the training images are unknown.
-        bits: as the setting subsample.near_duplicate_bits.
-
-    Returns:
-        int (n,), the group of each image; bool (n,), whether its group holds a training image.
-    """
-    columns = ["phash", "phash_mirrored"]
-    both = images[columns] if trained_on is None else pd.concat([images[columns], trained_on[columns]])
-    hashes, mirrored = (split.unpack_hashes(both[name]) for name in columns)
-    found = split.near_duplicate_groups(hashes, mirrored, bits)
-    return found[: len(images)], np.isin(found[: len(images)], found[len(images) :])
 
 
 def evaluate(
@@ -102,7 +103,7 @@ def describe(images: pd.DataFrame) -> dict[str, dict[Any, int]]:
 
     Where they differ from those of the training images, a detector's errors may come from the files and not from the faces.
     """
-    first = images.quantisation.str.split().str[0].fillna("none")
+    first = images.quantisation.map(lambda means: (means.split() or ["none"])[0])
     columns = {
         "format": images.format,
         "size": images.width.astype(str) + "x" + images.height.astype(str),
@@ -132,7 +133,8 @@ def _roc_auc(
 
 def flat_metrics(name: str, metrics: dict[str, Any]) -> dict[str, float]:
     """The metrics of a set that are known, named for MLflow: external_<set>_<metric>."""
-    return {f"external_{name}_{key}": metrics[key] for key in KEY_METRICS if metrics[key] is not None}
+    found = {key: metrics[key] for key in TITLES} | {key: metrics["decisions"][key] for key in ("unsure", "novel")}
+    return {f"external_{name}_{key}": value for key, value in found.items() if value is not None}
 
 
 def plot_table(sets: dict[str, dict[str, Any]]) -> pd.DataFrame:
@@ -140,10 +142,11 @@ def plot_table(sets: dict[str, dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for name, found in sets.items():
         row: dict[str, Any] = {"set": name, "images": found["images"]}
-        for key in KEY_METRICS:
+        for key in TITLES:
             row[key] = found[key]
             if key in found["intervals"]:
                 row[f"{key}_low"], row[f"{key}_high"] = found["intervals"][key] or (None, None)
+        row |= {name: found["decisions"][key] for name, key in DECISION_COLUMNS.items()}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -151,17 +154,19 @@ def plot_table(sets: dict[str, dict[str, Any]]) -> pd.DataFrame:
 def summary(name: str, found: dict[str, Any]) -> str:
     """The metrics of a set as one line."""
     parts = [f"{name}: {found['real']} real and {found['fake']} fake images"]
-    titles = {
-        "accuracy": "accuracy",
-        "true_positive_rate": "fakes found",
-        "false_positive_rate": "real images called fake",
-    }
-    for key, title in titles.items():
+    for key in ("accuracy", "true_positive_rate", "false_positive_rate"):
         if found[key] is not None:
             low, high = found["intervals"][key]
-            parts.append(f"{title} {100 * found[key]:.1f} % ({100 * low:.1f} to {100 * high:.1f} %)")
+            parts.append(f"{TITLES[key]} {100 * found[key]:.1f} % ({100 * low:.1f} to {100 * high:.1f} %)")
     if found["roc_auc"] is not None:
         parts.append(f"ROC AUC {found['roc_auc']:.3f} (against {found['roc_auc_against']})")
+    if found["decisions"]["unsure"] is not None:
+        parts.append(f"unsure about {100 * found['decisions']['unsure']:.1f} %")
     if found["left_out"]:
-        parts.append(f"{found['left_out']} near duplicates of training images left out")
+        parts.append(left_out(found["left_out"]))
     return ", ".join(parts)
+
+
+def left_out(number: int) -> str:
+    """3 -> "3 near duplicates of training images left out"."""
+    return f"{number} near duplicate{'s' if number > 1 else ''} of training images left out"

@@ -15,8 +15,9 @@ import pandas as pd
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from dfganext.evaluation import intervals
-from dfganext.images import resize
+from dfganext.evaluation import intervals, selective
+from dfganext.evaluation.decision import DecisionRule
+from dfganext.images import as_jpeg, resize
 from dfganext.labels import FAKE, REAL
 from dfganext.settings import Augment, Degradation
 
@@ -62,9 +63,9 @@ def apply(condition: Condition, image: np.ndarray, seed: int) -> np.ndarray:
         case "none":
             return image
         case "jpeg":
-            return _encoded(image, "JPEG", quality=round(strength), subsampling="4:2:0")
+            return as_jpeg(image, round(strength))
         case "webp":
-            return _encoded(image, "WEBP", quality=round(strength))
+            return _as_webp(image, round(strength))
         case "blur":
             return np.asarray(cv2.GaussianBlur(image, (0, 0), strength))
         case "downscale":
@@ -100,31 +101,34 @@ def is_trained_on(condition: Condition, augment: Augment) -> bool:
 
 
 def measure(
-    predict: Callable[[np.ndarray], np.ndarray],
+    scores_of: Callable[[np.ndarray], np.ndarray],
     images: np.ndarray,
     labels: np.ndarray,
     threshold: float,
     conditions: Sequence[Condition] = CONDITIONS,
     seed: int = 0,
     groups: intervals.Groups = None,
+    rule: DecisionRule | None = None,
 ) -> pd.DataFrame:
     """Evaluate a detector on the same images under every condition.
 
     All strengths of noise have the same pattern: it depends on the seed and the image's row.
 
     Args:
-        predict: from uint8 (n, S, S, 3), n at most 64, to p_fake (n,).
+        scores_of: from uint8 (n, S, S, 3), n at most 64, to p_fake and novelty (n, 2).
         images: uint8, (N, S, S, 3); may be memory-mapped: one block is in memory at a time.
         labels, groups: (N,), both classes, and near-duplicate groups.
         threshold: an image is predicted fake where p_fake > threshold.
+        rule: for decisions; without one, every image is unsure.
 
     Returns:
         One row per condition: transform, strength, images, accuracy and roc_auc with their 95 % intervals (accuracy_low, ...),
-        fake_recall and real_recall, the share of each class that is predicted correctly.
+        fake_recall and real_recall, the share of each class that is predicted correctly; unsure, the share without a decision,
+        novel, the part of it that is unlike the training images, and decided_accuracy, the accuracy of the decisions.
     """
     rows = []
     for condition in conditions:
-        score = _scores(predict, images, condition, seed)
+        score, novelty = _scores(scores_of, images, condition, seed).T
         correct = (score > threshold) == (labels == FAKE)
         accuracy_low, accuracy_high = intervals.proportion(correct, groups)
         roc_auc_low, roc_auc_high = intervals.roc_auc(labels, score, groups)
@@ -132,22 +136,24 @@ def measure(
         row |= {"accuracy": correct.mean(), "accuracy_low": accuracy_low, "accuracy_high": accuracy_high}
         row |= {"roc_auc": roc_auc_score(labels, score), "roc_auc_low": roc_auc_low, "roc_auc_high": roc_auc_high}
         row |= {"fake_recall": correct[labels == FAKE].mean(), "real_recall": correct[labels == REAL].mean()}
+        decisions = selective.measure(labels, *selective.decide(rule, score, novelty), groups)
+        row |= {"unsure": decisions["unsure"], "novel": decisions["novel"], "decided_accuracy": decisions["accuracy"]}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def _scores(
-    predict: Callable[[np.ndarray], np.ndarray], images: np.ndarray, condition: Condition, seed: int
+    scores_of: Callable[[np.ndarray], np.ndarray], images: np.ndarray, condition: Condition, seed: int
 ) -> np.ndarray:
     def degraded(row: int) -> np.ndarray:
         own_seed = np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0]
         return apply(condition, images[row], int(own_seed))
 
     blocks = (range(start, min(start + BLOCK, len(images))) for start in range(0, len(images), BLOCK))
-    return np.concatenate([predict(np.stack([degraded(row) for row in rows])) for rows in blocks]).astype(float)
+    return np.concatenate([scores_of(np.stack([degraded(row) for row in rows])) for rows in blocks]).astype(float)
 
 
-def _encoded(image: np.ndarray, kind: str, **settings: int | str) -> np.ndarray:
+def _as_webp(image: np.ndarray, quality: int) -> np.ndarray:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, kind, **settings)
+    Image.fromarray(image).save(buffer, "WEBP", quality=quality)
     return np.asarray(Image.open(buffer).convert("RGB"))

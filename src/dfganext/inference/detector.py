@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ from torch import nn
 from dfganext import images, labels, paths
 from dfganext.errors import UserError
 from dfganext.evaluation import calibration
+from dfganext.evaluation.decision import DecisionRule, decide
 from dfganext.models import classifier
 from dfganext.models.classifier import ClassifierConfig
+from dfganext.models.novelty import FEATURES_FILE, Neighbours
 from dfganext.training import compute
 
 OPERATING_POINT_FILE = "operating_point.json"
@@ -37,14 +40,16 @@ class OperatingPoint(BaseModel):
     threshold: float | None = None
     temperature: float | None = Field(default=None, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
+    decision: DecisionRule | None = None
 
 
 @dataclass(frozen=True)
 class Prediction:
     """The prediction for one image.
 
-    label is "real" or "fake" and p_fake the probability of "fake", 0...1; an image is fake where p_fake > threshold. Both are
-    None where the image could not be decoded, and error says why. heatmap is a PNG (bytes) if requested.
+    label is "real" or "fake" and p_fake the probability of "fake", 0...1; an image is fake where p_fake > threshold. decision is
+    "real", "fake" or "unsure", and reason says why it is "unsure". All four are None where the image could not be decoded, and
+    error says why. On request, heatmap is a PNG (bytes), and stability the predictions for copies of the image, by name.
     """
 
     label: str | None
@@ -52,12 +57,39 @@ class Prediction:
     threshold: float
     error: str | None = None
     heatmap: bytes | None = None
+    decision: str | None = None
+    reason: str | None = None
+    stability: dict[str, Prediction] | None = None
+
+    @property
+    def changes(self) -> dict[str, str]:
+        """The copies for which the decision is another, with that decision."""
+        copies = (self.stability or {}).items()
+        return {name: str(copy.decision) for name, copy in copies if copy.decision != self.decision}
+
+
+COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "jpeg_75": lambda image: images.as_jpeg(image, 75),
+    "jpeg_50": lambda image: images.as_jpeg(image, 50),
+    "half_size": lambda image: images.scaled(image, 0.5),
+}
+"""The copies of an image for the stability check: saved again at two qualities, and scaled to half its size."""
+
+
+def stability_record(prediction: Prediction) -> dict:
+    """The decisions for the copies of an image, as JSON values, and the names of the copies that change the decision."""
+    copies = (prediction.stability or {}).items()
+    return {
+        **{name: {"decision": copy.decision, "p_fake": copy.p_fake} for name, copy in copies},
+        "changes": list(prediction.changes),
+    }
 
 
 class Detector:
     """A trained classifier with its operating point: the temperature of its probabilities, and the threshold on them.
 
-    calibrated: whether the temperature is known; otherwise (None) it is 1 and p_fake is not calibrated.
+    calibrated: whether the temperature is known; otherwise (None) it is 1 and p_fake is not calibrated. decision: the rule for
+    decisions; None for models without one. neighbours: features of training images, for the rule's novelty.
     """
 
     def __init__(
@@ -67,11 +99,14 @@ class Detector:
         threshold: float,
         temperature: float | None,
         precision: str = "float32",
+        decision: DecisionRule | None = None,
+        neighbours: Neighbours | None = None,
     ) -> None:
         self.model, self.config = model.eval().to(memory_format=torch.channels_last), config
         self.threshold, self.precision = threshold, precision
         self.calibrated = temperature is not None
         self.temperature = 1.0 if temperature is None else temperature
+        self.decision, self.neighbours = decision, neighbours
 
     @classmethod
     def load(
@@ -84,8 +119,8 @@ class Detector:
         """Read a classifier from its folder.
 
         Args:
-            operating_point: JSON file with threshold and temperature, and with the precision of evaluation if that is not
-                float32; by default the one in the folder.
+            operating_point: JSON file with threshold, temperature and rule for decisions, and with the precision of evaluation
+                if that is not float32; by default the one in the folder. Beside it are the features that the rule needs.
             device: by default a GPU where there is one.
             threshold: between 0 and 1, used in place of that of the file, which then may be missing or incomplete.
 
@@ -95,33 +130,45 @@ class Detector:
         if threshold is not None and not 0 <= threshold <= 1:  # NaN neither
             raise UserError(f"The threshold {threshold:g} is not between 0 and 1: give another.")
         model, config = classifier.load(folder)
-        point = _read_operating_point(operating_point or folder / OPERATING_POINT_FILE, threshold)
+        file = operating_point or folder / OPERATING_POINT_FILE
+        point = _read_operating_point(file, threshold)
+        needs_features = point.decision is not None and point.decision.novel_above is not None
+        neighbours = Neighbours.load(file.parent / FEATURES_FILE) if needs_features else None
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, config, **dict(point))
+        return cls(model, config, **dict(point), neighbours=neighbours)
 
-    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
-        """Calibrated p_fake of images at the model's own size: uint8 (N, size, size, 3) -> float64 (N,).
+    def scores(self, pixels: np.ndarray) -> np.ndarray:
+        """Calibrated p_fake and novelty of images at the model's own size: uint8 (N, size, size, 3) -> float64 (N, 2).
 
-        bfloat16 is used only where the device supports it; float32 elsewhere.
+        Novelty is 0 for a model without features of training images. bfloat16 is used only where the device supports it;
+        float32 elsewhere.
         """
         device = next(self.model.parameters()).device
         fast = self.precision == "bfloat16" and compute.precision("auto", device) == torch.bfloat16
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-            logits = classifier.predict_logits(self.model, self.config, pixels, device=device)
-        return calibration.apply(logits, self.temperature)
+            outputs, features = classifier.predict(self.model, self.config, pixels, device=device)
+        p_fake = calibration.apply(classifier.fake_logits(outputs).astype(np.float64), self.temperature)
+        novelty = np.zeros(len(pixels)) if self.neighbours is None else self.neighbours.novelty(features)
+        return np.stack([p_fake, novelty], axis=1)
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """Calibrated p_fake, the first column of `scores`: (N,)."""
+        return self.scores(pixels)[:, 0]
 
     def predict(
         self,
         encoded: Sequence[bytes | str],
         explain: bool = False,
-        probabilities: Callable[[np.ndarray], np.ndarray] | None = None,
+        scores: Callable[[np.ndarray], np.ndarray] | None = None,
+        stability: bool = False,
     ) -> list[Prediction]:
         """One prediction per encoded image, in order; an image that cannot be decoded gets an error, and does not affect the others.
 
         Args:
             encoded: the bytes of image files; a text in place of bytes becomes that image's error.
             explain: also compute heat maps.
-            probabilities: replaces the method of this name, for example by a `MicroBatcher`.
+            scores: replaces the method of this name, for example by a `MicroBatcher`.
+            stability: also predict the `COPIES` of each image.
         """
         predictions: list[Prediction | None] = [None] * len(encoded)
         pixels, places = [], []
@@ -130,19 +177,29 @@ class Detector:
                 predictions[place] = Prediction(None, None, self.threshold, error=data)
                 continue
             try:
-                pixels.append(self.config.prepare(images.decode(data)))
-                places.append(place)
+                image = images.decode(data)
             except images.ImageError as error:
                 predictions[place] = Prediction(None, None, self.threshold, error=str(error))
+                continue
+            copies = [image, *(copy(image) for copy in COPIES.values())] if stability else [image]
+            pixels.append(np.stack([self.config.prepare(copy) for copy in copies]))
+            places.append(place)
         if pixels:
-            stack = np.stack(pixels)
-            heatmaps = self._heatmaps(stack) if explain else [None] * len(stack)
-            for place, p_fake, heatmap in zip(
-                places, (probabilities or self.probabilities)(stack), heatmaps, strict=True
-            ):
-                label = labels.NAMES[int(p_fake > self.threshold)]
-                predictions[place] = Prediction(label, float(p_fake), self.threshold, heatmap=heatmap)
+            stack = np.concatenate(pixels)
+            found = (scores or self.scores)(stack).reshape(len(pixels), -1, 2)
+            heatmaps = self._heatmaps(np.stack([one[0] for one in pixels])) if explain else [None] * len(pixels)
+            for place, (own, *copies), heatmap in zip(places, found, heatmaps, strict=True):
+                prediction = dataclasses.replace(self._prediction(*own), heatmap=heatmap)
+                if stability:
+                    by_name = {name: self._prediction(*copy) for name, copy in zip(COPIES, copies, strict=True)}
+                    prediction = dataclasses.replace(prediction, stability=by_name)
+                predictions[place] = prediction
         return [prediction for prediction in predictions if prediction is not None]
+
+    def _prediction(self, p_fake: float, novelty: float) -> Prediction:
+        label = labels.NAMES[int(p_fake > self.threshold)]
+        decision, reason = decide(self.decision, p_fake, novelty)
+        return Prediction(label, float(p_fake), self.threshold, decision=decision, reason=reason)
 
     def _heatmaps(self, pixels: np.ndarray) -> list[bytes]:
         """PNGs of the images, overlaid with the Grad-CAM of "fake"."""
@@ -170,7 +227,9 @@ def _read_operating_point(path: Path, threshold: float | None) -> OperatingPoint
         reason = ": ".join([*map(str, first["loc"]), first["msg"]])
         raise UserError(f"{path} is not an operating point ({reason}); `dvc repro evaluate` writes one.") from error
     if threshold is not None:
-        return point.model_copy(update={"threshold": threshold})
+        rule = point.decision
+        decision = None if rule is None else rule.with_threshold(threshold)
+        return point.model_copy(update={"threshold": threshold, "decision": decision})
     if missing := [name for name in ("threshold", "temperature") if getattr(point, name) is None]:
         raise UserError(f"{path} has no {' and no '.join(missing)}: {_WHAT_TO_DO}")
     return point

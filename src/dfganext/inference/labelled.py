@@ -12,14 +12,18 @@ from tqdm import tqdm
 
 from dfganext import images
 from dfganext.data import discovery, manifest
-from dfganext.data.discovery import Reject, SourceFile, Unread
+from dfganext.data.discovery import Reject, SourceFile
 from dfganext.errors import UserError
+from dfganext.evaluation import selective
 from dfganext.inference.detector import Detector
 from dfganext.runtime import batches_by_bytes, map_ordered
 
+COLUMNS = ("p_fake", "novelty", "decision", "novel")
+"""Of the predictions; novel: the image is unsure because it is unlike the training images."""
+
 
 class Labelled(NamedTuple):
-    """images: one row per image, sorted by path: the columns of a manifest, and p_fake. rejects: one row per file refused."""
+    """images: one row per image, sorted by path: the columns of a manifest, and `COLUMNS`. rejects: one row per file refused."""
 
     images: pd.DataFrame
     rejects: pd.DataFrame
@@ -49,14 +53,16 @@ def predict(detector: Detector, folders: list[Path], workers: int = 0) -> Labell
     for batch in batches_by_bytes(
         usable, lambda image: image.pixels.nbytes, discovery.BATCH_FILES, discovery.BATCH_BYTES
     ):
-        p_fake = detector.probabilities(np.stack([image.pixels for image in batch]))
-        rows += [image.row | {"p_fake": float(p)} for image, p in zip(batch, p_fake, strict=True)]
+        scores = detector.scores(np.stack([image.pixels for image in batch]))
+        decisions = selective.decide(detector.decision, *scores.T)
+        for image, *values in zip(batch, *scores.T.tolist(), *decisions, strict=True):
+            rows.append(image.row | dict(zip(COLUMNS, values, strict=True)))
     if not rows:
         names = ", ".join(map(str, folders))
         raise UserError(
             f"There is no usable image below folders named real or fake in {names}; {len(rejects)} files were refused."
         )
-    table = pd.DataFrame(rows, columns=[*manifest.TYPES, "p_fake"]).sort_values("path", ignore_index=True)
+    table = pd.DataFrame(rows, columns=[*manifest.TYPES, *COLUMNS]).sort_values("path", ignore_index=True)
     return Labelled(table, pd.DataFrame(sorted(rejects), columns=list(Reject._fields)).astype(str))
 
 
@@ -76,14 +82,10 @@ def _read(file: SourceFile, detector: Detector) -> _Image | Reject:
     label = discovery.label_of(file.path)
     if label is None:
         return Reject(file.source, "neither real nor fake", "no folder above it is named real or fake")
-    data = discovery.read(file.file)
-    if isinstance(data, Unread):
-        return Reject(file.source, "unreadable" if data.temporary else "too large", data.reason)
-    try:
-        pixels, row = manifest.describe(data, images.MAX_MEGAPIXELS, images.MIN_SIDE)
-    except images.ImageError as error:
-        return Reject(file.source, error.reason, str(error))
-    return _Image({"path": file.source, "label": label, **row}, detector.config.prepare(pixels))
+    image = manifest.read_image(file, images.MAX_MEGAPIXELS, images.MIN_SIDE)
+    if isinstance(image, Reject):
+        return image
+    return _Image({"path": file.source, "label": label, **image.row}, detector.config.prepare(image.pixels))
 
 
 def _collect(outcomes: Iterable[_Image | Reject], rejects: list[Reject]) -> Iterator[_Image]:

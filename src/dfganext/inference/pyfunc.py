@@ -16,7 +16,7 @@ from dfganext import runtime
 runtime.prepare()
 
 from dfganext.inference.batching import MicroBatcher  # noqa: E402
-from dfganext.inference.detector import Detector, Prediction  # noqa: E402 - imports PyTorch
+from dfganext.inference.detector import Detector, Prediction, stability_record  # noqa: E402 - imports PyTorch
 
 BATCH = 32
 """Images that are decoded at a time, to bound the memory of large requests."""
@@ -25,25 +25,27 @@ BATCH = 32
 class FakeFaceDetector(PythonModel):
     """Column `image` (base64 of an encoded image, or a data URL) -> one record per image, in order.
 
-    A record has label ("real" or "fake"), p_fake (0...1) and threshold; with the parameter explain also heatmap, a PNG in
-    base64. An image that cannot be decoded has null for label and p_fake, and the reason as error.
+    A record has label ("real" or "fake"), p_fake (0...1), threshold, decision ("real", "fake" or "unsure") and reason (of
+    "unsure", else null); with the parameter explain also heatmap, a PNG in base64; with stability also decision and p_fake of
+    copies of the image, and which of them change the decision. An image that cannot be decoded has null for the first four, and
+    error says why.
     """
 
     def load_context(self, context: Any) -> None:
         folder = Path(context.artifacts["detector"])
         # requests come in threads
-        self.batcher = MicroBatcher(lambda pixels: self.detector.probabilities(pixels), BATCH)
+        self.batcher = MicroBatcher(lambda pixels: self.detector.scores(pixels), BATCH)
         self.detector = self.batcher.run_exclusive(lambda: Detector.load(folder))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> list[dict]:
-        explain = bool((params or {}).get("explain", False))
+        explain, stability = (bool((params or {}).get(name, False)) for name in ("explain", "stability"))
         records: list[dict] = []
         column = list(model_input["image"])
         for start in range(0, len(column), BATCH):
-            records += self._predict(column[start : start + BATCH], explain)
+            records += self._predict(column[start : start + BATCH], explain, stability)
         return records
 
-    def _predict(self, texts: list[object], explain: bool) -> list[dict]:
+    def _predict(self, texts: list[object], explain: bool, stability: bool) -> list[dict]:
         """One record per text, in order; text that is not base64 gets an error of its own."""
         data: list[bytes | str] = []
         for text in texts:
@@ -52,10 +54,12 @@ class FakeFaceDetector(PythonModel):
             except ValueError as error:
                 data.append(str(error))
         if explain:  # Grad-CAM adds hooks to the shared network
-            predictions = self.batcher.run_exclusive(lambda: self.detector.predict(data, explain=True))
+            predictions = self.batcher.run_exclusive(
+                lambda: self.detector.predict(data, explain=True, stability=stability)
+            )
         else:
-            predictions = self.detector.predict(data, probabilities=self.batcher)
-        return [record(prediction, explain) for prediction in predictions]
+            predictions = self.detector.predict(data, scores=self.batcher, stability=stability)
+        return [record(prediction) for prediction in predictions]
 
 
 def image_bytes(text: object) -> bytes:
@@ -72,13 +76,16 @@ def image_bytes(text: object) -> bytes:
         raise ValueError("not base64: send the image file's bytes as base64") from None
 
 
-def record(prediction: Prediction, explain: bool) -> dict:
+def record(prediction: Prediction) -> dict:
     """A prediction as JSON values."""
-    fields: dict = {"label": prediction.label, "p_fake": prediction.p_fake, "threshold": prediction.threshold}
+    names = ("label", "p_fake", "threshold", "decision", "reason")
+    fields: dict = {name: getattr(prediction, name) for name in names}
     if prediction.error is not None:
         fields["error"] = prediction.error
-    elif explain and prediction.heatmap is not None:
+    if prediction.heatmap is not None:
         fields["heatmap"] = base64.b64encode(prediction.heatmap).decode("ascii")
+    if prediction.stability is not None:
+        fields["stability"] = stability_record(prediction)
     return fields
 
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import timm
@@ -111,7 +111,38 @@ def fake_logits(outputs: Logits) -> Logits:
     return outputs[:, 0]
 
 
+class Outputs(NamedTuple):
+    """Of N images: outputs, the head's logits, (N, 2), or (N, 1) with `loss: bce`; features, what the head receives, (N, C)."""
+
+    outputs: np.ndarray
+    features: np.ndarray
+
+
 @torch.inference_mode()
+def predict(
+    model: nn.Module,
+    config: ClassifierConfig,
+    images: np.ndarray,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+) -> Outputs:
+    """Outputs and features, float32, of images: uint8 (N, size, size, 3)."""
+    model = model.to(device).eval()
+    outputs = np.empty((len(images), outputs_of(config.loss)), np.float32)
+    features: list[np.ndarray] = []
+
+    def keep(_: nn.Module, received: tuple[Tensor, ...]) -> None:
+        features.append(received[0].flatten(1).float().cpu().numpy())
+
+    head = model.get_classifier()  # type: ignore[operator]
+    if isinstance(head, tuple | nn.ModuleList):  # a model distilled from a teacher has a head for each
+        head = head[0]
+    with head.register_forward_pre_hook(keep):
+        for rows, batch in batches(images, batch_size, device):
+            outputs[rows] = model(preprocess(batch, config)).float().cpu().numpy()
+    return Outputs(outputs, np.concatenate(features) if features else np.empty((0, 0), np.float32))
+
+
 def predict_outputs(
     model: nn.Module,
     config: ClassifierConfig,
@@ -120,11 +151,7 @@ def predict_outputs(
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
     """The head's logits: uint8 (N, size, size, 3) -> float32 (N, 2), or (N, 1) with `loss: bce`."""
-    model = model.to(device).eval()
-    outputs = np.empty((len(images), outputs_of(config.loss)), np.float32)
-    for rows, batch in batches(images, batch_size, device):
-        outputs[rows] = model(preprocess(batch, config)).float().cpu().numpy()
-    return outputs
+    return predict(model, config, images, batch_size, device).outputs
 
 
 def predict_logits(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Model:
     """A detector's files by name, the version that rows show, and its identity.
 
-    sha256 is over weights, config, threshold, temperature and precision: models with the same value give the same predictions.
+    sha256 is over weights, config, operating point and features: models with the same value give the same predictions.
     calibrated: whether the temperature is known; otherwise it is 1.
     """
 
@@ -40,13 +40,17 @@ def load(uri: str | None, threshold: float | None = None) -> Model:
 
     from dfganext.inference.detector import OPERATING_POINT_FILE, Detector
     from dfganext.models.classifier import CONFIG_FILE, WEIGHTS_FILE
+    from dfganext.models.novelty import FEATURES_FILE
     from dfganext.tracking import registry
 
     address = registry.pinned(uri)
     with registry.resolve(address) as folder:
         detector = Detector.load(folder, device=torch.device("cpu"), threshold=threshold)
         files = {name: (folder / name).read_bytes() for name in (WEIGHTS_FILE, CONFIG_FILE)}
+        if detector.neighbours is not None:
+            files[FEATURES_FILE] = (folder / FEATURES_FILE).read_bytes()
     point = {name: getattr(detector, name) for name in ("threshold", "temperature", "precision")}
+    point["decision"] = None if detector.decision is None else asdict(detector.decision)
     identity = hashlib.sha256()
     for data in files.values():
         identity.update(hashlib.sha256(data).digest())

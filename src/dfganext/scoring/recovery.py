@@ -119,4 +119,6 @@ class PartRunner:
 
     def _crashed(self, image: Found) -> Row:
         path = printable(image.path)
-        return Row(path, None, None, self.threshold, CRASHED, False, image.size, image.modified, data_read=True)
+        return Row(
+            path, None, None, self.threshold, None, None, CRASHED, False, image.size, image.modified, data_read=True
+        )

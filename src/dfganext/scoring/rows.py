@@ -27,6 +27,8 @@ SCHEMA = pa.schema(
         "label": pa.string(),
         "p_fake": pa.float64(),
         "threshold": pa.float64(),
+        "decision": pa.string(),
+        "reason": pa.string(),
         "error": pa.string(),
         "retry": pa.bool_(),
         "size": pa.int64(),
@@ -57,6 +59,8 @@ class Row(NamedTuple):
     label: str | None
     p_fake: float | None
     threshold: float
+    decision: str | None
+    reason: str | None
     error: str | None
     retry: bool
     size: int

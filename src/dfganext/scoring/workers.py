@@ -98,6 +98,8 @@ def _rows(detector: Detector, images: Sequence[Found], contents: Sequence[bytes 
             prediction.label,
             prediction.p_fake,
             prediction.threshold,
+            prediction.decision,
+            prediction.reason,
             prediction.error,
             retry=isinstance(data, Unread) and data.temporary,
             size=image.size,

@@ -63,11 +63,8 @@ class Data:
 
     def unseen_by(self, trained_on: pd.DataFrame) -> np.ndarray:
         """Which validation images (bool, n) are neither these training images, as `trained_on`, nor near duplicates of one."""
-        both = pd.concat([self.validation[HASHES], trained_on], ignore_index=True)
-        hashes, mirrored = (splits.unpack_hashes(both[column]) for column in ("phash", "phash_mirrored"))
-        groups = splits.near_duplicate_groups(hashes, mirrored, self.near_duplicate_bits)
-        validation, training = groups[: len(self.validation)], groups[len(self.validation) :]
-        return ~np.isin(validation, training) & ~self.validation.sha256.isin(trained_on.sha256).to_numpy()
+        _, near = splits.groups_beside(self.validation, trained_on, self.near_duplicate_bits)
+        return ~near & ~self.validation.sha256.isin(trained_on.sha256).to_numpy()
 
 
 @dataclass(eq=False)

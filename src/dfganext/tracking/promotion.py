@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import pandas as pd
 from dfganext import files
 from dfganext.errors import UserError
 from dfganext.inference.detector import OPERATING_POINT_FILE, Detector
+from dfganext.models.novelty import FEATURES_FILE
 from dfganext.settings import Promote
 from dfganext.tracking import registry, store
 from dfganext.tracking.comparison import Candidate, Comparison, Data, compare, probabilities_of
@@ -83,7 +85,7 @@ def promote(
 
     Args:
         folder: weights and config of the detector.
-        operating_point: its threshold and temperature.
+        operating_point: its threshold, temperature and rule for decisions; beside it, the features that the rule needs.
         run_id: the run that trained it; a new version is linked to this run.
         tags: additional tags for a new version.
 
@@ -96,6 +98,9 @@ def promote(
         served = Path(temporary) / OPERATING_POINT_FILE
         point = json.loads(operating_point.read_text(encoding="utf-8"))
         files.write_json(served, point | {"precision": settings.precision}, files.EXACT)
+        features = operating_point.parent / FEATURES_FILE
+        if features.is_file():
+            shutil.copyfile(features, served.parent / FEATURES_FILE)
         detector = Detector.load(folder, served)
         if settings.precision != "float32":
             _require_same_predictions(detector, exact, data, settings.precision)

@@ -29,6 +29,7 @@ from dfganext import files, images, pipeline
 from dfganext.errors import UserError
 from dfganext.inference.detector import OPERATING_POINT_FILE, Detector
 from dfganext.models.classifier import CONFIG_FILE, WEIGHTS_FILE
+from dfganext.models.novelty import FEATURES_FILE
 from dfganext.tracking import store
 from dfganext.tracking.store import Client, NotFoundError
 
@@ -50,6 +51,14 @@ REQUIREMENTS = (
 )
 """Packages that the served model imports."""
 
+IDENTITY_NAMES = {
+    WEIGHTS_FILE: "weights",
+    CONFIG_FILE: "config",
+    OPERATING_POINT_FILE: "operating_point",
+    FEATURES_FILE: "features",
+}
+"""The tag of each file of a detector; see `Contents.identity`."""
+
 PYFUNC = Path("inference") / "pyfunc.py"
 """The served model's file in this package."""
 TRAINED_ON_FILE = "trained_on.csv"
@@ -61,20 +70,27 @@ _MODEL_URI = re.compile(r"models:/(m-\w+|[^/@]+(@[^/@]+|/\d+|/latest))|runs:/\w+
 class Contents:
     """The inputs of a version: folder (weights and config), operating_point (file) and trained_on.
 
-    trained_on has one row per training image: sha256, group, phash, phash_mirrored.
+    Beside the operating point is the file of features that its rule for decisions needs, if it has one. trained_on has one row
+    per training image: sha256, group, phash, phash_mirrored.
     """
 
     folder: Path
     operating_point: Path
     trained_on: pd.DataFrame
 
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files of the detector, by their names in the version."""
+        found = {name: self.folder / name for name in (WEIGHTS_FILE, CONFIG_FILE)}
+        found[OPERATING_POINT_FILE] = self.operating_point
+        features = self.operating_point.parent / FEATURES_FILE
+        return found | ({FEATURES_FILE: features} if features.is_file() else {})
+
     def identity(self) -> dict[str, str]:
-        """Two versions with the same identity are the same: sha256 of weights, config, operating point, code, requirements."""
+        """Two versions with the same identity are the same: sha256 of the detector's files, the code and the requirements."""
         code = "".join(f"{name} {files.sha256_of(file)}\n" for name, file in served_code().items())
         return {
-            "weights.sha256": files.sha256_of(self.folder / WEIGHTS_FILE),
-            "config.sha256": files.sha256_of(self.folder / CONFIG_FILE),
-            "operating_point.sha256": files.sha256_of(self.operating_point),
+            **{f"{IDENTITY_NAMES[name]}.sha256": files.sha256_of(file) for name, file in self.files.items()},
             "code.sha256": hashlib.sha256(code.encode()).hexdigest(),
             "requirements.sha256": hashlib.sha256("\n".join(requirements()).encode()).hexdigest(),
         }
@@ -106,9 +122,8 @@ def save_model(target: Path, contents: Contents, model_id: str | None = None, ru
     with tempfile.TemporaryDirectory() as temporary:
         detector, code = Path(temporary) / "detector", Path(temporary) / "dfganext"
         detector.mkdir()
-        for file in (WEIGHTS_FILE, CONFIG_FILE):
-            shutil.copyfile(contents.folder / file, detector / file)
-        shutil.copyfile(contents.operating_point, detector / OPERATING_POINT_FILE)
+        for name, source in contents.files.items():
+            shutil.copyfile(source, detector / name)
         files.write_table(Path(temporary) / TRAINED_ON_FILE, contents.trained_on)
         for name, source in served_code().items():
             (code / name).parent.mkdir(parents=True, exist_ok=True)
@@ -124,9 +139,9 @@ def save_model(target: Path, contents: Contents, model_id: str | None = None, ru
                 pip_requirements=requirements(),
                 signature=ModelSignature(
                     inputs=Schema([ColSpec("string", "image")]),
-                    params=ParamSchema([ParamSpec("explain", "boolean", False)]),
+                    params=ParamSchema([ParamSpec(name, "boolean", False) for name in ("explain", "stability")]),
                 ),
-                input_example=(pd.DataFrame({"image": [example]}), {"explain": False}),
+                input_example=(pd.DataFrame({"image": [example]}), {"explain": False, "stability": False}),
                 mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id or uuid.uuid4().hex),
             )
     for cache in target.rglob("__pycache__"):  # from saving, which runs the input example

@@ -1,0 +1,63 @@
+"""Novelty: how unlike the training images an image is, as the distance to its nearest neighbours (Sun et al. 2022).
+
+The features are those that the classifier's head receives, scaled to length 1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from dfganext.errors import UserError, reason
+
+FEATURES_FILE = "features.safetensors"
+
+NEIGHBOURS = 10
+"""Novelty is the distance to the neighbour of this rank, or to the last if there are fewer."""
+
+MAX_IMAGES = 2000
+"""Training images whose features are kept: 3 MB with the 768 features of ConvNeXt-T."""
+
+
+class Neighbours:
+    """The features of training images.
+
+    Args:
+        features: float16 (n, d).
+    """
+
+    def __init__(self, features: np.ndarray) -> None:
+        self.features, self._normalised = features, _normalise(features)
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> Neighbours:
+        """From the features of training images, (n, d)."""
+        return cls(_normalise(features).astype(np.float16))
+
+    @classmethod
+    def load(cls, path: Path) -> Neighbours:
+        """UserError if the file is missing or damaged."""
+        try:
+            return cls(load_file(path)["features"])
+        except (OSError, SafetensorError, KeyError) as error:
+            raise UserError(
+                f"{path} holds no features of training images ({reason(error)}); `dvc repro evaluate` writes them."
+            ) from error
+
+    def save(self, path: Path) -> None:
+        save_file({"features": self.features}, path)
+
+    def novelty(self, features: np.ndarray) -> np.ndarray:
+        """Cosine distance, 0...2, to the nearest neighbour of rank `NEIGHBOURS`: (n, d) -> float64 (n,)."""
+        similarities = _normalise(features) @ self._normalised.T
+        rank = min(NEIGHBOURS, len(self.features))
+        nearest = np.partition(similarities, -rank, axis=1)[:, -rank]
+        return 1 - nearest.astype(np.float64)
+
+
+def _normalise(features: np.ndarray) -> np.ndarray:
+    features = features.astype(np.float32)
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
