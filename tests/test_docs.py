@@ -82,6 +82,7 @@ RUN_BY = {
     "test_a_profile_for_robust_training_turns_on_every_degradation": [
         "python -m dfganext.settings profiles/robust.yaml"
     ],
+    "test_stability_names_the_copies_that_change_the_decision": ["dfganext predict photo.jpg --stability"],
     "test_evaluate_prints_a_table": ["dfganext evaluate PATH...", "dfganext evaluate labelled/"],
     "test_evaluate_leaves_out_near_duplicates_of_training_images": [
         "dfganext evaluate labelled/ --json --model models:/df-ganext/2"
