@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
 
 PAPER = {
-    "download.source": "kaggle",
+    "download.source": "huggingface",
+    "download.huggingface": "TheKernel01/140k-Real-and-Fake-Faces",
     "subsample.per_class": 6000,
     "convnext.architecture": "convnext_tiny.fb_in1k",
     "convnext.weights": "imagenet",

@@ -279,7 +279,7 @@ def test_a_parquet_data_set_on_the_hub(hub):
 
     images = [{"bytes": b"a", "path": "a.jpg"}, {"bytes": b"b", "path": None}, {"bytes": None, "path": "c.jpg"}]
     images += [{"bytes": b"d", "path": "../../d.jpg"}, {"bytes": b"e", "path": "e.png"}]
-    table = pa.table({"image": images, "label": [0, 1, 1, 1, 2]})
+    table = pa.table({"image": images, "label": [0, 1, 1, 1, 2], "generator": [1, 0, 0, 0, 0]})
     features = {"label": {"names": ["FAKE", "Real", "cartoon"], "_type": "ClassLabel"}}
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     buffer, other = io.BytesIO(), io.BytesIO()
