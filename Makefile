@@ -1,4 +1,4 @@
-# make repro | report | table1 | check | test | lint | bench | ui | serve: each sets up .venv first, from requirements.lock.
+# make repro | report | table1 | architectures | check | test | lint | bench | ui | serve: each sets up .venv first, from requirements.lock.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,10 +9,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # fixtures; tests/conftest.py has the longest files start first
 PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# number of seeds for each row of `make table1`
+# number of seeds for each row of `make table1` and `make architectures`
 SEEDS ?= 1
 
-.PHONY: repro report table1 check test lint bench ui serve lock
+.PHONY: repro report table1 architectures check test lint bench ui serve lock
 
 repro: .venv/ready
 	python -m stages.check
@@ -27,6 +27,10 @@ report: .venv/ready
 
 table1: .venv/ready
 	python -m dfganext.tracking.experiments --seeds $(SEEDS)
+	$(MAKE) report
+
+architectures: .venv/ready
+	python -m dfganext.tracking.experiments --architectures --seeds $(SEEDS)
 	$(MAKE) report
 
 # lint, types and the fast tests: under two minutes on two cores

@@ -17,6 +17,7 @@ def main() -> None:
         run.log_artifact(paths.PAGE, "report")
         run.log_key_metrics(evaluate.key_metrics(found.evaluate))
         run.log_metrics({f"table1_{row.key}": row.mean for row in found.rows if row.records})
+        run.log_metrics({f"architecture_{row.model}": row.mean for row in found.architectures if row.records})
         print(f"{paths.PAGE} is up to date.")
 
 

@@ -12,7 +12,7 @@ from dfganext.evaluation import evaluate, external, robustness, selective
 from dfganext.evaluation.decision import DecisionRule
 from dfganext.explain import comparison, faithfulness
 from dfganext.labels import NAMES
-from dfganext.report import table1
+from dfganext.report import architectures, table1
 from dfganext.report.evidence import Evidence
 from dfganext.report.table1 import Record
 from dfganext.settings import Settings, as_texts, flatten
@@ -130,6 +130,7 @@ def evidence_of(chosen: Settings, records: list[Record], maps: pd.DataFrame, den
     return Evidence(
         settings=chosen,
         rows=table1.collect(records, chosen),
+        architectures=architectures.collect(records, chosen),
         excluded=0,
         split=_split(table),
         sample=False,

@@ -231,6 +231,7 @@ class Settings:
     convnext: Convnext
     autoencoder: Autoencoder
     operating_point: OperatingPoint
+    architectures: Annotated[list[Text], Field(min_length=1)]
     robustness: Robustness
     gradcam: Gradcam
     density: Density

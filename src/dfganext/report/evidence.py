@@ -19,7 +19,7 @@ from dfganext.data.arrays import Images
 from dfganext.errors import UserError
 from dfganext.explain import comparison
 from dfganext.labels import NAMES
-from dfganext.report import table1
+from dfganext.report import architectures, table1
 from dfganext.report.table1 import Record, Row
 from dfganext.settings import Settings
 
@@ -28,12 +28,14 @@ from dfganext.settings import Settings
 class Evidence:
     """Results of the stages, under the stages' names.
 
+    architectures: the rows of the comparison; the first is compared with the others.
     excluded: number of recorded evaluations of other code, library versions or weights, which no row of Table I contains.
     sample: whether all images are from the embedded sample of drawn portraits, which show nothing about faces.
     """
 
     settings: Settings
     rows: list[Row]
+    architectures: list[Row]
     excluded: int
     split: pd.DataFrame
     sample: bool
@@ -103,6 +105,7 @@ def load(settings: Settings, records: list[Record]) -> Evidence:
     return Evidence(
         settings=settings,
         rows=table1.collect(records, settings),
+        architectures=architectures.collect(records, settings),
         excluded=sum(not record.parts for record in records),
         split=table,
         sample=set(table.sha256) <= _hashes(paths.SAMPLES),

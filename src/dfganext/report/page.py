@@ -76,6 +76,7 @@ def render(evidence: Evidence, figure_paths: dict[str, Path]) -> str:
         spectrum_interval=intervals.proportion(
             (spectrum.p_fake > 0.5).to_numpy() == is_fake(spectrum), groups_of(spectrum)
         ),
+        compare=compare,
         mcnemar=compare(evidence.row("convnext_ce"), evidence.row("convnext_bce")),
         comparison=evidence.comparison.set_index(["statistic", "comparison"]).to_dict(orient="index"),
         sanity=evidence.sanity.groupby("depth", sort=False).similarity.agg(["mean", "count"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -89,7 +89,7 @@ class Row:
 
     @property
     def part(self) -> str:
-        return AUTOENCODER if self.key.startswith(AUTOENCODER) else NETWORK
+        return _part_of(self.key)
 
     @property
     def f1(self) -> float:
@@ -107,11 +107,17 @@ def variants(settings: Settings) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def matching(records: Sequence[Record], settings: Settings, key: str) -> tuple[Record, ...]:
-    """For each seed, the first record with the code, library versions, weights file and settings that affect a row."""
-    part = NETWORK if key.startswith(NETWORK) else AUTOENCODER
+def matching(
+    records: Sequence[Record], settings: Settings, part: str, changes: Mapping[str, Any]
+) -> tuple[Record, ...]:
+    """For each seed, the first record with the code, library versions, weights file and settings that affect a row.
+
+    Args:
+        part: the model of the row, NETWORK or AUTOENCODER.
+        changes: settings in which the row differs from `settings`.
+    """
     sections = ("resize.", f"{part}.", "loss") if part == NETWORK else ("resize.", f"{part}.")
-    settings_of_row = as_texts({**flatten(settings), **variants(settings)[key]})
+    settings_of_row = as_texts({**flatten(settings), **changes})
     expected = {name: text for name, text in settings_of_row.items() if name.startswith(sections)}
     expected.pop(f"{NETWORK}.processes", None)  # affects only rounding
     found: dict[int, Record] = {}
@@ -128,21 +134,21 @@ def collect(records: Sequence[Record], settings: Settings) -> list[Row]:
         records: evaluations on the same split, newest first.
         settings: this workspace's; all that a row does not vary must be equal to these.
     """
-    by_key = {key: matching(records, settings, key) for key in variants(settings)}
+    by_key = _records_by_row(records, settings)
     network = settings.convnext.architecture
     size = f"{settings.convnext.size} px"
     bce = by_key["convnext_bce"]
     binary = f"{size}, binary cross entropy"
     rows = [
-        _row("convnext_ce", network, f"{size}, cross entropy", by_key["convnext_ce"], _by_logit),
-        _row("convnext_bce", network, f"{binary}, fake where logit > 0", bce, _by_logit),
-        _row("convnext_bce_argmax", network, f"{binary}, argmax over its one logit", bce, _by_argmax),
+        row_of("convnext_ce", network, f"{size}, cross entropy", by_key["convnext_ce"], by_logit),
+        row_of("convnext_bce", network, f"{binary}, fake where logit > 0", bce, by_logit),
+        row_of("convnext_bce_argmax", network, f"{binary}, argmax over its one logit", bce, _by_argmax),
     ]
     for name in ("first", "second"):
         row = getattr(settings.table1, name)
         text = f"{row.size} px, fake where the error is above {row.threshold:g}"
         key = f"{AUTOENCODER}_{name}"
-        rows.append(_row(key, AUTOENCODER, text, by_key[key], partial(_by_error, threshold=row.threshold)))
+        rows.append(row_of(key, AUTOENCODER, text, by_key[key], partial(_by_error, threshold=row.threshold)))
     return rows
 
 
@@ -153,13 +159,21 @@ def experiments(records: Sequence[Record], settings: Settings, seeds: int) -> li
     """
     rows = variants(settings)
     pairs = [("convnext_ce", "autoencoder_first"), ("convnext_bce", "autoencoder_second")]
-    done = {key: {record.seed for record in matching(records, settings, key)} for key in rows}
+    done = {key: {record.seed for record in found} for key, found in _records_by_row(records, settings).items()}
     return [
         {"seed": seed, **rows[network], **rows[autoencoder]}
         for seed in range(settings.seed, settings.seed + seeds)
         for network, autoencoder in pairs
         if not (seed in done[network] and seed in done[autoencoder])
     ]
+
+
+def _records_by_row(records: Sequence[Record], settings: Settings) -> dict[str, tuple[Record, ...]]:
+    return {key: matching(records, settings, _part_of(key), changes) for key, changes in variants(settings).items()}
+
+
+def _part_of(key: str) -> str:
+    return AUTOENCODER if key.startswith(AUTOENCODER) else NETWORK
 
 
 def compare(first: Row, second: Row) -> dict[str, Any] | None:
@@ -194,7 +208,8 @@ def groups_of(table: pd.DataFrame) -> np.ndarray | None:
     return table.group.to_numpy() if "group" in table else None
 
 
-def _row(key: str, model: str, variation: str, records: tuple[Record, ...], rule: Any) -> Row:
+def row_of(key: str, model: str, variation: str, records: tuple[Record, ...], rule: Any) -> Row:
+    """A row. rule: from predictions (a table as in `Record`) to whether each is correct."""
     return Row(key, model, variation, records, tuple(rule(_ordered(record)) for record in records))
 
 
@@ -208,7 +223,8 @@ def _common_seed(first: Row, second: Row) -> tuple[int, int] | None:
     return next(((first.seeds.index(seed), second.seeds.index(seed)) for seed in common), None)
 
 
-def _by_logit(table: pd.DataFrame) -> np.ndarray:
+def by_logit(table: pd.DataFrame) -> np.ndarray:
+    """Whether each prediction at logit > 0 is correct: bool, (n,)."""
     return (table.logit > 0).to_numpy() == is_fake(table)
 
 

@@ -1,4 +1,4 @@
-"""Measure the effects that test the paper's claims, (a) to (g); `rules` decides what they mean."""
+"""Measure the effects that test the paper's claims, (a) to (h); `rules` decides what they mean."""
 
 from __future__ import annotations
 
@@ -16,8 +16,17 @@ SPREAD = ("entropy", "effective_area", "above_half")
 
 
 def all_claims(evidence: Evidence) -> list[Conclusion]:
-    """A conclusion on each of the paper's claims, (a) to (g)."""
-    measures = {"a": _best, "b": _bce, "c": _autoencoder, "d": _size, "e": _real_maps, "f": _fake_maps, "g": _density}
+    """A conclusion on each of the paper's claims, (a) to (h)."""
+    measures = {
+        "a": _best,
+        "b": _bce,
+        "c": _autoencoder,
+        "d": _size,
+        "e": _real_maps,
+        "f": _fake_maps,
+        "g": _density,
+        "h": _architectures,
+    }
     return [
         decide(letter, claim, measures[letter](evidence), evidence.sample)
         for letter, claim in evidence.paper["claims"].items()
@@ -58,6 +67,23 @@ def _gap_to_spectrum(evidence: Evidence, row: Row) -> Effect:
     ours, theirs = (table.logit > 0).to_numpy() == fake, (table.p_fake > 0.5).to_numpy() == fake
     gap = intervals.accuracy_difference(ours, theirs, groups_of(table))
     return Effect(gap["difference"], gap["interval"], "the spectrum baseline")
+
+
+def _architectures(evidence: Evidence) -> Measured:
+    own, *others = evidence.architectures
+    compared = {other.model: compare(own, other) for other in others}
+    missing = [name for name, found in compared.items() if found is None]
+    gaps = [Effect(one["difference"], one["interval"], name) for name, one in compared.items() if one is not None]
+    text = "; ".join(f"{gap.percent(sign=True)} over {gap.name}" for gap in gaps)
+    if not own.model.startswith("convnext_tiny"):
+        untested = f"The first of `architectures` is {own.model}, not ConvNeXt-T."
+    elif evidence.settings.convnext.weights != "imagenet":
+        untested = "The paper fine-tunes ImageNet weights; here training did not start from those of each architecture."
+    elif missing or not gaps:
+        untested = f"No evaluation with the same seed: {', '.join(missing)}. `make architectures` runs what is missing."
+    else:
+        untested = ""
+    return Measured({"gap": gaps}, text, untested)
 
 
 def _why_best_is_untested(evidence: Evidence, missing: list[str]) -> str:
