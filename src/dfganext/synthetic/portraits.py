@@ -1,7 +1,8 @@
 """Paints portraits of faces that do not exist, each one different.
 
-Shapes are implicit functions: negative inside, and about as large as the distance to the outline, so that dividing by the width
-of a pixel antialiases the edge. Coordinates run from -1 to 1, x to the right and y down; colours are display values.
+Shapes are implicit functions: negative inside, and about as large as the distance to the outline, so that dividing by
+the width of a pixel antialiases the edge. Coordinates run from -1 to 1, x to the right and y down; colours are display
+values.
 """
 
 from __future__ import annotations
@@ -69,8 +70,9 @@ class _Canvas:
 class _Head:
     """The person's colours, the light, the hair style, and the head's own coordinates.
 
-    x and y are moved, tilted and scaled with the head; face_x is x, shifted as the head turns; oval is x, widened towards the
-    chin, so that a shape in it narrows there. skull is the head's shape, wide and tall half its width and height.
+    x and y are moved, tilted and scaled with the head; face_x is x, shifted as the head turns; oval is x, widened
+    towards the chin, so that a shape in it narrows there. skull is the head's shape, wide and tall half its width and
+    height.
     """
 
     def __init__(self, rng: np.random.Generator, page_x: np.ndarray, page_y: np.ndarray) -> None:
