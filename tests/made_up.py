@@ -88,6 +88,14 @@ def all_rows(
     ]
 
 
+def other_architectures(settings: Settings, **accuracies: float) -> list[Record]:
+    """Evaluations of the other architectures of the setting; `accuracies` changes some, by name."""
+    return [
+        record(settings, accuracies.get(name, 0.8), run=name, convnext__architecture=name)
+        for name in settings.architectures[1:]
+    ]
+
+
 def map_statistics(shift: float, turn: bool = False, on_face: float = 0.1, seed: int = 0) -> pd.DataFrame:
     """Statistics of heat maps. Those of fake images are `shift` SD wider and weaker; with `turn`, the reverse for target real."""
     rng = np.random.default_rng(seed)

@@ -6,13 +6,13 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from made_up import all_rows, evidence_of, map_statistics
+from made_up import all_rows, evidence_of, map_statistics, other_architectures
 from PIL import Image
 
 from dfganext import paths
 from dfganext.density import kde, protocols
 from dfganext.errors import UserError
-from dfganext.report import page, table1
+from dfganext.report import architectures, page, table1
 from dfganext.report.evidence import load, paper
 
 
@@ -75,7 +75,7 @@ def test_measured_and_published_results_are_side_by_side(made):
     row = evidence.row("convnext_ce")
     assert f"<b>{100 * row.mean:.2f} %</b>" in text
     assert "11303.931489" in text, "the closed form of the paper's Table II"
-    assert text.count('class="verdict') == 7
+    assert text.count('class="verdict') == 8
 
 
 def test_text_from_data_is_escaped(made):
@@ -130,6 +130,18 @@ def test_the_range_over_seeds_is_beside_the_interval_over_images(made, fine_tune
     assert "mean of seeds ± SD, lowest … highest" in text and "over test images" in text
     low, high = (100 * share for share in table1_row(records, fine_tuned).extremes)
     assert f"<small>{low:.2f} … {high:.2f} %</small>" in text
+
+
+def test_architectures_are_compared_with_the_first(made, fine_tuned):
+    evidence, render = made
+    assert 'id="architectures"' not in render(evidence)
+    records = all_rows(fine_tuned, accuracy=0.97) + other_architectures(fine_tuned, resnet50=0.7)
+    rows = architectures.collect(records, fine_tuned)
+    text = render(replace(evidence, architectures=rows))
+    table = text[text.index('id="architectures"') : text.index("The autoencoder as a detector")]
+    assert [name for name in fine_tuned.architectures if f"<td>{name}</td>" in table] == fine_tuned.architectures
+    gap = table1.compare(rows[0], rows[1])
+    assert f"+{100 * gap['difference']:.2f} %" in table
 
 
 def test_verdicts_have_their_confidence(made):

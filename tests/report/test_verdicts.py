@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from made_up import all_rows, evidence_of, map_statistics
+from made_up import all_rows, evidence_of, map_statistics, other_architectures
 from scipy import stats
 
 from dfganext.report import rules, verdicts
@@ -22,8 +22,8 @@ def concluded(chosen, records=None, maps=None, sample=False, **options) -> dict[
 
 
 def test_every_claim_has_a_verdict_an_effect_and_a_rule(fine_tuned):
-    found = concluded(fine_tuned)
-    assert list(found) == list("abcdefg")
+    found = concluded(fine_tuned, all_rows(fine_tuned) + other_architectures(fine_tuned))
+    assert list(found) == list("abcdefgh")
     for one in found.values():
         assert one.verdict in WORDS
         assert (one.confidence is None) == (one.verdict in ("inconclusive", "not tested"))
@@ -33,6 +33,25 @@ def test_every_claim_has_a_verdict_an_effect_and_a_rule(fine_tuned):
 @pytest.mark.parametrize(("accuracy", "bce", "verdict"), [(0.995, 0.8, "supported"), (0.8, 0.995, "refuted")])
 def test_whether_cross_entropy_is_best(fine_tuned, accuracy, bce, verdict):
     assert concluded(fine_tuned, all_rows(fine_tuned, accuracy, bce))["a"].verdict == verdict
+
+
+@pytest.mark.parametrize(("resnet", "verdict"), [(0.8, "supported"), (0.97, "inconclusive"), (1.0, "refuted")])
+def test_whether_another_architecture_is_as_good(fine_tuned, resnet, verdict):
+    records = all_rows(fine_tuned, accuracy=0.93 if resnet == 1 else 0.97)
+    found = concluded(fine_tuned, records + other_architectures(fine_tuned, resnet50=resnet))["h"]
+    assert found.verdict == verdict
+    assert "over resnet50" in found.effect
+
+
+def test_claim_h_needs_every_architecture_and_the_papers_start(fine_tuned, shipped):
+    records = all_rows(fine_tuned) + other_architectures(fine_tuned)[1:]
+    found = concluded(fine_tuned, records)["h"]
+    assert (found.verdict, "resnet50" in found.because) == ("not tested", True)
+    assert "`make architectures`" in found.because
+    random = concluded(shipped, all_rows(shipped) + other_architectures(shipped))["h"]
+    assert random.verdict == "not tested" and "ImageNet" in random.because
+    other = replace(fine_tuned, architectures=["resnet50", "convnext_tiny"])
+    assert "not ConvNeXt-T" in concluded(other, all_rows(fine_tuned))["h"].because
 
 
 def test_claim_a_needs_all_rows(fine_tuned):
@@ -139,7 +158,7 @@ def decided(letter, **effects):
     return rules.decide(letter, "", rules.Measured(given))
 
 
-SMALLEST = {"a": 0.01, "b": 0.1, "c": 0.15, "d": 0.01, "e": 0.05, "f": 0.147, "g": 0.3}
+SMALLEST = {"a": 0.01, "b": 0.1, "c": 0.15, "d": 0.01, "e": 0.05, "f": 0.147, "g": 0.3, "h": 0.01}
 
 
 @pytest.mark.parametrize(
@@ -161,6 +180,8 @@ SMALLEST = {"a": 0.01, "b": 0.1, "c": 0.15, "d": 0.01, "e": 0.05, "f": 0.147, "g
         ("f", lambda size: maps_that_differ(size, -size), "no difference that matters", "inconclusive", "refuted"),
         ("g", lambda size: {"rho": [size]}, "refuted", "inconclusive", "supported"),
         ("g", lambda size: {"rho": [-size]}, "refuted", "inconclusive", "supported"),
+        ("h", lambda size: {"gap": [0.3, size]}, "no difference that matters", "inconclusive", "supported"),
+        ("h", lambda size: {"gap": [0.3, -size]}, "no difference that matters", "inconclusive", "refuted"),
     ],
 )  # fmt: skip
 def test_effects_below_at_and_above_the_smallest_that_matters(letter, shape, within, at, beyond):

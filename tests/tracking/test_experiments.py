@@ -4,7 +4,7 @@ import sys
 
 import pytest
 from helpers import enter_root
-from made_up import all_rows
+from made_up import all_rows, other_architectures
 
 from dfganext import paths
 from dfganext.errors import UserError
@@ -56,6 +56,20 @@ def test_nothing_is_missing(run, complete, capsys):
     queue = run([complete(1)])
     assert queue.changes == [] and not queue.ran
     assert "has all rows with 1 seeds" in capsys.readouterr().out
+
+
+def test_missing_architectures_are_queued_and_run(run, shipped, complete, capsys):
+    others = other_architectures(shipped)
+    queue = run([complete(1) + others[1:], complete(1) + others], "--architectures")
+    assert queue.changes == [{"seed": "20", "convnext.architecture": "resnet50"}]
+    assert "The comparison of architectures has all rows with 1 seeds" in capsys.readouterr().out
+
+
+def test_weights_of_one_architecture_fit_no_other(run):
+    params = paths.PARAMS.read_text()
+    paths.PARAMS.write_text(params.replace("weights: random", "weights: model.safetensors"))
+    with pytest.raises(UserError, match=r"convnext\.weights: model\.safetensors holds the weights of one architecture"):
+        run([[]], "--architectures")
 
 
 def test_missing_results_are_explained(run, complete):
