@@ -68,6 +68,7 @@ RUN_BY = {
         "make table1 SEEDS=3",
         "make report",
     ],
+    "test_one_row_per_test": ["python -m benchmarks.evidence results/mine.csv"],
     "test_missing_architectures_are_queued_and_run": ["make architectures SEEDS=3"],
     "test_clone_pulls_from_a_remote_and_runs_only_what_acts_outside_dvc": [
         "dvc remote add -d storage s3://bucket/df-ganext",

@@ -1,0 +1,167 @@
+"""Record the results of this workspace: one row per test, with the settings, the commit and the hardware that made them.
+
+    python -m benchmarks.evidence results/faces140k.csv
+
+Run it after `dvc repro` or after an experiment. It appends to the file. Rows of the same settings, seed and commit replace earlier ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from benchmarks.harness import hardware
+from dfganext import files, paths, settings
+from dfganext.errors import UserError
+
+IDENTITY = ["settings_sha256", "seed", "commit", "test"]
+"""Columns; a file holds one row for each of their values."""
+
+
+def rows_of(workspace: Path) -> pd.DataFrame:
+    """The rows of a workspace in which `dvc repro` ran. UserError if a result is missing.
+
+    Columns: data, architecture, weights, size, loss, settings (those that differ from params.yaml at HEAD), test; images, accuracy
+    and ROC AUC with their 95 % intervals, fakes_found and real_called_fake (shares), unsure, novel and decided_accuracy;
+    seed, settings_sha256, commit and hardware.
+    """
+    chosen = settings.load_settings(workspace / paths.PARAMS)
+    tests = [_test_split(workspace), *_degraded(workspace), *_external(workspace)]
+    network = chosen.convnext
+    common = {
+        "data": chosen.report.data or f"{chosen.download.source}, {files.sha256_of(workspace / paths.SPLIT)[:8]}",
+        "architecture": network.architecture,
+        "weights": Path(network.weights).name,
+        "size": network.size,
+        "loss": chosen.loss,
+        "settings": _changed(workspace, chosen),
+    }
+    flat = {key: value for key, value in settings.flatten(chosen).items() if not key.startswith("machine.")}
+    flat.pop("seed")
+    made_by = {
+        "seed": chosen.seed,
+        "settings_sha256": hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12],
+        "commit": _git(workspace, "rev-parse", "--short=12", "HEAD"),
+        "hardware": hardware(),
+    }
+    return pd.DataFrame([{**common, **test, **made_by} for test in tests])
+
+
+def record(file: Path, rows: pd.DataFrame) -> None:
+    """Add rows to a CSV file, in place of rows with the same `IDENTITY`."""
+    earlier = pd.read_csv(file, dtype={"commit": str}) if file.is_file() else rows.iloc[:0]
+    both = pd.concat([earlier, rows.astype({"commit": str})]) if len(earlier) else rows
+    file.parent.mkdir(parents=True, exist_ok=True)
+    files.write_table(file, both.drop_duplicates(IDENTITY, keep="last"))
+
+
+def _test_split(workspace: Path) -> dict[str, Any]:
+    found = _json(workspace / paths.EVALUATE_METRICS)["convnext"]
+    predictions = pd.read_csv(workspace / paths.PREDICTIONS)
+    called_fake = predictions.predicted == "fake"
+    return {
+        "test": "test split",
+        "images": found["images"],
+        **_with_interval("accuracy", found["accuracy"], found["intervals"]["accuracy"]),
+        **_with_interval("roc_auc", found["roc_auc"], found["intervals"]["roc_auc"]),
+        "fakes_found": called_fake[predictions.label == "fake"].mean(),
+        "real_called_fake": called_fake[predictions.label == "real"].mean(),
+        **_decisions(found["decisions"]),
+    }
+
+
+def _degraded(workspace: Path) -> list[dict[str, Any]]:
+    table = _csv(workspace / paths.ROBUSTNESS)
+    columns = ["images", "accuracy", "accuracy_low", "accuracy_high", "roc_auc", "roc_auc_low", "roc_auc_high"]
+    columns += ["unsure", "novel", "decided_accuracy"]
+    return [
+        {
+            "test": f"test split, {row['transform']} {row['strength']:g}",
+            **{name: row[name] for name in columns},
+            "fakes_found": row["fake_recall"],
+            "real_called_fake": 1 - row["real_recall"],
+        }
+        for row in table.to_dict("records")
+        if row["transform"] != "none"
+    ]
+
+
+def _external(workspace: Path) -> list[dict[str, Any]]:
+    return [
+        {
+            "test": name,
+            "images": found["images"],
+            **_with_interval("accuracy", found["accuracy"], found["intervals"]["accuracy"]),
+            **_with_interval("roc_auc", found["roc_auc"], found["intervals"]["roc_auc"]),
+            "fakes_found": found["true_positive_rate"],
+            "real_called_fake": found["false_positive_rate"],
+            **_decisions(found["decisions"]),
+        }
+        for name, found in _json(workspace / paths.EXTERNAL_METRICS).items()
+    ]
+
+
+def _with_interval(name: str, value: float | None, interval: list[float] | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
+def _decisions(found: dict[str, Any]) -> dict[str, float | None]:
+    return {"unsure": found["unsure"], "novel": found["novel"], "decided_accuracy": found["accuracy"]}
+
+
+def _changed(workspace: Path, chosen: settings.Settings) -> str:
+    """The settings that differ from those committed, but for the seed."""
+    committed = settings.from_mapping(yaml.safe_load(_git(workspace, "show", f"HEAD:{paths.PARAMS}")))
+    before, after = (settings.as_texts(settings.flatten(one)) for one in (committed, chosen))
+    names = [
+        name for name in after if after[name] != before[name] and name != "seed" and not name.startswith("machine.")
+    ]
+    return "; ".join(f"{name}={after[name]}" for name in names)
+
+
+def _git(workspace: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=workspace, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(
+            f"`git {' '.join(arguments)}` failed ({done.stderr.strip()}): run in a clone of the repository."
+        )
+    return done.stdout.strip()
+
+
+def _json(path: Path) -> Any:
+    return json.loads(_found(path).read_text(encoding="utf-8"))
+
+
+def _csv(path: Path) -> pd.DataFrame:
+    return pd.read_csv(_found(path))
+
+
+def _found(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path} is missing: run `dvc repro` first.")
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Record the results of this workspace.")
+    parser.add_argument("file", type=Path, help="a CSV file, for example results/faces140k.csv")
+    options = parser.parse_args()
+    try:
+        rows = rows_of(Path())
+        record(options.file, rows)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    print(f"{options.file}: {len(rows)} tests of seed {rows.seed[0]}, commit {rows.commit[0]}")
+
+
+if __name__ == "__main__":
+    main()
