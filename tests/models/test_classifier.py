@@ -70,6 +70,31 @@ def test_saved_and_loaded_gives_the_same_logits(tmp_path):
     np.testing.assert_allclose(classifier.predict_logits(again, config, images, batch_size=5), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ["test_convnext", "test_vit", "test_efficientnet", "test_resnet"])
+def test_features_are_what_the_head_receives(architecture):
+    model, config = classifier.build(architecture, "ce", 32)
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    outputs, features = classifier.predict(model, config, images, batch_size=2)
+    with torch.inference_mode():
+        expected = model.get_classifier()(torch.from_numpy(features)).numpy()
+    assert features.shape == (5, model.num_features)
+    assert outputs == pytest.approx(expected, abs=1e-5)
+    assert not model.get_classifier()._forward_pre_hooks
+
+
+def test_a_model_with_two_heads_has_features():
+    """DeiT and LeViT are distilled: a second head learns from a teacher."""
+    model, config = classifier.build("levit_128s", "ce", 224)
+    found = classifier.predict(model, config, np.zeros((1, 224, 224, 3), np.uint8))
+    assert found.features.shape == (1, model.num_features)
+
+
+def test_everybody_who_may_read_the_folder_may_read_the_weights(tmp_path):
+    model, config = classifier.build("test_convnext", "ce", 32)
+    classifier.save(tmp_path, model.state_dict(), config)
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode
+
+
 def test_precision_and_device_of_training_are_saved_and_may_be_missing(tmp_path):
     model, config = classifier.build(TINY, "ce", 64)
     config = dataclasses.replace(config, precision="bfloat16", device="cuda")

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from dfganext.errors import UserError, reason
@@ -95,7 +96,8 @@ def reconstruction_errors(
 def save(folder: Path, state: Mapping[str, Tensor]) -> None:
     """Write the weights into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
+    # not save_file: only its owner could read that file
+    (folder / WEIGHTS_FILE).write_bytes(to_bytes({name: tensor.contiguous().cpu() for name, tensor in state.items()}))
 
 
 def load(folder: Path) -> Autoencoder:

@@ -19,7 +19,8 @@ import timm
 import torch
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from dfganext.errors import UserError, reason
@@ -169,7 +170,8 @@ def save(folder: Path, state: Mapping[str, Tensor], config: ClassifierConfig) ->
     """Write weights and config into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     # clones, because safetensors refuses tensors that share memory, which architectures that use a layer twice have
-    save_file({name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}, folder / WEIGHTS_FILE)
+    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}
+    (folder / WEIGHTS_FILE).write_bytes(to_bytes(tensors))  # not save_file: only its owner could read that file
     (folder / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
 
 

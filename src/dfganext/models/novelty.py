@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from dfganext.errors import UserError, reason
 
@@ -48,7 +48,7 @@ class Neighbours:
             ) from error
 
     def save(self, path: Path) -> None:
-        save_file({"features": self.features}, path)
+        path.write_bytes(save({"features": self.features}))
 
     def novelty(self, features: np.ndarray) -> np.ndarray:
         """Cosine distance, 0...2, to the nearest neighbour of rank `NEIGHBOURS`: (n, d) -> float64 (n,)."""
