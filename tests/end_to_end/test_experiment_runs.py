@@ -73,7 +73,7 @@ def test_another_seed_keeps_the_split_and_is_compared_on_the_same_images(experim
     assert here.tags["promotion.against"] == str(first.version)
     champion = here if here.tags["promotion"] == "promoted" else first
     assert apart.tags["promotion.against"] == str(champion.version)
-    assert here.tags["promotion.images"] == apart.tags["promotion.images"] == "5 real, 5 fake"
+    assert here.tags["promotion.images"] == apart.tags["promotion.images"] == "10 real, 10 fake"
 
 
 def test_table1_runs_what_it_lacks_and_the_page_shows_it(experiments):

@@ -220,7 +220,7 @@ def test_clone_without_the_cache_makes_the_same_bytes_with_other_workers(reprodu
     for row in rows:
         expected = evaluated[row["path"].removeprefix(f"{paths.RAW.as_posix()}/")]
         assert row["p_fake"] == pytest.approx(float(expected["p_fake"]), abs=1e-5)
-        assert row["label"] == expected["predicted"]
+        assert (row["label"], row["decision"]) == (expected["predicted"], expected["decision"])
 
 
 def test_own_images(origin, tmp_path):
