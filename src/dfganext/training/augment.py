@@ -60,9 +60,14 @@ def compose(augment: Augment, size: int) -> albumentations.Compose:
         A.OneOf(zooms, p=augment.zoom.p),
         A.OneOf(rescales, p=augment.rescale.p),
         A.GaussianBlur(blur_limit=0, sigma_limit=augment.blur.range, p=augment.blur.p),
-        A.RandomCrop(crop, crop, pad_if_needed=True, border_mode=cv2.BORDER_REFLECT_101, pad_position="random")
-        if crop < size or augment.zoom.p
-        else A.NoOp(p=0),
+        A.RandomCrop(
+            crop,
+            crop,
+            pad_if_needed=True,
+            border_mode=cv2.BORDER_REFLECT_101,
+            pad_position="random",
+            p=1 if crop < size or augment.zoom.p else 0,
+        ),
         A.GaussNoise(noise, p=augment.noise.p),
         A.OneOf([A.ImageCompression(kind, quality, p=1) for kind in ("jpeg", "webp")], p=augment.compression.p),
     ]
