@@ -22,6 +22,9 @@ from benchmarks.harness import hardware
 from dfganext import files, paths, settings
 from dfganext.errors import UserError
 
+CODE = ("src", "stages", "dvc.yaml", "params.yaml", "requirements.lock")
+"""What determines the results besides the data; the commit recorded is the last that changed one of them."""
+
 IDENTITY = ["settings_sha256", "seed", "commit", "test"]
 """Columns; a file holds one row for each of their values."""
 
@@ -49,7 +52,7 @@ def rows_of(workspace: Path) -> pd.DataFrame:
     made_by = {
         "seed": chosen.seed,
         "settings_sha256": hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12],
-        "commit": _git(workspace, "rev-parse", "--short=12", "HEAD"),
+        "commit": _git(workspace, "log", "-1", "--abbrev=12", "--format=%h", "--", *CODE),
         "hardware": hardware(),
     }
     return pd.DataFrame([{**common, **test, **made_by} for test in tests])
