@@ -72,6 +72,13 @@ def test_runs_and_artifacts_are_stored_at_the_root(workspace, shipped):
     assert stage.info.status == parent.info.status == "FINISHED"
 
 
+def test_the_experiment_opens_in_the_view_for_models(workspace):
+    client, experiment = store.connect()
+    tags = client.get_experiment(experiment).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert "One parent run per execution" in tags["mlflow.note.content"]
+
+
 def test_stages_of_one_execution_share_a_parent(workspace, shipped, under_dvc, monkeypatch):
     with runs.stage_run("one", shipped) as one:
         assert run_of(one.parent_id).info.status == "RUNNING"

@@ -22,6 +22,13 @@ from filelock import FileLock
 from dfganext.errors import UserError, one_line
 
 EXPERIMENT = "df-ganext"
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",  # without it, MLflow's page may open in the view for language models
+    "mlflow.note.content": (
+        "Detection of GAN-generated faces. One parent run per execution of the pipeline; below it, one run per stage. "
+        "The parameters of a parent are params.yaml; its metrics are those of the test split."
+    ),
+}
 
 _ATTEMPTS = 5
 
@@ -161,7 +168,7 @@ def redact(uri: str) -> str:
 def _create_experiment(client: Client) -> Any:
     location = None if _is_server(client.uri) else str((root() / "mlruns").resolve())
     try:
-        client.create_experiment(EXPERIMENT, artifact_location=location)
+        client.create_experiment(EXPERIMENT, artifact_location=location, tags=EXPERIMENT_TAGS)
     except UserError:
         if client.get_experiment_by_name(EXPERIMENT) is None:  # else another machine has just created it on the server
             raise
