@@ -1,6 +1,8 @@
 """Synthetic evaluations, map statistics and evidence with known effects, for tests of Table I and of the report."""
 
+import copy
 import dataclasses
+import functools
 from itertools import product
 from typing import Any
 
@@ -44,20 +46,23 @@ def predictions(accuracy: float, seed: int, loss: str = "ce", apart: float = 0.0
 def record(settings: Settings, accuracy: float = 0.9, apart: float = 0.0, run: str = "run", **changes) -> Record:
     """An evaluation with these settings; `changes` overrides some by key, with a double underscore for each dot."""
     values = flatten(settings) | {key.replace("__", "."): value for key, value in changes.items()}
-    table = predictions(accuracy, int(values["seed"]), values["loss"], apart)
+    table, scores = _evaluated(accuracy, int(values["seed"]), values["loss"], apart, values["autoencoder.threshold"])
+    parts = frozenset({table1.NETWORK, table1.AUTOENCODER})
+    return Record(run, as_texts(values), copy.deepcopy(scores), table.copy(), parts)
+
+
+@functools.cache
+def _evaluated(
+    accuracy: float, seed: int, loss: str, apart: float, threshold: float
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    table = predictions(accuracy, seed, loss, apart)
     labels = (table.label == "fake").to_numpy().astype(int)
-    errors = table.reconstruction_error.to_numpy()
-    scores = {
-        "convnext": evaluate.evaluate_classifier(
-            labels,
-            table.logit.to_numpy(),
-            labels,
-            table.logit.to_numpy(),
-            (table.argmax == "fake").to_numpy().astype(int),
-        ),
-        "autoencoder": evaluate.evaluate_autoencoder(labels, errors, labels, errors, values["autoencoder.threshold"]),
+    logits, errors = table.logit.to_numpy(), table.reconstruction_error.to_numpy()
+    argmax = (table.argmax == "fake").to_numpy().astype(int)
+    return table, {
+        "convnext": evaluate.evaluate_classifier(labels, logits, labels, logits, argmax),
+        "autoencoder": evaluate.evaluate_autoencoder(labels, errors, labels, errors, threshold),
     }
-    return Record(run, as_texts(values), scores, table, frozenset({table1.NETWORK, table1.AUTOENCODER}))
 
 
 def all_rows(
@@ -149,9 +154,7 @@ def evidence_of(chosen: Settings, records: list[Record], maps: pd.DataFrame, den
         density=DENSITY,
         external={"elsewhere": _external(np.ones(12, int), rng), "both <classes>": _external(np.arange(12) % 2, rng)},
         curves=_curves(),
-        robustness=robustness.measure(
-            lambda images: images[:, 0, 0, :2] / 255, pixels[:20], labels[:20], 0.5, rule=DecisionRule(0.05, 0.3, 0.7)
-        ).assign(trained_on=[one.transform == "blur" for one in robustness.CONDITIONS]),
+        robustness=_robustness(),
         predictions=table,
         baseline_predictions=table[["path", "label", "group"]].assign(p_fake=guess),
         reliability=evaluate.reliability(labels, logits, temperature),
@@ -162,6 +165,15 @@ def evidence_of(chosen: Settings, records: list[Record], maps: pd.DataFrame, den
         faithfulness_curves=_faithfulness_curves(),
         sanity=pd.DataFrame({"depth": ["head", "head", "all"], "image": [0, 1, 0], "similarity": [0.2, 0.3, np.nan]}),
     )
+
+
+@functools.cache
+def _robustness() -> pd.DataFrame:
+    rng = np.random.default_rng(4)
+    pixels = rng.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    rule = DecisionRule(0.05, 0.3, 0.7)
+    table = robustness.measure(lambda images: images[:, 0, 0, :2] / 255, pixels, np.arange(20) % 2, 0.5, rule=rule)
+    return table.assign(trained_on=[one.transform == "blur" for one in robustness.CONDITIONS])
 
 
 def _decisions(p_fake: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

@@ -347,6 +347,7 @@ def test_control_characters_in_names_are_escaped(here, capsysbinary):
     assert capsysbinary.readouterr().err.startswith(b"dfganext: odd/no\\x1b[2J\\nwhere.png does not exist")
 
 
+@pytest.mark.slow
 def test_another_encoding_than_utf8(here):
     """Characters that the encoding lacks: JSON stays valid, the table shows escapes."""
     (here / "日本é😀.png").write_bytes(png(0, 1))
@@ -368,6 +369,7 @@ def test_long_names(here, capsys):
     assert "cannot be accessed (File name too long)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 def test_a_full_disk_is_reported_in_one_sentence(here, capsys):
     assert predict("images", "--csv", "/dev/full") == 2
@@ -394,6 +396,7 @@ def test_a_pipe_is_a_row_with_an_error(here, capsys):
     assert second["error"] == "not a regular file"
 
 
+@pytest.mark.slow
 def test_the_command_as_installed(here):
     """In a process of its own, as a shell runs it, without a terminal or a champion."""
     command = Path(sys.executable).parent / "dfganext"

@@ -70,6 +70,7 @@ def probe(state, **environment):
 
 
 @glibc
+@pytest.mark.slow
 def test_freed_memory_is_not_cleared_again():
     once = LAYERS * LAYER // os.sysconf("SC_PAGESIZE")
     # Five times as many if no round reused memory; glibc's defaults give three to five times as many, by system.
@@ -78,12 +79,14 @@ def test_freed_memory_is_not_cleared_again():
 
 
 @glibc
+@pytest.mark.slow
 def test_malloc_settings_of_the_user_stay():
     assert probe("prepared").mapped == 0
     assert probe("prepared", MALLOC_MMAP_THRESHOLD_="65536").mapped > LAYERS * LAYER
     assert probe("prepared", GLIBC_TUNABLES="glibc.malloc.mmap_threshold=65536").mapped > LAYERS * LAYER
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.system() != "Linux", reason="libgomp is what PyTorch uses on Linux")
 def test_spin_count_of_the_user_stays():
     assert probe("prepared", GOMP_SPINCOUNT="7").spin_count == "7"

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["train_convnext", "train_autoencoder"])
 def test_training_without_images_names_the_stage_that_makes_them(root, tmp_path, stage):
     shutil.copy(root / "params.yaml", tmp_path)

@@ -136,6 +136,7 @@ def test_random_metadata_do_not_leak(seed):
     assert all(0.35 < group["roc_auc"] < 0.65 for group in report["groups"].values())
 
 
+@pytest.mark.slow
 def test_chance_is_one_half_on_average():
     reports = [metadata_leak.measure(random(100, seed))["groups"] for seed in range(8)]
     assert abs(np.mean([group["roc_auc"] for groups in reports for group in groups.values()]) - 0.5) < 0.04

@@ -7,6 +7,7 @@ from scipy import stats
 from dfganext.data.arrays import Images
 from dfganext.evaluation import selective
 from dfganext.evaluation.decision import DecisionRule
+from dfganext.settings import OperatingPoint
 
 
 def drawn(rng: np.random.Generator, per_class: int, separation: float) -> tuple[np.ndarray, np.ndarray]:
@@ -110,12 +111,12 @@ def test_too_few_images_give_no_novelty_threshold():
     assert selective.novelty_threshold(np.arange(49), 0.02) == 48
 
 
-def test_rule_is_chosen_without_novel_images(shipped):
+def test_rule_is_chosen_without_novel_images():
     labels = np.repeat([0, 1], 120)
     novelty = np.linspace(0, 1, 240)[np.random.default_rng(1).permutation(240)]
     p_fake = np.where(novelty > 0.988, 1 - labels, labels).astype(float)  # wrong only where novel
     images = Images(np.zeros((240, 1)), labels, [""] * 240, np.arange(240))
-    rule, found = selective.make_rule(images, p_fake, novelty, 0.5, shipped.operating_point)
+    rule, found = selective.make_rule(images, p_fake, novelty, 0.5, OperatingPoint(0.05, 0.02))
     assert rule.novel_above == pytest.approx(np.sort(novelty)[236])
     assert found["fake"]["errors"] == found["real"]["errors"] == 0
     assert rule.decide(1.0, 1.0).decision == "unsure"

@@ -71,6 +71,7 @@ print("records", json.dumps([model.predict(images, params=one) for one in params
 """
 
 
+@pytest.mark.slow
 def test_it_loads_in_another_folder_and_process_without_the_package(saved, tmp_path):
     assert not list((saved / "model").rglob("__pycache__"))
     assert not [path for path in (saved / "model").rglob("*") if path.suffix in (".pkl", ".pickle", ".pth", ".pt")]

@@ -12,11 +12,13 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from helpers import detector, enter_root, faces, free_port, png
+from helpers import add_rule, detector, enter_root, faces, free_port, png
 
 from dfganext.inference.detector import Detector
 from dfganext.settings import Promote
 from dfganext.tracking import promotion, store
+
+pytestmark = pytest.mark.slow
 
 PICTURES = [png(0, 1), png(1, 1)]
 TEXTS = [base64.b64encode(data).decode() for data in (PICTURES[0], b"no image", PICTURES[1], PICTURES[0][:300])]
@@ -28,6 +30,9 @@ REQUESTS = {
     "instances": [{"image": text} for text in TEXTS],
 }
 
+FIELDS = {"label", "p_fake", "threshold", "decision", "reason"}
+"""Of each record."""
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
@@ -36,7 +41,7 @@ def server(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         enter_root(root, patch)
         faces(root, validation=4)
-        folder = detector(root / "detector", good=True, threshold=0.45)
+        folder = add_rule(detector(root / "detector", good=True, threshold=0.45))
         client, experiment = store.connect()
         run_id = client.create_run(experiment).info.run_id
         data = promotion.Data.read(root / "split.csv", root / "manifest.csv", root / "raw", 8)
@@ -90,7 +95,8 @@ def test_every_form_with_good_and_broken_images(server, form, explain):
         assert record["label"] == prediction.label
         assert record["p_fake"] == pytest.approx(prediction.p_fake, abs=1e-5)
         assert record["threshold"] == 0.45
-        assert record.keys() == {"label", "p_fake", "threshold"} | ({"heatmap"} if explain else set())
+        assert (record["decision"], record["reason"]) == (prediction.decision, prediction.reason)
+        assert record.keys() == FIELDS | ({"heatmap"} if explain else set())
         if explain:
             assert base64.b64decode(record["heatmap"]).startswith(b"\x89PNG")
     for record in (records[1], records[3], records[4]):
@@ -98,6 +104,19 @@ def test_every_form_with_good_and_broken_images(server, form, explain):
         assert record["threshold"] == 0.45
         assert record["error"]
         assert "heatmap" not in record
+
+
+def test_stability(server):
+    folder, address = server
+    body = {"dataframe_records": REQUESTS["dataframe_records"], "params": {"stability": True}}
+    records = post(address, body)
+    expected = Detector.load(folder).predict(PICTURES, stability=True)
+    for record, prediction in zip((records[0], records[2]), expected, strict=True):
+        assert record.keys() == FIELDS | {"stability"}
+        assert record["stability"]["changes"] == list(prediction.changes)
+        for name, copy in prediction.stability.items():
+            assert record["stability"][name]["p_fake"] == pytest.approx(copy.p_fake, abs=1e-5)
+    assert "stability" not in records[1]
 
 
 @pytest.mark.parametrize("form", REQUESTS)

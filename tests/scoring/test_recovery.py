@@ -153,6 +153,7 @@ def test_a_worker_for_which_there_is_no_room_gets_no_part(monkeypatch):
     assert len(results) == 4 and ray.started == 2
 
 
+@pytest.mark.slow
 def test_ray_replaces_workers_that_crash(made, tmp_path, local_ray, monkeypatch):
     """A process that ends while it reads an image; all images have a row, and only this one an error."""
     paths = sorted(str(path) for path in (made / "in" / "0").iterdir())[:6]

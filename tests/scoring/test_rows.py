@@ -101,6 +101,7 @@ def model_of(name, threshold=0.5):
 ADDRESSES = ["{root}/out", "local://{root}/out"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_one_of_several_models_gets_a_folder(tmp_path, address, monkeypatch):
     monkeypatch.setattr(stores, "SETTLE_SECONDS", 1.5)  # more than a busy machine keeps a thread waiting

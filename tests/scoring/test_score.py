@@ -25,6 +25,8 @@ from dfganext.inference.detector import Detector
 from dfganext.scoring.parts import PART_IMAGES
 from dfganext.scoring.rows import RECORD, SCHEMA
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 
 

@@ -178,6 +178,7 @@ def test_a_champion_whose_files_are_gone_is_replaced_with_a_warning(here, run_id
     assert "could not be loaded" in result.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [shutil.rmtree, lambda folder: cut(folder / "artifacts/detector/model.safetensors")])
 def test_a_damaged_version_is_replaced_by_the_same_candidate(here, run_id, harm):
     promote("bad", run_id), promote("good", run_id)
@@ -273,6 +274,7 @@ helpers.promote(sys.argv[1], sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_of_two_simultaneous_promotions_the_better_model_is_champion(here, run_id, tmp_path):
     run_at_once(PROMOTE, [["good", run_id], ["bad", run_id]], tmp_path)
     assert tags_of(registry.champion().version)["weights.sha256"] == files.sha256_of("good/model.safetensors")
@@ -281,6 +283,7 @@ def test_of_two_simultaneous_promotions_the_better_model_is_champion(here, run_i
 STEPS = ["before it is registered", "before it is tagged", "before it sets the alias", "after it set the alias"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize(("early", "late"), [("good", "bad"), ("bad", "good")])
 @pytest.mark.parametrize("present", [None, "middling"])

@@ -167,6 +167,7 @@ with runs.stage_run("one", settings.load_settings({params!r})) as run:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_stage_does_not_stay_running(workspace, shipped, root):
     command = [sys.executable, "-c", KILLED.format(params=str(root / "params.yaml"))]
     killed = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -277,6 +278,7 @@ with runs.stage_run(sys.argv[1], settings.load_settings(sys.argv[2])) as run:
 """
 
 
+@pytest.mark.slow
 def test_four_processes_can_start_at_once(empty, root):
     params = str(root / "params.yaml")
     assert run_at_once(STAGE, [[str(number), params] for number in range(4)], empty) == [""] * 4

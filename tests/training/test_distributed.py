@@ -23,6 +23,8 @@ from dfganext.training import classifier, distributed
 from dfganext.training.augment import AugmentedImages, EpochLoader
 from dfganext.training.distributed import Group
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-4
 
 

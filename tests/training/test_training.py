@@ -78,6 +78,7 @@ def dropout(monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda *args, **options: create(*args, drop_rate=0.5, **options))
 
 
+@pytest.mark.slow
 def test_the_seed_decides_dropout_also_after_a_stop(settings, tmp_path, dropout):
     whole = train(settings)
     assert same(train(settings), whole)
@@ -112,6 +113,7 @@ def test_a_resumed_run_ends_with_the_same_weights(settings, tmp_path, stop):
     assert reported == [(epoch, epoch <= stop) for epoch in (1, 2, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["ce", "bce"])
 def test_both_losses_learn(settings, loss):
     settings = dataclasses.replace(
@@ -248,7 +250,7 @@ def test_the_best_epoch_is_kept(settings):
 
 
 def test_the_learning_rate_falls_stepwise(settings):
-    settings = dataclasses.replace(settings, epochs=5, lr=1e-4, lr_step=2, lr_gamma=0.1)
+    settings = dataclasses.replace(settings, epochs=5, lr=1e-4, schedule="step", lr_step=2, lr_gamma=0.1)
     lrs = [row["lr"] for row in train(settings).epochs]
     assert lrs == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5, 1e-6])
 

@@ -119,7 +119,6 @@ class Outputs(NamedTuple):
     features: np.ndarray
 
 
-@torch.inference_mode()
 def predict(
     model: nn.Module,
     config: ClassifierConfig,
@@ -128,8 +127,6 @@ def predict(
     device: torch.device | str = "cpu",
 ) -> Outputs:
     """Outputs and features, float32, of images: uint8 (N, size, size, 3)."""
-    model = model.to(device).eval()
-    outputs = np.empty((len(images), outputs_of(config.loss)), np.float32)
     features: list[np.ndarray] = []
 
     def keep(_: nn.Module, received: tuple[Tensor, ...]) -> None:
@@ -139,11 +136,11 @@ def predict(
     if isinstance(head, tuple | nn.ModuleList):  # a model distilled from a teacher has a head for each
         head = head[0]
     with head.register_forward_pre_hook(keep):
-        for rows, batch in batches(images, batch_size, device):
-            outputs[rows] = model(preprocess(batch, config)).float().cpu().numpy()
+        outputs = predict_outputs(model, config, images, batch_size, device)
     return Outputs(outputs, np.concatenate(features) if features else np.empty((0, 0), np.float32))
 
 
+@torch.inference_mode()
 def predict_outputs(
     model: nn.Module,
     config: ClassifierConfig,
@@ -152,7 +149,11 @@ def predict_outputs(
     device: torch.device | str = "cpu",
 ) -> np.ndarray:
     """The head's logits: uint8 (N, size, size, 3) -> float32 (N, 2), or (N, 1) with `loss: bce`."""
-    return predict(model, config, images, batch_size, device).outputs
+    model = model.to(device).eval()
+    outputs = np.empty((len(images), outputs_of(config.loss)), np.float32)
+    for rows, batch in batches(images, batch_size, device):
+        outputs[rows] = model(preprocess(batch, config)).float().cpu().numpy()
+    return outputs
 
 
 def predict_logits(
