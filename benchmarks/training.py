@@ -173,7 +173,7 @@ class CachedImages(Dataset[tuple[torch.Tensor, int]]):
 def seed_worker(worker: int) -> None:
     """Give each worker of a loader a random stream of its own: albumentations' forked workers draw the same one otherwise."""
     information = get_worker_info()
-    information.dataset.transform.set_random_seed(information.seed % 2**32)  # type: ignore[union-attr]
+    augment.set_seed(information.dataset.transform, information.seed)  # type: ignore[union-attr]
 
 
 def prepare_rival(folder: str, changes: dict[str, Any], first: int | None) -> None:

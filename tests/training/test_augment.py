@@ -1,14 +1,16 @@
 """Degradations: what each does, its range and probability, and that a sample's seed decides it."""
 
 import dataclasses
+from collections import Counter
 
 import cv2
 import numpy as np
 import pytest
+from scipy import stats
 
 from dfganext.errors import UserError
 from dfganext.settings import STRENGTHS, Augment, Degradation
-from dfganext.training.augment import AugmentedImages, compose
+from dfganext.training.augment import AugmentedImages, compose, set_seed
 
 SIZE = 64
 OFF = Augment(
@@ -38,9 +40,32 @@ def drawn(augment: Augment, image: np.ndarray, count: int = 40) -> list[np.ndarr
     transform = compose(augment, SIZE)
     results = []
     for seed in range(count):
-        transform.set_random_seed(seed)
+        set_seed(transform, seed)
         results.append(transform(image=image)["image"])
     return results
+
+
+def test_augmentations_are_drawn_independently():
+    """Flips, blur and noise with p = 0.5 each: all sixteen combinations are equally frequent."""
+    size, count = 32, 800
+    ramp = np.add.outer(4 * np.arange(size), np.arange(size))[..., None].repeat(3, 2).astype(np.uint8)
+    augment = dataclasses.replace(
+        OFF,
+        horizontal_flip=0.5,
+        vertical_flip=0.5,
+        blur=Degradation(0.5, (8, 8)),
+        noise=Degradation(0.5, (3, 3)),
+    )
+    images = AugmentedImages(np.stack([ramp] * count), np.zeros(count, int), augment, seed=1)
+    combinations: Counter[tuple[bool, ...]] = Counter()
+    for row in range(count):
+        one = images[0, row][0].numpy().astype(float).mean(axis=2)
+        flips = one[:, :8].mean() > one[:, -8:].mean(), one[:8].mean() > one[-8:].mean()
+        noisy = np.abs(np.diff(one, n=2, axis=1)).mean() > 0.5
+        blurred = abs(one[:2].mean() - one[-2:].mean()) < 110
+        combinations[(*map(bool, flips), bool(noisy), bool(blurred))] += 1
+    assert len(combinations) == 16
+    assert stats.chisquare(list(combinations.values())).pvalue > 0.001
 
 
 def test_without_degradations_nothing_changes(image):

@@ -120,11 +120,11 @@ def _augmented(image: np.ndarray, augment: Augment | None) -> np.ndarray:
     """The first of 100 seeded draws that changes the image; the image itself if none does."""
     if augment is None:
         return image
-    from dfganext.training.augment import compose  # imports torch, which the rest of the page does not need
+    from dfganext.training.augment import compose, set_seed  # imports torch, which the rest of the page does not need
 
     transform = compose(augment, len(image))
     for seed in range(100):
-        transform.set_random_seed(seed)
+        set_seed(transform, seed)
         changed = transform(image=image)["image"]
         if not np.array_equal(changed, image):
             return changed

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -74,6 +75,16 @@ def compose(augment: Augment, size: int) -> albumentations.Compose:
     return A.Compose([step for step in steps if step.p > 0])
 
 
+def set_seed(transform: albumentations.Compose, seed: int | Sequence[int]) -> None:
+    """Let the next image's augmentations follow from a seed, each drawn independently of the others.
+
+    albumentations' own `set_random_seed` gives every augmentation a generator with the same seed: then they draw the same numbers,
+    and an image gets all those of a probability above one number, or none.
+    """
+    sequence = np.random.SeedSequence(seed)
+    transform.set_random_state(np.random.default_rng(sequence), random.Random(int(sequence.generate_state(1)[0])))
+
+
 class AugmentedImages(Dataset[tuple[Tensor, int]]):
     """Images and labels of a split, indexed by (epoch, row); augmented if `augment` is given."""
 
@@ -85,7 +96,7 @@ class AugmentedImages(Dataset[tuple[Tensor, int]]):
         epoch, row = key
         image = np.array(self.pixels[row])
         if self.transform is not None:
-            self.transform.set_random_seed(int(np.random.SeedSequence([self.seed, epoch, row]).generate_state(1)[0]))
+            set_seed(self.transform, [self.seed, epoch, row])
             image = self.transform(image=image)["image"]
         return torch.from_numpy(np.ascontiguousarray(image)), int(self.labels[row])
 
