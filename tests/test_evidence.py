@@ -56,7 +56,7 @@ def test_one_row_per_test(workspace):
 def test_settings_that_differ_from_those_committed_are_named(workspace):
     params = (workspace / paths.PARAMS).read_text()
     (workspace / paths.PARAMS).write_text(
-        params.replace("  epochs: 12\n", "  epochs: 9\n", 1).replace("\nseed: 20", "\nseed: 3")
+        params.replace("  epochs: 8\n", "  epochs: 9\n", 1).replace("\nseed: 20", "\nseed: 3")
     )
     rows = evidence.rows_of(workspace)
     assert set(rows.settings) == {"convnext.epochs=9"} and set(rows.seed) == {3}
