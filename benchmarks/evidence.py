@@ -21,6 +21,7 @@ import yaml
 from benchmarks.harness import hardware
 from dfganext import files, paths, settings
 from dfganext.errors import UserError
+from dfganext.evaluation.external import DECISION_COLUMNS
 
 CODE = ("src", "stages", "dvc.yaml", "params.yaml", "requirements.lock")
 """What determines the results besides the data; the commit recorded is the last that changed one of them."""
@@ -70,21 +71,14 @@ def _test_split(workspace: Path) -> dict[str, Any]:
     found = _json(workspace / paths.EVALUATE_METRICS)["convnext"]
     predictions = pd.read_csv(workspace / paths.PREDICTIONS)
     called_fake = predictions.predicted == "fake"
-    return {
-        "test": "test split",
-        "images": found["images"],
-        **_with_interval("accuracy", found["accuracy"], found["intervals"]["accuracy"]),
-        **_with_interval("roc_auc", found["roc_auc"], found["intervals"]["roc_auc"]),
-        "fakes_found": called_fake[predictions.label == "fake"].mean(),
-        "real_called_fake": called_fake[predictions.label == "real"].mean(),
-        **_decisions(found["decisions"]),
-    }
+    rates = (called_fake[predictions.label == label].mean() for label in ("fake", "real"))
+    return _row("test split", found, *rates)
 
 
 def _degraded(workspace: Path) -> list[dict[str, Any]]:
     table = _csv(workspace / paths.ROBUSTNESS)
     columns = ["images", "accuracy", "accuracy_low", "accuracy_high", "roc_auc", "roc_auc_low", "roc_auc_high"]
-    columns += ["unsure", "novel", "decided_accuracy"]
+    columns += DECISION_COLUMNS
     return [
         {
             "test": f"test split, {row['transform']} {row['strength']:g}",
@@ -99,26 +93,19 @@ def _degraded(workspace: Path) -> list[dict[str, Any]]:
 
 def _external(workspace: Path) -> list[dict[str, Any]]:
     return [
-        {
-            "test": name,
-            "images": found["images"],
-            **_with_interval("accuracy", found["accuracy"], found["intervals"]["accuracy"]),
-            **_with_interval("roc_auc", found["roc_auc"], found["intervals"]["roc_auc"]),
-            "fakes_found": found["true_positive_rate"],
-            "real_called_fake": found["false_positive_rate"],
-            **_decisions(found["decisions"]),
-        }
+        _row(name, found, found["true_positive_rate"], found["false_positive_rate"])
         for name, found in _json(workspace / paths.EXTERNAL_METRICS).items()
     ]
 
 
-def _with_interval(name: str, value: float | None, interval: list[float] | None) -> dict[str, float | None]:
-    low, high = interval or (None, None)
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
-
-
-def _decisions(found: dict[str, Any]) -> dict[str, float | None]:
-    return {"unsure": found["unsure"], "novel": found["novel"], "decided_accuracy": found["accuracy"]}
+def _row(test: str, found: dict[str, Any], fakes_found: float | None, real_called_fake: float | None) -> dict[str, Any]:
+    """The row of a test whose metrics, in JSON, have intervals and decisions."""
+    row = {"test": test, "images": found["images"]}
+    for name in ("accuracy", "roc_auc"):
+        low, high = found["intervals"][name] or (None, None)
+        row |= {name: found[name], f"{name}_low": low, f"{name}_high": high}
+    row |= {"fakes_found": fakes_found, "real_called_fake": real_called_fake}
+    return row | {name: found["decisions"][key] for name, key in DECISION_COLUMNS.items()}
 
 
 def _changed(workspace: Path, chosen: settings.Settings) -> str:
