@@ -21,7 +21,8 @@ import yaml
 from benchmarks.harness import hardware
 from dfganext import files, paths, settings
 from dfganext.errors import UserError
-from dfganext.evaluation.external import DECISION_COLUMNS
+from dfganext.evaluation import selective
+from dfganext.report import evidence
 
 CODE = ("src", "stages", "dvc.yaml", "params.yaml", "requirements.lock")
 """What determines the results besides the data; the commit recorded is the last that changed one of them."""
@@ -68,17 +69,17 @@ def record(file: Path, rows: pd.DataFrame) -> None:
 
 
 def _test_split(workspace: Path) -> dict[str, Any]:
-    found = _json(workspace / paths.EVALUATE_METRICS)["convnext"]
-    predictions = pd.read_csv(workspace / paths.PREDICTIONS)
+    found = evidence.read(workspace / paths.EVALUATE_METRICS)["convnext"]
+    predictions = evidence.read(workspace / paths.PREDICTIONS)
     called_fake = predictions.predicted == "fake"
     rates = (called_fake[predictions.label == label].mean() for label in ("fake", "real"))
     return _row("test split", found, *rates)
 
 
 def _degraded(workspace: Path) -> list[dict[str, Any]]:
-    table = _csv(workspace / paths.ROBUSTNESS)
+    table = evidence.read(workspace / paths.ROBUSTNESS)
     columns = ["images", "accuracy", "accuracy_low", "accuracy_high", "roc_auc", "roc_auc_low", "roc_auc_high"]
-    columns += DECISION_COLUMNS
+    columns += selective.COLUMNS
     return [
         {
             "test": f"test split, {row['transform']} {row['strength']:g}",
@@ -94,7 +95,7 @@ def _degraded(workspace: Path) -> list[dict[str, Any]]:
 def _external(workspace: Path) -> list[dict[str, Any]]:
     return [
         _row(name, found, found["true_positive_rate"], found["false_positive_rate"])
-        for name, found in _json(workspace / paths.EXTERNAL_METRICS).items()
+        for name, found in evidence.read(workspace / paths.EXTERNAL_METRICS).items()
     ]
 
 
@@ -105,7 +106,7 @@ def _row(test: str, found: dict[str, Any], fakes_found: float | None, real_calle
         low, high = found["intervals"][name] or (None, None)
         row |= {name: found[name], f"{name}_low": low, f"{name}_high": high}
     row |= {"fakes_found": fakes_found, "real_called_fake": real_called_fake}
-    return row | {name: found["decisions"][key] for name, key in DECISION_COLUMNS.items()}
+    return row | selective.columns(found["decisions"])
 
 
 def _changed(workspace: Path, chosen: settings.Settings) -> str:
@@ -126,20 +127,6 @@ def _git(workspace: Path, *arguments: str) -> str:
             f"`git {' '.join(arguments)}` failed ({done.stderr.strip()}): run in a clone of the repository."
         )
     return done.stdout.strip()
-
-
-def _json(path: Path) -> Any:
-    return json.loads(_found(path).read_text(encoding="utf-8"))
-
-
-def _csv(path: Path) -> pd.DataFrame:
-    return pd.read_csv(_found(path))
-
-
-def _found(path: Path) -> Path:
-    if not path.is_file():
-        raise UserError(f"{path} is missing: run `dvc repro` first.")
-    return path
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Epochs of training, with this project's loop and with a PyTorch loop as an expert writes it; on a CPU and on a GPU.
 
 Both train the same network on the same images with the same augmentation and optimiser, in as many loader workers, from images
-decoded once: channels_last, bfloat16 where the processor has it, fused AdamW, images normalised on the device. Neither is
-compiled. Ours reads a memory-mapped array, theirs one in memory. Each runs in a process of its own. What differs is how ours
+decoded once: channels_last, bfloat16 where the processor has it, fused AdamW with a constant learning rate, images normalised on
+the device. Neither is compiled. Ours reads a memory-mapped array, theirs one in memory. Each runs in a process of its own. What differs is how ours
 keeps freed memory and lets idle threads sleep (`dfganext.runtime`), and that ours is repeatable: only deterministic algorithms,
 and a seed for each image and epoch. Before the clock starts, one step without augmentation must leave both with the same loss.
 """
@@ -63,7 +63,7 @@ class Epochs(NamedTuple):
 def in_turns(folder: str, size: int, batch_size: int, device: str, rounds: int, architecture: str) -> Epochs:
     """Epochs over the files of a folder, with both loops in turns."""
     changes: dict[str, Any] = {"convnext.architecture": architecture, "convnext.size": size, "machine.device": device}
-    changes |= {"convnext.batch_size": batch_size, "machine.workers": cores()}
+    changes |= {"convnext.batch_size": batch_size, "convnext.schedule": "step", "machine.workers": cores()}
     found = Epochs([], [], [], [])
     with Child("benchmarks.training") as ours, Child("benchmarks.training", plain=True) as rival:
         assert_same_training(ours, rival, folder, changes)

@@ -73,5 +73,5 @@ def test_the_same_run_replaces_its_rows_and_others_stay(workspace, tmp_path):
 
 def test_a_missing_result_is_named(workspace):
     (workspace / paths.ROBUSTNESS).unlink()
-    with pytest.raises(UserError, match=r"plots/robustness\.csv is missing: run `dvc repro` first"):
+    with pytest.raises(UserError, match=r"plots/robustness\.csv is missing: run `dvc repro` to create it"):
         evidence.rows_of(workspace)

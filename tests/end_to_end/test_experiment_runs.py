@@ -41,9 +41,10 @@ def experiments(reproduced, tmp_path_factory):
 
 def test_experiments_of_every_kind_share_one_store(experiments):
     assert json.loads(experiments.read(paths.CONVNEXT / "config.json"))["loss"] == "bce"
+    lr = str(yaml.safe_load(experiments.read("params.yaml"))["convnext"]["lr"])
     expected = {
-        "here": {"loss": "bce", "seed": "20", "convnext.lr": "0.001"},
-        "apart": {"loss": "bce", "seed": "3", "convnext.lr": "0.001"},
+        "here": {"loss": "bce", "seed": "20", "convnext.lr": lr},
+        "apart": {"loss": "bce", "seed": "3", "convnext.lr": lr},
         "queued": {"loss": "bce", "seed": "20", "convnext.lr": "0.002"},
     }
     parents = [run for run in experiments.parents() if "dvc.experiment" in run.data.tags]

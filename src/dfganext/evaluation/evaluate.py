@@ -26,9 +26,8 @@ def key_metrics(scores: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 def decision_metrics(scores: dict[str, dict[str, Any]]) -> dict[str, float]:
     """Of the classifier's decisions: shares of images that are unsure and novel, and the accuracy of the others, where known."""
-    found = scores["convnext"]["decisions"]
-    named = {"unsure": found["unsure"], "novel": found["novel"], "decided_accuracy": found["accuracy"]}
-    return {name: value for name, value in named.items() if value is not None}
+    found = selective.columns(scores["convnext"]["decisions"])
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def evaluate_scores(labels: np.ndarray, scores: np.ndarray, threshold: float, groups: Groups = None) -> dict[str, Any]:

@@ -29,9 +29,6 @@ DECISION_TITLES = {
 }
 """Of metrics of the decisions."""
 
-DECISION_COLUMNS = {"unsure": "unsure", "novel": "novel", "decided_accuracy": "accuracy"}
-"""Columns of the plot, and the metric of `selective.measure` in each."""
-
 
 class Own(NamedTuple):
     """p_fake of the test images of the detector's own data, by class: compared with a set that lacks the other class."""
@@ -146,8 +143,7 @@ def plot_table(sets: dict[str, dict[str, Any]]) -> pd.DataFrame:
             row[key] = found[key]
             if key in found["intervals"]:
                 row[f"{key}_low"], row[f"{key}_high"] = found["intervals"][key] or (None, None)
-        row |= {name: found["decisions"][key] for name, key in DECISION_COLUMNS.items()}
-        rows.append(row)
+        rows.append(row | selective.columns(found["decisions"]))
     return pd.DataFrame(rows)
 
 

@@ -137,8 +137,7 @@ def measure(
         row |= {"roc_auc": roc_auc_score(labels, score), "roc_auc_low": roc_auc_low, "roc_auc_high": roc_auc_high}
         row |= {"fake_recall": correct[labels == FAKE].mean(), "real_recall": correct[labels == REAL].mean()}
         decisions = selective.measure(labels, *selective.decide(rule, score, novelty), groups)
-        row |= {"unsure": decisions["unsure"], "novel": decisions["novel"], "decided_accuracy": decisions["accuracy"]}
-        rows.append(row)
+        rows.append(row | selective.columns(decisions))
     return pd.DataFrame(rows)
 
 

@@ -28,6 +28,9 @@ CONFIDENCE = 0.95
 START = 0.25
 """The sequence starts at this share of the images of the class, if so few can show the permitted error rate."""
 
+COLUMNS = {"unsure": "unsure", "novel": "novel", "decided_accuracy": "accuracy"}
+"""Columns of tables beside a detector's other metrics, and the metric of `measure` in each."""
+
 
 def choose(
     labels: np.ndarray, p_fake: np.ndarray, threshold: float, max_error: float, groups: Groups = None
@@ -135,6 +138,11 @@ def measure(labels: np.ndarray, decisions: np.ndarray, novel: np.ndarray, groups
         **{name: float(hits[among].mean()) if among.any() else None for name, (among, hits) in shares.items()},
         "intervals": {name: intervals.proportion(hits, groups, among) for name, (among, hits) in shares.items()},
     }
+
+
+def columns(measured: dict[str, Any]) -> dict[str, float | None]:
+    """What `measure` returned, as `COLUMNS` of a table."""
+    return {name: measured[key] for name, key in COLUMNS.items()}
 
 
 def upper_bounds(errors: np.ndarray, images: np.ndarray, confidence: float = CONFIDENCE) -> np.ndarray:

@@ -143,17 +143,20 @@ class Detector:
         Novelty is 0 for a model without features of training images. bfloat16 is used only where the device supports it;
         float32 elsewhere.
         """
-        device = next(self.model.parameters()).device
-        fast = self.precision == "bfloat16" and compute.precision("auto", device) == torch.bfloat16
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-            outputs, features = classifier.predict(self.model, self.config, pixels, device=device)
-        p_fake = calibration.apply(classifier.fake_logits(outputs).astype(np.float64), self.temperature)
+        p_fake, features = self._predict(pixels)
         novelty = np.zeros(len(pixels)) if self.neighbours is None else self.neighbours.novelty(features)
         return np.stack([p_fake, novelty], axis=1)
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """Calibrated p_fake, the first column of `scores`: (N,)."""
-        return self.scores(pixels)[:, 0]
+        return self._predict(pixels)[0]
+
+    def _predict(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        device = next(self.model.parameters()).device
+        fast = self.precision == "bfloat16" and compute.precision("auto", device) == torch.bfloat16
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+            outputs, features = classifier.predict(self.model, self.config, pixels, device=device)
+        return calibration.apply(classifier.fake_logits(outputs).astype(np.float64), self.temperature), features
 
     def predict(
         self,

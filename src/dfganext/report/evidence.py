@@ -110,22 +110,22 @@ def load(settings: Settings, records: list[Record]) -> Evidence:
         split=table,
         sample=set(table.sha256) <= _hashes(paths.SAMPLES),
         train=arrays.read(paths.images_of_size(settings.convnext.size), split.TRAIN),
-        audit=_read(paths.AUDIT_METRICS),
-        evaluate=_read(paths.EVALUATE_METRICS),
-        baseline=_read(paths.BASELINE_METRICS),
-        density=_read(paths.DENSITY_METRICS),
-        external=_read(paths.EXTERNAL_METRICS),
-        curves=_read(paths.CONVNEXT_CURVES),
-        robustness=_read(paths.ROBUSTNESS),
-        predictions=_read(paths.PREDICTIONS),
-        baseline_predictions=_read(paths.BASELINE / "predictions.csv"),
-        reliability=_read(paths.RELIABILITY),
-        densities=_read(paths.DENSITY / "scores.csv"),
-        maps=_read(paths.GRADCAM / "statistics.csv"),
-        comparison=_read(paths.GRADCAM / "comparison.csv"),
-        faithfulness=_read(paths.GRADCAM / "faithfulness.csv"),
-        faithfulness_curves=_read(paths.GRADCAM / "faithfulness_curves.csv"),
-        sanity=_read(paths.GRADCAM / "sanity.csv"),
+        audit=read(paths.AUDIT_METRICS),
+        evaluate=read(paths.EVALUATE_METRICS),
+        baseline=read(paths.BASELINE_METRICS),
+        density=read(paths.DENSITY_METRICS),
+        external=read(paths.EXTERNAL_METRICS),
+        curves=read(paths.CONVNEXT_CURVES),
+        robustness=read(paths.ROBUSTNESS),
+        predictions=read(paths.PREDICTIONS),
+        baseline_predictions=read(paths.BASELINE / "predictions.csv"),
+        reliability=read(paths.RELIABILITY),
+        densities=read(paths.DENSITY / "scores.csv"),
+        maps=read(paths.GRADCAM / "statistics.csv"),
+        comparison=read(paths.GRADCAM / "comparison.csv"),
+        faithfulness=read(paths.GRADCAM / "faithfulness.csv"),
+        faithfulness_curves=read(paths.GRADCAM / "faithfulness_curves.csv"),
+        sanity=read(paths.GRADCAM / "sanity.csv"),
     )
 
 
@@ -134,9 +134,10 @@ def _hashes(folder: Path) -> set[str]:
     return {hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def _read(path: Path) -> Any:
+def read(path: Path) -> Any:
+    """A result, JSON or CSV. UserError if it is missing."""
     if not path.is_file():
-        raise UserError(f"{path} is missing: run `make report` or `dvc repro` to create it.")
+        raise UserError(f"{path} is missing: run `dvc repro` to create it.")
     if path.suffix == ".json":
         return json.loads(path.read_text(encoding="utf-8"))
     return pd.read_csv(path, dtype={"path": str})
