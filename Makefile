@@ -1,4 +1,4 @@
-# make repro | report | table1 | architectures | check | test | lint | bench | ui | serve: each sets up .venv first, from requirements.lock.
+# `make` lists the targets. Each sets up .venv first, from requirements.lock.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,48 +12,53 @@ PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --
 # number of seeds for each row of `make table1` and `make architectures`
 SEEDS ?= 1
 
-.PHONY: repro report table1 architectures check test lint bench ui serve lock
+.PHONY: help repro report table1 architectures check test lint bench ui serve lock
 
-repro: .venv/ready
+help:
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
+
+repro: .venv/ready  ## run the whole workflow: data, training, evaluation, figures, promotion, page
 	python -m stages.check
 	dvc repro
+	@echo
+	@echo "The results: open reports/index.html in a browser. The runs: make ui. The model as a service: make serve."
 
 # forced, because the page also shows other experiments, which are not among the stage's dependencies
-report: .venv/ready
+report: .venv/ready  ## bring reports/index.html up to date
 	python -m stages.check
 	dvc repro audit evaluate baseline robustness external gradcam density
 	dvc repro --single-item --force report
 	@echo "open reports/index.html"
 
-table1: .venv/ready
+table1: .venv/ready  ## the paper's Table I with SEEDS=5 seeds per row, then the page
 	python -m dfganext.tracking.experiments --seeds $(SEEDS)
 	$(MAKE) report
 
-architectures: .venv/ready
+architectures: .venv/ready  ## train other classifiers on the same images, SEEDS=3 each, then the page
 	python -m dfganext.tracking.experiments --architectures --seeds $(SEEDS)
 	$(MAKE) report
 
-# lint, types and the fast tests: under two minutes on two cores
-check: lint
+# under two minutes on two cores
+check: lint  ## lint, types and the fast tests
 	$(PYTEST) -m "not slow"
 
-test: .venv/ready
+test: .venv/ready  ## all tests
 	$(PYTEST)
 
-lint: .venv/ready
+lint: .venv/ready  ## ruff and mypy
 	ruff check
 	ruff format --check
 	mypy
 
-# about fifteen minutes on two cores; needs an idle machine
-bench: .venv/ready
+# about fifteen minutes on two cores
+bench: .venv/ready  ## speed beside other implementations, on an idle machine
 	for subject in density resize train_cpu train_gpu serve repro scale; do python -m benchmarks.$$subject || exit 1; done
 	python -m benchmarks.summary
 
-ui: .venv/ready
+ui: .venv/ready  ## the MLflow UI, at http://127.0.0.1:5000
 	mlflow ui --host 127.0.0.1 --port 5000
 
-serve: .venv/ready
+serve: .venv/ready  ## the best registered model, at http://127.0.0.1:5001/invocations
 	@python -m dfganext.tracking.registry
 	mlflow models serve -m models:/df-ganext@champion --env-manager local --host 127.0.0.1 --port 5001
 
@@ -67,5 +72,5 @@ serve: .venv/ready
 	@touch $@
 
 # after a change of pyproject.toml; versions and hashes, no URLs
-lock:
+lock:  ## write requirements.lock anew, after a change of pyproject.toml
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --all-extras --upgrade --quiet pyproject.toml -o requirements.lock

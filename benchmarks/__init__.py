@@ -14,4 +14,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 from dfganext import runtime
 
 if "BENCHMARKS_PLAIN" not in os.environ:  # a rival's process keeps the defaults of Python and PyTorch
-    runtime.prepare()
+    runtime.prepare(keep_all=True)

@@ -11,4 +11,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from dfganext import runtime
 
-runtime.prepare()
+runtime.prepare(keep_all=True)

@@ -12,14 +12,16 @@ import pytest
 
 from dfganext.runtime import batches_by_bytes, map_ordered
 
-LAYERS, LAYER = 6, 16 * 2**20  # tensors alive at a time; bytes of one
+LAYERS, LAYER, LARGE = 6, 16 * 2**20, 48 * 2**20  # tensors alive at a time; bytes of one, below and above the threshold
 
 PROBE = f"""
 import ctypes, os, resource, sys
 from dfganext import runtime
-if sys.argv[1] == "prepared":
-    runtime.prepare()
+if sys.argv[1] != "default":
+    runtime.prepare(keep_all=sys.argv[1] == "keep_all")
 import torch
+
+layer = int(sys.argv[2])
 
 names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()  # malloc.h
 
@@ -35,7 +37,7 @@ torch.ones(2**20)
 faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 mapped = heap().hblkhd
 for _ in range(5):
-    layers = [torch.ones({LAYER} // 4) for _ in range({LAYERS})]
+    layers = [torch.ones(layer // 4) for _ in range({LAYERS})]
     total = sum(layer[0] for layer in layers)
     held = heap().hblkhd - mapped
     del layers
@@ -58,11 +60,15 @@ class Usage:
     spin_count: str
 
 
-def probe(state, **environment):
+def probe(state, layer=LAYER, **environment):
     names = ("GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE", "GLIBC_TUNABLES")
     kept = {name: value for name, value in os.environ.items() if name not in names and not name.startswith("MALLOC_")}
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, state], env=kept | environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROBE, state, str(layer)],
+        env=kept | environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     faults, mapped, total, spin_count = done.stdout.split()
     assert int(total) == LAYERS
@@ -76,6 +82,15 @@ def test_freed_memory_is_not_cleared_again():
     # Five times as many if no round reused memory; glibc's defaults give three to five times as many, by system.
     assert probe("prepared").faults < 2.5 * once
     assert probe("prepared", THP_MEM_ALLOC_ENABLE="0").faults < 2.5 * once  # without large pages
+
+
+@glibc
+@pytest.mark.slow
+def test_blocks_above_the_threshold_are_kept_on_request():
+    once = LAYERS * LARGE // os.sysconf("SC_PAGESIZE")
+    assert probe("prepared", LARGE).mapped > LAYERS * LARGE
+    kept = probe("keep_all", LARGE, THP_MEM_ALLOC_ENABLE="0")
+    assert kept.mapped == 0 and kept.faults < 2.5 * once
 
 
 @glibc

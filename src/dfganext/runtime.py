@@ -20,9 +20,9 @@ SPIN_COUNT = "3000"
 machine's cores wait for each other's idle threads, and a training step takes four times as long."""
 
 MMAP_THRESHOLD = 32 * 2**20
-"""Bytes; the largest value that glibc allows. Larger blocks are returned to the system when they are freed."""
+"""Bytes; the largest value that glibc allows. Larger blocks are returned to the system when they are freed, or kept too."""
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4  # malloc.h
 
 
 def cores() -> int:
@@ -30,12 +30,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def prepare() -> None:
+def prepare(keep_all: bool = False) -> None:
     """Set how this process uses memory and idle threads, and hide Pillow's warnings; results do not change.
 
     By default, glibc returns the memory of tensors to the system when they are freed, and the system clears the same pages
     again in the next step: a third of the time of a training on a CPU. This keeps freed memory, in large pages. Variables of
     the environment that the user has set stay.
+
+    Args:
+        keep_all: keep blocks above `MMAP_THRESHOLD` too, which a training step at 256 pixels has many of. For a process that ends
+            with its work; in a server, free space between such blocks would add up.
     """
     warnings.filterwarnings("ignore", module="PIL")
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
@@ -48,6 +52,8 @@ def prepare() -> None:
         library.mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD)
         library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         library.mallopt(_M_TOP_PAD, 2 * MMAP_THRESHOLD)
+        if keep_all:
+            library.mallopt(_M_MMAP_MAX, 0)
 
 
 def map_ordered(
