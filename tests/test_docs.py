@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import difflib
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
