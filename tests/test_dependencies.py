@@ -60,8 +60,13 @@ def imported(file: Path) -> frozenset[str]:
             assert node.level == 0, f"{file}: relative import"
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
 
-    Imports().visit(ast.parse(file.read_text(encoding="utf-8")))
+    Imports().visit(parsed(file))
     return frozenset(found)
+
+
+def parsed(file: Path) -> ast.Module:
+    """An empty module for a file that is no code."""
+    return ast.parse(file.read_text(encoding="utf-8") if file.suffix == ".py" else "")
 
 
 def modules_of(name: str) -> set[Path]:
@@ -86,14 +91,23 @@ def closure(stage: str) -> frozenset[Path]:
 
 
 def reached_from(files: set[Path]) -> frozenset[Path]:
-    """These files, and all files of this repository that they import, directly or indirectly, without empty files."""
+    """These files, all files of this repository that they import, directly or indirectly, without empty files, and templates."""
     pending, seen = set(files), set()
     while pending:
         file = pending.pop()
         seen.add(file)
+        pending |= named_beside(file) - seen
         names = {name for name in imported(file) if name.split(".")[0] in ("dfganext", "stages")}
         pending |= set().union(*map(modules_of, names)) - seen
     return frozenset(file for file in seen if file.read_text(encoding="utf-8").strip())
+
+
+@cache
+def named_beside(module: Path) -> frozenset[Path]:
+    """Files in the folder of a module that it names in a string: templates and tables."""
+    constants = (node.value for node in ast.walk(parsed(module)) if isinstance(node, ast.Constant))
+    names = {value for value in constants if isinstance(value, str) and re.fullmatch(r"\w+\.\w+", value)}
+    return frozenset(module.parent / name for name in names if (module.parent / name).is_file())
 
 
 def declared(stage: str) -> list[str]:
@@ -115,7 +129,7 @@ def test_every_module_that_determines_an_output_is_a_dependency(stage):
 def test_a_stage_imports_every_module_that_it_declares(stage):
     for dependency in declared(stage):
         place = ROOT / dependency
-        if place.suffix == ".py":
+        if place.suffix and dependency.startswith("src/"):
             assert place in closure(stage), dependency
         elif dependency.startswith("src/"):
             assert any(place in file.parents for file in closure(stage)), dependency

@@ -105,3 +105,27 @@ def test_the_identity_covers_weights_config_operating_point_code_and_requirement
     other.write_text((Path(dfganext.__file__).parent / "images.py").read_text() + "# another\n")
     monkeypatch.setattr(registry, "served_code", lambda: real | {"images.py": other})
     assert changed() == ["code.sha256"]
+
+
+def test_a_version_keeps_its_card_and_is_described_by_it(here, run_id):
+    promote("good", run_id)
+    client, _ = store.connect()
+    with registry.resolve("models:/df-ganext/1") as folder:
+        assert registry.card(folder) is None
+    before = client.get_model_version(registry.MODEL, "1").tags
+    for text in ("# first", "# second"):
+        registry.attach_card("1", f"---\na: 1\n---\n{text}", text)
+        with registry.resolve("models:/df-ganext/1") as folder:
+            assert registry.card(folder) == f"---\na: 1\n---\n{text}"
+            assert registry.trained_on(folder) is not None
+        assert client.get_model_version(registry.MODEL, "1").description == text
+    assert client.get_model_version(registry.MODEL, "1").tags == before
+
+
+def test_a_card_that_lies_above_a_folder_is_not_its_card(here):
+    Path("models").mkdir()
+    Path("good").rename("models/good")
+    Path("README.md").write_text("of a repository")
+    assert registry.card(here / "models" / "good") is None
+    Path("models/good/README.md").write_text("its own")
+    assert registry.card(here / "models" / "good") == "its own"

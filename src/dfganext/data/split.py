@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from dfganext import files
 from dfganext.errors import UserError
 from dfganext.labels import NAMES
 from dfganext.settings import Subsample
@@ -63,6 +64,12 @@ def read(path: Path) -> pd.DataFrame:
         return pd.read_csv(path, dtype={"path": str, "label": str, "split": str, "sha256": str}, keep_default_na=False)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; run `dvc repro subsample` first.") from None
+
+
+def is_from(images: pd.DataFrame, folder: Path) -> bool:
+    """Whether every image is a copy of one in folder/real or folder/fake; images: column sha256."""
+    found = (file for name in NAMES for file in (folder / name).rglob("*") if file.is_file())
+    return set(images.sha256) <= {files.sha256_of(file) for file in found}
 
 
 def split_sizes(per_class: int, settings: Subsample) -> dict[str, int]:

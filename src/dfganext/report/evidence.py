@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from dfganext.data.arrays import Images
 from dfganext.errors import UserError
 from dfganext.explain import comparison
 from dfganext.labels import NAMES
-from dfganext.report import architectures, table1
+from dfganext.report import architectures, table1, text
 from dfganext.report.table1 import Record, Row
 from dfganext.settings import Settings
 
@@ -60,8 +59,7 @@ class Evidence:
     @property
     def name(self) -> str:
         """Name of the data on the page."""
-        found = f"{len(self.split):,} images from {self.settings.download.source}"
-        return self.settings.report.data or ("the embedded sample of drawn portraits" if self.sample else found)
+        return text.data_name(self.settings, len(self.split), self.sample)
 
     @property
     def model(self) -> str:
@@ -108,7 +106,7 @@ def load(settings: Settings, records: list[Record]) -> Evidence:
         architectures=architectures.collect(records, settings),
         excluded=sum(not record.parts for record in records),
         split=table,
-        sample=set(table.sha256) <= _hashes(paths.SAMPLES),
+        sample=split.is_from(table, paths.SAMPLES),
         train=arrays.read(paths.images_of_size(settings.convnext.size), split.TRAIN),
         audit=read(paths.AUDIT_METRICS),
         evaluate=read(paths.EVALUATE_METRICS),
@@ -127,11 +125,6 @@ def load(settings: Settings, records: list[Record]) -> Evidence:
         faithfulness_curves=read(paths.GRADCAM / "faithfulness_curves.csv"),
         sanity=read(paths.GRADCAM / "sanity.csv"),
     )
-
-
-def _hashes(folder: Path) -> set[str]:
-    files = (file for name in NAMES for file in (folder / name).rglob("*") if file.is_file())
-    return {hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def read(path: Path) -> Any:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from dfganext.settings import Settings
+
 NONE = "–"
 
 
@@ -31,6 +33,14 @@ def span(pair: Sequence[float | None] | None, digits: int = 3) -> str:
 def percents(pair: Sequence[float] | None, digits: int = 1) -> str:
     """An interval of shares, 0...1, as 40.0 … 60.0 %."""
     return NONE if pair is None else f"{span([100 * value for value in pair], digits)} %"
+
+
+def data_name(settings: Settings, images: int, sample: bool) -> str:
+    """What the images are: the setting report.data, or their number and source; `sample` for those of the embedded sample."""
+    download = settings.download
+    sources = {"kaggle": download.kaggle, "huggingface": download.huggingface, "url": download.url}
+    found = f"{images:,} images from {sources.get(download.source, 'data')}"
+    return settings.report.data or ("the embedded sample of drawn portraits" if sample else found)
 
 
 def confidence(level: float) -> str:

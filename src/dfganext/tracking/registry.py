@@ -62,6 +62,10 @@ IDENTITY_NAMES = {
 PYFUNC = Path("inference") / "pyfunc.py"
 """The served model's file in this package."""
 TRAINED_ON_FILE = "trained_on.csv"
+CARD_FILE = "README.md"
+
+DESCRIPTION_CHARACTERS = 5000
+"""Maximum length of a version's description in MLflow's database."""
 
 _MODEL_URI = re.compile(r"models:/(m-\w+|[^/@]+(@[^/@]+|/\d+|/latest))|runs:/\w+/.+")
 
@@ -237,6 +241,21 @@ def register(client: Client, contents: Contents, detector: Detector, run_id: str
     return client.create_model_version(MODEL, f"models:/{model_id}", run_id=run_id, tags=all_tags, model_id=model_id)
 
 
+def attach_card(number: str, card: str, description: str) -> None:
+    """Add a model card, Markdown, to the files of a version, in place of an earlier one; and describe the version in the registry.
+
+    Args:
+        description: at most `DESCRIPTION_CHARACTERS`.
+    """
+    client, _ = store.connect()
+    version = client.get_model_version(MODEL, number)
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / CARD_FILE
+        file.write_text(card, encoding="utf-8")
+        client.log_model_artifact(version.source.removeprefix("models:/"), str(file))
+    client.update_model_version(MODEL, number, description)
+
+
 def versions(client: Client) -> list[Any]:
     """All registered versions (MLflow ModelVersions), oldest first."""
     return sorted(store.paginate(client.search_model_versions, f"name = '{MODEL}'"), key=lambda one: int(one.version))
@@ -263,8 +282,22 @@ def load(client: Client, version: Any) -> tuple[Detector, pd.DataFrame | None] |
 
 def trained_on(folder: Path) -> pd.DataFrame | None:
     """The training images of a version, as in `Contents`; None without a list. `folder` is the detector's, as from `resolve`."""
-    file = folder.parent / TRAINED_ON_FILE
-    return pd.read_csv(file, dtype={"sha256": str}) if file.is_file() else None
+    file = _beside(folder, TRAINED_ON_FILE, folder.parent)
+    return None if file is None else pd.read_csv(file, dtype={"sha256": str})
+
+
+def card(folder: Path) -> str | None:
+    """The model card of a version; None without one. `folder` is the detector's, as from `resolve`."""
+    file = _beside(folder, CARD_FILE, folder.parent.parent)
+    return None if file is None else file.read_text(encoding="utf-8")
+
+
+def _beside(folder: Path, name: str, in_version: Path) -> Path | None:
+    """A file that belongs to the detector in `folder`: in `folder`, or, in a version, in `in_version`; None if there is none."""
+    places = [folder / name]
+    if (folder.parent.parent / "MLmodel").is_file():
+        places.append(in_version / name)
+    return next((place for place in places if place.is_file()), None)
 
 
 def _download(client: Client, uri: str, target: Path) -> Path:

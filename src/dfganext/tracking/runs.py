@@ -174,6 +174,12 @@ def _origin() -> dict[str, str]:
     return tags
 
 
+def commit_of(run_id: str) -> str | None:
+    """The commit of the code that a run was made with; None if it is not on record."""
+    client, _ = store.connect()
+    return client.get_run(run_id).data.tags.get("mlflow.source.git.commit")
+
+
 def _parent_name(stage: str, origin: Mapping[str, str]) -> str:
     """The name of the DVC experiment, or the command with the commit ("+" if changed) and the time."""
     command = "repro" if "DVC_STAGE" in os.environ else f"{stage} by hand"
