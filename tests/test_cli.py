@@ -203,6 +203,7 @@ def test_an_error_is_one_sentence_before_any_output(here, capsys, words, sentenc
         (["predict", "x", "--no-such"], "No such option: --no-such (see `dfganext predict --help`)."),
         (["pred"], "No such command 'pred'. Did you mean 'predict'? (see `dfganext --help`)."),
         (["score", "in"], "Missing argument 'IN' (see `dfganext score --help`)."),
+        (["export"], "Missing argument 'DIR' (see `dfganext export --help`)."),
     ],
 )
 def test_wrong_usage_is_one_sentence_that_names_the_help(capsys, words, sentence):
@@ -481,3 +482,32 @@ def test_evaluate_leaves_out_near_duplicates_of_training_images(labelled, here, 
 def test_evaluate_explains_what_it_needs(here, capsys, words, message):
     assert cli.main(["evaluate", *words, "--model", "model"]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_export_predicts_the_same(here, capsys):
+    predict("images", "--json")
+    expected = json.loads(capsys.readouterr().out)
+    assert cli.main(["export", "champion", "--model", "model"]) == 0
+    assert capsys.readouterr().out == "champion is written: dfganext predict photo.jpg --model champion\n"
+    cli.main(["predict", "images", "--json", "--model", "champion"])
+    assert json.loads(capsys.readouterr().out) == expected
+
+    assert cli.main(["export", "onnx", "--format", "onnx", "--model", "model"]) == 0
+    assert capsys.readouterr().out == "onnx is written: python onnx/predict.py photo.jpg\n"
+    readable = [row for row in expected if row["error"] is None]
+    command = [sys.executable, "onnx/predict.py", *(row["path"] for row in readable)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for line, row in zip(done.stdout.splitlines(), readable, strict=True):
+        found = json.loads(line)
+        assert found["p_fake"] == pytest.approx(row["p_fake"], abs=1e-4)
+        assert {name: found[name] for name in ("path", "label", "decision")} == {
+            name: row[name] for name in ("path", "label", "decision")
+        }
+
+
+def test_an_export_needs_a_model_and_a_new_folder(here, capsys):
+    assert cli.main(["export", "images", "--model", "model"]) == 2
+    assert "images exists already and is not an empty folder" in capsys.readouterr().err
+    assert cli.main(["export", "new"]) == 2
+    assert "There is no model models:/df-ganext@champion" in capsys.readouterr().err and not Path("new").exists()

@@ -91,6 +91,13 @@ RUN_BY = {
         "dfganext evaluate labelled/ --json --model models:/df-ganext/2"
     ],
     "test_the_table": ["dfganext predict PATH..."],
+    "test_an_export_predicts_the_same": [
+        "dfganext export DIR",
+        "dfganext export champion/",
+        "dfganext predict photo.jpg --model champion/",
+        "dfganext export onnx/ --format onnx",
+        "python onnx/predict.py photo.jpg",
+    ],
     "test_json_and_csv_have_one_row_per_image_in_path_order": [
         "dfganext predict folder/ --csv predictions.csv --heatmaps maps",
     ],

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +33,14 @@ if TYPE_CHECKING:  # importing torch takes seconds: --help and a mistyped path m
     from pandas import DataFrame
 
     from dfganext.inference.detector import Detector
+
+
+class Format(StrEnum):
+    """Of exported models."""
+
+    SAFETENSORS = "safetensors"
+    ONNX = "onnx"
+
 
 Row = dict[str, Any]
 """`COLUMNS`, heatmap where one was written, and stability where it was checked."""
@@ -219,6 +228,42 @@ def evaluate(
         for row in refused:
             print(f"dfganext: {row['source']} is left out: {row['detail']}", file=sys.stderr)
     return 1 if refused else 0
+
+
+@app.command(
+    short_help="Write a model to a folder that runs elsewhere.",
+    epilog="""[bold]Examples[/]
+  dfganext export champion/
+  dfganext predict photo.jpg --model champion/
+  dfganext export second/ --model models:/df-ganext/2 --format onnx
+  python second/predict.py photo.jpg
+
+[bold]Exit codes[/]
+  0  the folder is complete
+  2  wrong usage, no model, or one that cannot be exported: nothing is written""",
+)
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is new or empty.")],
+    file_format: Annotated[
+        Format,
+        typer.Option("--format", help="safetensors: for this command. onnx: for ONNX Runtime, without PyTorch."),
+    ] = Format.SAFETENSORS,
+    model: Model = None,
+) -> int:
+    """Write a model to a folder that runs elsewhere: weights, config, operating point, model card and the list of its training
+    images; as ONNX, a model from pixels to p_fake with a script that decodes images and applies it."""
+    with ExitStack() as stack:
+        from dfganext.inference import export as exports
+        from dfganext.tracking import registry
+
+        detector = stack.enter_context(registry.resolve(model))
+        write = exports.to_onnx if file_format is Format.ONNX else exports.to_safetensors
+        write(detector, directory, registry.files_beside(detector))
+    how = f"python {directory / exports.SCRIPT_FILE} photo.jpg"
+    if file_format is Format.SAFETENSORS:
+        how = f"dfganext predict photo.jpg --model {directory}"
+    print(f"{printable(str(directory))} is written: {printable(how)}")
+    return 0
 
 
 @app.command(

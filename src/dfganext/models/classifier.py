@@ -112,6 +112,12 @@ def fake_logits(outputs: Logits) -> Logits:
     return outputs[:, 0]
 
 
+def head(model: nn.Module) -> nn.Module:
+    """The last layer, which makes logits of features."""
+    layer = model.get_classifier()  # type: ignore[operator]
+    return layer[0] if isinstance(layer, tuple | nn.ModuleList) else layer  # a distilled model has one for each teacher
+
+
 class Outputs(NamedTuple):
     """Of N images: outputs, the head's logits, (N, 2), or (N, 1) with `loss: bce`; features, what the head receives, (N, C)."""
 
@@ -132,10 +138,7 @@ def predict(
     def keep(_: nn.Module, received: tuple[Tensor, ...]) -> None:
         features.append(received[0].flatten(1).float().cpu().numpy())
 
-    head = model.get_classifier()  # type: ignore[operator]
-    if isinstance(head, tuple | nn.ModuleList):  # a model distilled from a teacher has a head for each
-        head = head[0]
-    with head.register_forward_pre_hook(keep):
+    with head(model).register_forward_pre_hook(keep):
         outputs = predict_outputs(model, config, images, batch_size, device)
     return Outputs(outputs, np.concatenate(features) if features else np.empty((0, 0), np.float32))
 

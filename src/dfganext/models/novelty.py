@@ -27,10 +27,13 @@ class Neighbours:
 
     Args:
         features: float16 (n, d).
+
+    Attributes:
+        normalised: float32 (n, d), of length 1.
     """
 
     def __init__(self, features: np.ndarray) -> None:
-        self.features, self._normalised = features, _normalise(features)
+        self.features, self.normalised = features, _normalise(features)
 
     @classmethod
     def of(cls, features: np.ndarray) -> Neighbours:
@@ -52,7 +55,7 @@ class Neighbours:
 
     def novelty(self, features: np.ndarray) -> np.ndarray:
         """Cosine distance, 0...2, to the nearest neighbour of rank `NEIGHBOURS`: (n, d) -> float64 (n,)."""
-        similarities = _normalise(features) @ self._normalised.T
+        similarities = _normalise(features) @ self.normalised.T
         rank = min(NEIGHBOURS, len(self.features))
         nearest = np.partition(similarities, -rank, axis=1)[:, -rank]
         return 1 - nearest.astype(np.float64)

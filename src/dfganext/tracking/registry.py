@@ -282,22 +282,26 @@ def load(client: Client, version: Any) -> tuple[Detector, pd.DataFrame | None] |
 
 def trained_on(folder: Path) -> pd.DataFrame | None:
     """The training images of a version, as in `Contents`; None without a list. `folder` is the detector's, as from `resolve`."""
-    file = _beside(folder, TRAINED_ON_FILE, folder.parent)
+    file = files_beside(folder).get(TRAINED_ON_FILE)
     return None if file is None else pd.read_csv(file, dtype={"sha256": str})
 
 
 def card(folder: Path) -> str | None:
     """The model card of a version; None without one. `folder` is the detector's, as from `resolve`."""
-    file = _beside(folder, CARD_FILE, folder.parent.parent)
+    file = files_beside(folder).get(CARD_FILE)
     return None if file is None else file.read_text(encoding="utf-8")
 
 
-def _beside(folder: Path, name: str, in_version: Path) -> Path | None:
-    """A file that belongs to the detector in `folder`: in `folder`, or, in a version, in `in_version`; None if there is none."""
-    places = [folder / name]
-    if (folder.parent.parent / "MLmodel").is_file():
-        places.append(in_version / name)
-    return next((place for place in places if place.is_file()), None)
+def files_beside(folder: Path) -> dict[str, Path]:
+    """The model card and the list of training images that belong to a detector, by name; those that there are.
+
+    Args:
+        folder: the detector's, as from `resolve`: of a version, or a local folder, which holds these files itself.
+    """
+    version = folder.parent.parent
+    places = {CARD_FILE: version, TRAINED_ON_FILE: folder.parent} if (version / "MLmodel").is_file() else {}
+    found = {name: places.get(name, folder) / name for name in (CARD_FILE, TRAINED_ON_FILE)}
+    return {name: file for name, file in found.items() if file.is_file()}
 
 
 def _download(client: Client, uri: str, target: Path) -> Path:
