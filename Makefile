@@ -9,10 +9,13 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # fixtures; tests/conftest.py has the longest files start first
 PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+# columns of `make experiments`: the classifier's main settings and metrics, of hundreds
+SHOWN := ^(Experiment|Created|seed|loss|(.*:)?convnext\.(architecture|weights|size|epochs|lr|accuracy|f1|roc_auc|ece))$$
+
 # number of seeds for each row of `make table1` and `make architectures`
 SEEDS ?= 1
 
-.PHONY: help repro report table1 architectures check test lint bench ui serve lock
+.PHONY: help repro report table1 architectures check test lint bench experiments ui serve lock
 
 help:
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +57,9 @@ lint: .venv/ready  ## ruff and mypy
 bench: .venv/ready  ## speed beside other implementations, on an idle machine
 	for subject in density resize train_cpu train_gpu serve repro scale; do python -m benchmarks.$$subject || exit 1; done
 	python -m benchmarks.summary
+
+experiments: .venv/ready  ## the experiments as a table, with the classifier's main settings and metrics
+	@dvc exp show --no-pager --precision 4 --drop '.*' --keep '$(SHOWN)'
 
 ui: .venv/ready  ## the MLflow UI, at http://127.0.0.1:5000
 	mlflow ui --host 127.0.0.1 --port 5000

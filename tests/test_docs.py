@@ -62,6 +62,7 @@ RUN_BY = {
     ],
     "test_training_in_two_processes_is_one_run_with_the_same_curves": ["dvc repro NAME", "dvc repro evaluate"],
     "test_plots_are_shown": ["dvc plots show"],
+    "test_the_table_of_experiments_has_settings_and_metrics": ["make experiments"],
     "test_own_images": ["dvc remove data.dvc", "dvc add data"],
     "test_table1_runs_what_it_lacks_and_the_page_shows_it": [
         "make table1",

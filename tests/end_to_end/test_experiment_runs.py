@@ -57,6 +57,14 @@ def test_experiments_of_every_kind_share_one_store(experiments):
     assert not list(experiments.folder.glob(".dvc/tmp/exps/**/mlflow.db"))
 
 
+def test_the_table_of_experiments_has_settings_and_metrics(experiments):
+    recipe = experiments.run("make", "--dry-run", "experiments").splitlines()[-1]
+    table = experiments.run("bash", "-c", f"COLUMNS=300 {recipe}")
+    for text in ("here", "apart", "queued", "loss", "convnext.lr", "convnext.accuracy", "convnext.roc_auc"):
+        assert text in table
+    assert "autoencoder" not in table
+
+
 def test_queued_experiment_runs_the_code_it_was_queued_with(experiments):
     refs = experiments.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
     (queued,) = (ref for ref in refs if ref.endswith("/queued"))

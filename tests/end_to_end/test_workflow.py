@@ -84,6 +84,14 @@ def test_stage_runs_have_one_parent_with_parameters_and_key_metrics(reproduced):
     assert tags["mlflow.source.git.commit"] == reproduced.run("git", "rev-parse", "HEAD~1").strip()
 
 
+def test_the_champion_describes_itself(reproduced):
+    description = reproduced.versions()[1].description
+    accuracy = json.loads(reproduced.read(paths.EVALUATE_METRICS))["convnext"]["accuracy"]
+    assert description.startswith("# DF-GANeXt 1: test_convnext")
+    for text in (f"| accuracy | {accuracy:.3f} |", "| re-saved |", "there was no champion", "embedded sample"):
+        assert text.lower() in description.lower()
+
+
 def test_repro_with_nothing_to_do_takes_seconds(reproduced):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert "up to date" in reproduced.run("dvc", "repro")
