@@ -25,7 +25,9 @@ def main() -> None:
         trained_by = run.makers.get(MODEL.as_posix(), run.id)
         tags = {f"test.{name}": f"{scores['convnext'][name]:.6f}" for name in ("accuracy", "roc_auc")}
         promoted = promotion.promote(MODEL, paths.OPERATING_POINT, data, settings.promote, trained_by, tags)
-        run.set_tags({"promotion": promoted.outcome, "promotion.reason": promoted.reason, "version": promoted.version})
+        run.set_key_tags(
+            {"promotion": promoted.outcome, "promotion.reason": promoted.reason, "version": promoted.version}
+        )
         facts = facts_of(promoted, settings, scores["convnext"], trained_by)
         short = card.description(card.body(facts), registry.DESCRIPTION_CHARACTERS)
         registry.attach_card(promoted.version, card.render(facts), short)

@@ -267,6 +267,14 @@ def from_mapping(values: object, source: str = "params.yaml") -> Settings:
     raise UserError(f"{source}: {key}: {first['msg']}, not {_shown(first['input'])}.")
 
 
+def describe(settings: Settings) -> str:
+    """Architecture, initial weights, image size and loss, in a few words."""
+    network = settings.convnext
+    names = {"random": "random weights", "imagenet": "ImageNet weights"}
+    weights = names.get(network.weights, Path(network.weights).name)
+    return f"{network.architecture}, {weights}, {network.size} px, loss {settings.loss}"
+
+
 def flatten(settings: Settings) -> dict[str, Any]:
     """{"loss": "ce", "convnext.lr": 1e-4, ...}: the names that `dvc exp run -S` takes."""
     return dict(_flat(dataclasses.asdict(settings)))

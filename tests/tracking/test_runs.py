@@ -57,6 +57,7 @@ def test_runs_and_artifacts_are_stored_at_the_root(workspace, shipped):
         run.log_key_metrics({"accuracy": 0.75})
         run.log_artifact("figure.txt", folder="figures")
         run.set_tags({"note": 3})
+        run.set_key_tags({"promotion": "refused"})
     stage, parent = run_of(run.id), run_of(run.parent_id)
     assert (workspace / "mlflow.db").is_file()
     assert Path(stage.info.artifact_uri).is_relative_to(workspace / "mlruns")
@@ -64,10 +65,12 @@ def test_runs_and_artifacts_are_stored_at_the_root(workspace, shipped):
     assert stage.data.metrics == {"loss": 0.25, "accuracy": 0.75}
     assert parent.data.metrics == {"accuracy": 0.75}
     assert stage.data.tags["stage"] == "subsample"
-    assert stage.data.tags["note"] == "3"
+    assert stage.data.tags["note"] == "3" and "note" not in parent.data.tags
+    assert stage.data.tags["promotion"] == parent.data.tags["promotion"] == "refused"
     assert stage.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert parent.data.params["loss"] == shipped.loss
     assert parent.data.params["subsample.per_class"] == "null"
+    assert parent.data.tags["mlflow.note.content"] == "convnext_tiny, random weights, 96 px, loss ce, seed 20"
     assert set(parent.data.params) == set(settings.flatten(shipped))
     assert stage.info.status == parent.info.status == "FINISHED"
 

@@ -61,14 +61,6 @@ class Evidence:
         """Name of the data on the page."""
         return text.data_name(self.settings, len(self.split), self.sample)
 
-    @property
-    def model(self) -> str:
-        """Architecture, initial weights, image size and loss."""
-        network = self.settings.convnext
-        names = {"random": "random weights", "imagenet": "ImageNet weights"}
-        weights = names.get(network.weights, Path(network.weights).name)
-        return f"{network.architecture}, {weights}, {network.size} px, loss {self.settings.loss}"
-
     @cached_property
     def paper(self) -> dict[str, Any]:
         return paper()

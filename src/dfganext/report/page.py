@@ -21,7 +21,7 @@ from dfganext.labels import ALL
 from dfganext.report import figures, text, verdicts
 from dfganext.report.evidence import Evidence
 from dfganext.report.table1 import compare, groups_of, is_fake
-from dfganext.settings import STRENGTHS, Augment, flatten
+from dfganext.settings import STRENGTHS, Augment, describe, flatten
 
 
 def draw(evidence: Evidence) -> dict[str, Path]:
@@ -78,6 +78,7 @@ def render(evidence: Evidence, figure_paths: dict[str, Path]) -> str:
         ),
         compare=compare,
         mcnemar=compare(evidence.row("convnext_ce"), evidence.row("convnext_bce")),
+        model=describe(evidence.settings),
         comparison=evidence.comparison.set_index(["statistic", "comparison"]).to_dict(orient="index"),
         sanity=evidence.sanity.groupby("depth", sort=False).similarity.agg(["mean", "count"]),
         picture={name: _embedded(path) for name, path in figure_paths.items()},

@@ -57,6 +57,11 @@ class StageRun:
         """Set tags on the stage's run."""
         _set_tags(self._client, self.id, tags)
 
+    def set_key_tags(self, tags: Mapping[str, object]) -> None:
+        """Set tags on the stage's run and on its parent; users compare experiments by their parents."""
+        for run_id in (self.id, self.parent_id):
+            _set_tags(self._client, run_id, tags)
+
 
 @contextmanager
 def stage_run(
@@ -131,7 +136,8 @@ def _parent(client: store.Client, experiment: str, stage: str, settings: Setting
         if found[0].info.status == "FINISHED":
             client.update_run(found[0].info.run_id, status="RUNNING")
         return found[0].info.run_id
-    tags = {"execution": execution, **origin}
+    note = f"{settings_module.describe(settings)}, seed {settings.seed}"
+    tags = {"execution": execution, "mlflow.note.content": note, **origin}
     run_id = client.create_run(experiment, tags=tags, run_name=_parent_name(stage, origin)).info.run_id
     _log_settings(client, run_id, settings)
     return run_id
