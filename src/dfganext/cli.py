@@ -5,7 +5,6 @@ Exit codes: 0, every image was classified; 1, some images could not be read; 2, 
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import json
 import os
@@ -26,18 +25,13 @@ import dfganext
 from dfganext import runtime
 from dfganext.data.discovery import BATCH_BYTES, BATCH_FILES, Unread, find_images, printable, read, shortened
 from dfganext.errors import UserError, one_line
+from dfganext.inference.rows import Row, changes, csv_writer, row_of
 from dfganext.runtime import batches_by_bytes
 
 if TYPE_CHECKING:  # importing torch takes seconds: --help and a mistyped path must not wait for it
     from pandas import DataFrame
 
     from dfganext.inference.detector import Detector
-
-Row = dict[str, Any]
-"""`COLUMNS`, heatmap where one was written, and stability where it was checked."""
-
-COLUMNS = ("path", "label", "p_fake", "threshold", "decision", "reason", "error")
-"""Of the CSV file, and stability where it was checked: the copies that change the decision."""
 
 STEM_BYTES = 200
 """Maximum length of a heat map's name without number and suffix; file systems allow 255 bytes with them."""
@@ -171,8 +165,7 @@ def predict(
         if csv_file:
             _refuse_overwrite([csv_file], files, "--csv", "file")
         detector, _ = _load(model, threshold, stack)
-        columns = (*COLUMNS, "stability") if stability else COLUMNS
-        writers = [stack.enter_context(_csv_rows(csv_file, columns))] if csv_file else []
+        writers = [stack.enter_context(_csv_rows(csv_file, stability))] if csv_file else []
         console = Console(force_terminal=sys.stdout.isatty(), soft_wrap=True, highlight=False)
         writers.append(stack.enter_context(_json_rows()) if json_rows else _table_rows(console, files))
         rows = predict_files(detector, files, targets, stability)
@@ -269,16 +262,12 @@ def predict_files(
         heatmaps: the PNG to write for each file; empty for none.
         stability: also decide on copies of each image.
     """
-    from dfganext.inference.detector import stability_record
-
     contents = ((path, read(path)) for path in files)
     for batch in batches_by_bytes(contents, _bytes_of, BATCH_FILES, BATCH_BYTES):
         encoded = [data if isinstance(data, bytes) else data.reason for _, data in batch]
         predictions = detector.predict(encoded, explain=bool(heatmaps), stability=stability)
         for (path, _), found in zip(batch, predictions, strict=True):
-            row: Row = {"path": printable(str(path))} | {name: getattr(found, name) for name in COLUMNS[1:]}
-            if found.stability is not None:
-                row["stability"] = stability_record(found)
+            row = row_of(str(path), found)
             if found.heatmap is not None:
                 with _writing(heatmaps[path], "--heatmaps", "folder"):
                     heatmaps[path].write_bytes(found.heatmap)
@@ -309,20 +298,19 @@ def heatmap_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 @contextmanager
-def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Row], object]]:
+def _csv_rows(path: Path, stability: bool) -> Iterator[Callable[[Row], object]]:
     """A function that writes a row to a CSV file; each row is on disk at once."""
     with _writing(path, "--csv", "file"):
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("w", newline="", encoding="utf-8", buffering=1)
-    rows = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
-
-    def write(row: Row) -> None:
-        with _writing(path, "--csv", "file"):
-            rows.writerow(row | {"stability": _changes(row)})
-
     try:
         with _writing(path, "--csv", "file"):
-            rows.writeheader()
+            write_row = csv_writer(stream, stability)
+
+        def write(row: Row) -> None:
+            with _writing(path, "--csv", "file"):
+                write_row(row)
+
         yield write
     finally:
         with suppress(OSError):  # reported by write
@@ -350,7 +338,7 @@ def _table_rows(console: Console, files: Sequence[Path]) -> Callable[[Row], obje
 
     def write(row: Row) -> None:
         p_fake = "-" if row["p_fake"] is None else f"{row['p_fake']:.4f}"
-        notes = [row["error"] or row["reason"], _changes(row) and f"changes: {_changes(row)}"]
+        notes = [row["error"] or row["reason"], changes(row) and f"changes: {changes(row)}"]
         note = "; ".join(filter(None, notes))
         line = f"{row['path']:<{width}}  {row['label'] or '-':<5}  {p_fake:>6}  {row['decision'] or '-':<8}  {note}"
         text = Text(line.rstrip())
@@ -358,12 +346,6 @@ def _table_rows(console: Console, files: Sequence[Path]) -> Callable[[Row], obje
         console.print(text)
 
     return write
-
-
-def _changes(row: Row) -> str:
-    """The copies of an image that change its decision: jpeg_50 unsure, half_size real."""
-    stability = row.get("stability") or {"changes": []}
-    return ", ".join(f"{name} {stability[name]['decision']}" for name in stability["changes"])
 
 
 def _progress(out: Console, json_rows: bool) -> Progress:
