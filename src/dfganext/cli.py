@@ -114,6 +114,7 @@ def _print_version(wanted: bool) -> None:
   dfganext predict folder/ --csv rows.csv --heatmaps maps/
   dfganext evaluate labelled/
   dfganext score folder/ rows/ --workers 8
+  dfganext demo
 
 {EXIT_CODES}"""
 )
@@ -251,6 +252,28 @@ def score(
         f"{done.unreadable:,} could not be read (see column error). Rows: {printable(done.out)}"
     )
     return 1 if done.unreadable else 0
+
+
+@app.command(
+    short_help="Decide on images in a browser, on this machine.",
+    epilog=f"""[bold]Examples[/]
+  dfganext demo
+  dfganext demo --model models:/df-ganext/2 --port 8000
+
+{EXIT_CODES}""",
+)
+def demo(
+    model: Model = None,
+    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="Port of 127.0.0.1.")] = 7860,
+) -> int:
+    """Serve a page at http://127.0.0.1:7860 on which images are dropped, pasted or chosen: decision, probability, heat map and
+    stability of each, and a CSV file. Only this machine can open it. Ctrl+C ends it."""
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("The demo runs on Gradio, which is not installed: pip install 'df-ganext[demo]'.")
+    from dfganext import demo as page
+
+    page.serve(model, port, on_ready=lambda url: print(f"The demo is at {url} (Ctrl+C ends it).", flush=True))
+    return 0
 
 
 def predict_files(

@@ -1,0 +1,26 @@
+// The slider of each heat map, links within the page, and the status line.
+const opacity = (slider) => {
+  slider.closest(".df-pictures").querySelector(".df-heat").style.opacity = slider.value / 100;
+};
+
+element.addEventListener("input", (event) => {
+  if (event.target.matches(".df-slider input")) opacity(event.target);
+});
+
+watch("value", () => {
+  element.querySelectorAll(".df-slider input").forEach(opacity);  // a slider keeps its position when its image is replaced
+  const status = document.querySelector(".df-status");
+  const results = element.querySelector(".df-results");
+  if (!status || !results) return;
+  status.textContent = results.dataset.summary;  // read aloud; the heading shows it
+  status.classList.add("df-hidden");
+});
+
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a[data-target]");
+  const target = link && document.getElementById(link.dataset.target);
+  if (!target) return;
+  event.preventDefault();  // with the page's base address, the link would load the page again
+  target.scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  target.focus({ preventScroll: true });
+});
