@@ -24,6 +24,7 @@ from typer.exceptions import TyperException
 import dfganext
 from dfganext import runtime
 from dfganext.data.discovery import BATCH_BYTES, BATCH_FILES, Unread, find_images, printable, read, shortened
+from dfganext.demo import PORT, serve
 from dfganext.errors import UserError, one_line
 from dfganext.inference.rows import Row, changes, csv_writer, row_of
 from dfganext.runtime import batches_by_bytes
@@ -264,15 +265,13 @@ def score(
 )
 def demo(
     model: Model = None,
-    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="Port of 127.0.0.1.")] = 7860,
+    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="Port of 127.0.0.1.")] = PORT,
 ) -> int:
     """Serve a page at http://127.0.0.1:7860 on which images are dropped, pasted or chosen: decision, probability, heat map and
     stability of each, and a CSV file. Only this machine can open it. Ctrl+C ends it."""
     if importlib.util.find_spec("gradio") is None:
         raise UserError("The demo runs on Gradio, which is not installed: pip install 'df-ganext[demo]'.")
-    from dfganext import demo as page
-
-    page.serve(model, port, on_ready=lambda url: print(f"The demo is at {url} (Ctrl+C ends it).", flush=True))
+    serve(model, port, on_ready=lambda url: print(f"The demo is at {url} (Ctrl+C ends it).", flush=True))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from dfganext.tracking import registry, store
 from dfganext.tracking.store import NotFoundError
 
 MODEL_CARD = "README.md"
+
+_FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+"""YAML at the beginning of a model card, for the Hugging Face hub."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def _tags(uri: str) -> Mapping[str, str]:
 
 
 def _card(folder: Path) -> str | None:
-    """The model card: beside the folder `detector` of a version, or in an exported folder itself."""
+    """The model card without its front matter: beside the folder `detector` of a version, or in an exported folder itself."""
     places = [folder, folder.parent] if folder.name == "detector" else [folder]
     file = next((place / MODEL_CARD for place in places if (place / MODEL_CARD).is_file()), None)
-    return None if file is None else file.read_text(encoding="utf-8", errors="replace")
+    return None if file is None else _FRONT_MATTER.sub("", file.read_text(encoding="utf-8", errors="replace"))

@@ -31,7 +31,7 @@ MONOSPACED = ("ui-monospace", "Menlo", "Consolas", "monospace")
 CONTENT_SECURITY_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; form-action 'self'; frame-ancestors 'none'"
 """Browsers then load nothing from another host, and send nothing there. Gradio's components need the 'unsafe' ones."""
 
-REFUSED = "There was no answer: too many requests are waiting. Try again in a minute."
+FAILED = "There was no answer. If too many requests are waiting, try again in a minute."
 
 IN_MEMORY = (
     "Images are kept in this computer's memory until they have been read. They are not stored, and not sent elsewhere."
@@ -102,7 +102,7 @@ class Page:
             )
             gr.HTML(render.model(self.facts), apply_default_css=False, padding=False)
             if self.facts.card:
-                with gr.Accordion("Model card", open=False, elem_id="df-model-card"):
+                with gr.Accordion("Model card", open=False, elem_id="df-model-card", elem_classes="df-model"):
                     gr.Markdown(self.facts.card)
             gr.HTML(
                 f"<footer>{IN_MEMORY if self.uploads.in_memory else ON_DISK}</footer>",
@@ -117,7 +117,7 @@ class Page:
                 trigger_mode="multiple",
                 concurrency_limit=MAX_RUNNING,
             )
-            event.failure(None, js=f"() => {{ document.querySelector('.df-status').textContent = {REFUSED!r}; }}")
+            event.failure(None, js=f"() => {{ document.querySelector('.df-status').textContent = {FAILED!r}; }}")
         return blocks.queue(max_size=MAX_WAITING, api_open=False)
 
 

@@ -31,7 +31,13 @@ COPY_TITLES = {
     "half_size": "scaled to half its size",
 }
 
-NOT_SHOWN = "It says nothing about who is shown, nor about face swaps, other edits, or generators whose images the model was not trained on."
+LIMITS = (
+    "It says nothing about who is shown, about face swaps or other edits, or about generators whose images the model was not "
+    "trained on."
+)
+"""What no decision says."""
+
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 _FOLDER = Path(__file__).parent
 
@@ -85,8 +91,8 @@ def meaning(row: Row, rule: DecisionRule | None) -> str:
     """What the decision for an image means, and what it does not."""
     if row["decision"] == UNSURE or rule is None:
         return (
-            f"The model does not decide: {row['reason']}. Its label, by the decision threshold alone, is {row['label']}; the error "
-            f"rate of such a label is not bounded. {NOT_SHOWN}"
+            f"The model does not decide: {row['reason']}. By the decision threshold alone, its label is {row['label']}; the error rate "
+            f"of labels is not bounded. {LIMITS}"
         )
     if row["decision"] == "fake":
         seen = "The model found patterns like those in the fake images that it was trained on."
@@ -94,16 +100,21 @@ def meaning(row: Row, rule: DecisionRule | None) -> str:
         seen = "The model found few or no patterns like those in the fake images that it was trained on."
     other = "real" if row["decision"] == "fake" else "fake"
     return (
-        f"{seen} Of images like its validation images, at most {100 * rule.max_error:g} % of those called {row['decision']} are "
-        f"{other}, with {100 * CONFIDENCE:g} % confidence. This bound does not hold for images from elsewhere. {NOT_SHOWN}"
+        f"{seen} Of images like its validation images, at most {100 * rule.max_error:g}{NO_BREAK}% of those called {row['decision']} are "
+        f"{other}, with {100 * CONFIDENCE:g}{NO_BREAK}% confidence. This bound does not hold for images from elsewhere. {LIMITS}"
     )
 
 
 def probability(value: float) -> str:
     """A probability as text: 97.3 %; never 0 or 100 %."""
     if 0 < value < 0.001:
-        return "< 0.1 %"
-    return "> 99.9 %" if 0.999 < value < 1 else percent(value, 1)
+        return f"< {share(0.001)}"
+    return f"> {share(0.999)}" if 0.999 < value < 1 else share(value)
+
+
+def share(value: float) -> str:
+    """A share, 0...1, as 50.0 %, which no line break separates."""
+    return percent(value, 1).replace(" ", NO_BREAK)
 
 
 def heat_layer(heat: np.ndarray, size: int, top: float) -> bytes:
@@ -147,7 +158,7 @@ def _card(found: Result, rule: DecisionRule | None, top: float) -> dict[str, Any
         "row": row,
         "note": "; ".join(filter(None, (row["reason"], _changed(copies)))),
         "probability": probability(row["p_fake"]),
-        "threshold": percent(row["threshold"], 1),
+        "threshold": share(row["threshold"]),
         "bounds": _bounds(rule),
         "meaning": meaning(row, rule),
         "image": data_url("image/png", gradcam.png(found.pixels)),
@@ -163,9 +174,13 @@ def _bounds(rule: DecisionRule | None) -> dict[str, Any]:
     return {
         "low": real_up_to or 0.0,
         "high": 1.0 if fake_above is None else fake_above,
-        "text": "Unsure where hatched, "
-        + ("never fake, " if fake_above is None else f"fake above {percent(fake_above, 1)}, ")
-        + ("never real." if real_up_to is None else f"real up to {percent(real_up_to, 1)}."),
+        "text": "; ".join(
+            (
+                "Unsure where hatched",
+                "no image is called fake" if fake_above is None else f"fake above {share(fake_above)}",
+                "no image is called real." if real_up_to is None else f"real up to {share(real_up_to)}.",
+            )
+        ),
     }
 
 
