@@ -65,7 +65,8 @@ def test_the_bar_shows_probability_threshold_and_where_the_model_is_unsure():
     (bar,) = tags.of_class("df-bar")
     assert bar["role"] == "img"
     assert bar["aria-label"].replace(render.NO_BREAK, " ") == (
-        "Probability of fake: 90.0 %. Decision threshold: 45.0 %. Unsure where hatched; fake above 70.0 %; real up to 20.0 %."
+        "Probability of fake: 90.0 %. Decision threshold: 45.0 %. Unsure where hatched, or if unlike the training images; "
+        "fake above 70.0 %; real up to 20.0 %."
     )
 
 

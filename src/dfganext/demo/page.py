@@ -98,7 +98,7 @@ class Page:
                 js_on_load=render.asset("results.js"),
                 apply_default_css=False,
                 padding=False,
-                min_height=40,
+                elem_id="df-answer",
             )
             gr.HTML(render.model(self.facts), apply_default_css=False, padding=False)
             if self.facts.card:
