@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -172,23 +173,7 @@ def test_without_space_in_memory_the_system_s_folder_is_used(monkeypatch, tmp_pa
     made.close()
 
 
-def test_facts_of_a_folder(model, analyser):
-    found = facts.read("model", model, analyser.detector)
-    assert dict(found.rows) == {
-        "model": "model",
-        "network": "test_convnext, 32 × 32 pixels, loss bce",
-        "decision threshold": "0.45, chosen on the validation split",
-    }
-    assert found.summary == "" and found.rule == analyser.detector.decision
-    assert found.card == "# A small model\n\n![badge](https://example.org/a.png)\n"
-    shutil.copytree(model, model.parent / "other", ignore=shutil.ignore_patterns("README.md"))
-    (model.parent / "README.md").write_text("of something else")
-    assert facts.read("other", model.parent / "other", analyser.detector).card is None
-
-
-def test_nothing_else_uses_the_port(model, capsys):
-    import socket
-
+def test_a_port_in_use_is_one_sentence(model):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -120,6 +120,7 @@ def test_images_are_chosen_and_the_csv_is_that_of_predict(opened, served, pictur
     assert [text.lower() for text in shown] == decisions
     assert page.locator("tbody tr").count() == len(decisions)
     assert [path for path in served[1].rglob("*") if path.is_file()] == []
+    assert page.evaluate("indexedDB.databases()") == []  # where Gradio's history of runs would be
     assert page.locator(".df-status").inner_text() == page.locator("#df-summary").inner_text()
 
 
@@ -263,12 +264,13 @@ def test_too_large_and_too_many_files_are_not_sent(opened, served, pictures, mon
 
 def test_several_people_at_once(opened, pictures):
     pages = [opened() for _ in range(3)]
-    names = ["a.png", "b.png", "moving.gif"]
+    names = ["a.png", "a.png", "b.png"]  # the same file from two people: neither may remove the other's
     for page, name in zip(pages, names, strict=True):
         page.set_input_files(".df-picker input[type=file]", [pictures / name])
     for page, name in zip(pages, names, strict=True):
         answered(page, [name])
         assert page.locator(".df-card h3").inner_text() == name
+        assert page.locator(".df-heat").count() == 1
 
 
 def test_a_failure_is_reported_in_the_status_line(opened, pictures, monkeypatch):

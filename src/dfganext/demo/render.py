@@ -108,8 +108,8 @@ def meaning(row: Row, rule: DecisionRule | None) -> str:
 def probability(value: float) -> str:
     """A probability as text: 97.3 %; never 0 or 100 %."""
     if 0 < value < 0.001:
-        return f"< {share(0.001)}"
-    return f"> {share(0.999)}" if 0.999 < value < 1 else share(value)
+        return f"<{NO_BREAK}{share(0.001)}"
+    return f">{NO_BREAK}{share(0.999)}" if 0.999 < value < 1 else share(value)
 
 
 def share(value: float) -> str:
