@@ -257,11 +257,13 @@ def score(
 
 @app.command(
     short_help="Decide on images in a browser, on this machine.",
-    epilog=f"""[bold]Examples[/]
+    epilog="""[bold]Examples[/]
   dfganext demo
   dfganext demo --model models:/df-ganext/2 --port 8000
 
-{EXIT_CODES}""",
+[bold]Exit codes[/]
+  0  the demo was ended
+  2  wrong usage, no model, or a port that is in use""",
 )
 def demo(
     model: Model = None,
