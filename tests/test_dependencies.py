@@ -177,7 +177,7 @@ def normal(name: str) -> str:
 
 LAYERS = (
     {"cli"},
-    {"scoring"},
+    {"demo", "scoring"},
     {"tracking"},
     {"report", "inference"},
     {"density", "training", "explain"},
@@ -188,7 +188,7 @@ LAYERS = (
     {"errors"},
 )
 """The package from top to bottom: a module or package imports itself and the layers below, never its own layer or one above."""
-KNOWS_MLFLOW = {"cli", "scoring", "tracking"}
+KNOWS_MLFLOW = {"cli", "demo", "scoring", "tracking"}
 SERVED_MODEL = ROOT / "src" / "dfganext" / "inference" / "pyfunc.py"
 
 

@@ -102,6 +102,12 @@ RUN_BY = {
     "test_json_and_csv_have_one_row_per_image_in_path_order": [
         "dfganext predict folder/ --csv predictions.csv --heatmaps maps",
     ],
+    "test_images_are_chosen_and_the_csv_is_that_of_predict": ["dfganext predict --csv"],
+    "test_sigterm_ends_the_demo_and_removes_its_folder": [
+        "make demo",
+        "dfganext demo",
+        "dfganext demo --model models:/df-ganext/2 --port 8000",
+    ],
     "test_resolve_finds_detectors_wherever_they_are": ["dfganext predict folder/ --json --model models:/df-ganext/2"],
     "test_rows_are_what_predict_prints": ["dfganext score", "dfganext score IN OUT", "dfganext score photos/ rows/"],
     "test_places_stand_for_images": ["dfganext score 'photos/2026-*/**/*.jpg' rows/ --workers 8"],
@@ -130,6 +136,7 @@ NOT_RUN = {
         "make PYTHON=/path/to/python3.12 repro",
         "make lock",
         "pip install",
+        "pip install 'df-ganext[demo]'",
         "pip install 'df-ganext[scale]'",
         "pip install 'df-ganext[pipeline]'",
         "pip install 'df-ganext[pipeline,server]'",

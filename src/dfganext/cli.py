@@ -5,7 +5,6 @@ Exit codes: 0, every image was classified; 1, some images could not be read; 2, 
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import json
 import os
@@ -26,7 +25,9 @@ from typer.exceptions import TyperException
 import dfganext
 from dfganext import runtime
 from dfganext.data.discovery import BATCH_BYTES, BATCH_FILES, Unread, find_images, printable, read, shortened
+from dfganext.demo import PORT, serve
 from dfganext.errors import UserError, one_line
+from dfganext.inference.rows import Row, changes, csv_writer, row_of
 from dfganext.runtime import batches_by_bytes
 
 if TYPE_CHECKING:  # importing torch takes seconds: --help and a mistyped path must not wait for it
@@ -41,12 +42,6 @@ class Format(StrEnum):
     SAFETENSORS = "safetensors"
     ONNX = "onnx"
 
-
-Row = dict[str, Any]
-"""`COLUMNS`, heatmap where one was written, and stability where it was checked."""
-
-COLUMNS = ("path", "label", "p_fake", "threshold", "decision", "reason", "error")
-"""Of the CSV file, and stability where it was checked: the copies that change the decision."""
 
 STEM_BYTES = 200
 """Maximum length of a heat map's name without number and suffix; file systems allow 255 bytes with them."""
@@ -129,6 +124,7 @@ def _print_version(wanted: bool) -> None:
   dfganext predict folder/ --csv rows.csv --heatmaps maps/
   dfganext evaluate labelled/
   dfganext score folder/ rows/ --workers 8
+  dfganext demo
 
 {EXIT_CODES}"""
 )
@@ -180,8 +176,7 @@ def predict(
         if csv_file:
             _refuse_overwrite([csv_file], files, "--csv", "file")
         detector, _ = _load(model, threshold, stack)
-        columns = (*COLUMNS, "stability") if stability else COLUMNS
-        writers = [stack.enter_context(_csv_rows(csv_file, columns))] if csv_file else []
+        writers = [stack.enter_context(_csv_rows(csv_file, stability))] if csv_file else []
         console = Console(force_terminal=sys.stdout.isatty(), soft_wrap=True, highlight=False)
         writers.append(stack.enter_context(_json_rows()) if json_rows else _table_rows(console, files))
         rows = predict_files(detector, files, targets, stability)
@@ -305,6 +300,28 @@ def score(
     return 1 if done.unreadable else 0
 
 
+@app.command(
+    short_help="Decide on images in a browser, on this machine.",
+    epilog="""[bold]Examples[/]
+  dfganext demo
+  dfganext demo --model models:/df-ganext/2 --port 8000
+
+[bold]Exit codes[/]
+  0  the demo was ended
+  2  wrong usage, no model, or a port that is in use""",
+)
+def demo(
+    model: Model = None,
+    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="Port of 127.0.0.1.")] = PORT,
+) -> int:
+    """Serve a page at http://127.0.0.1:7860 on which images are dropped, pasted or chosen: decision, probability, heat map and
+    stability of each, and a CSV file. Only this machine can open it. Ctrl+C ends it."""
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("The demo runs on Gradio, which is not installed: pip install 'df-ganext[demo]'.")
+    serve(model, port, on_ready=lambda url: print(f"The demo is at {url} (Ctrl+C ends it).", flush=True))
+    return 0
+
+
 def predict_files(
     detector: Detector, files: Iterable[Path], heatmaps: dict[Path, Path], stability: bool = False
 ) -> Iterator[Row]:
@@ -314,16 +331,12 @@ def predict_files(
         heatmaps: the PNG to write for each file; empty for none.
         stability: also decide on copies of each image.
     """
-    from dfganext.inference.detector import stability_record
-
     contents = ((path, read(path)) for path in files)
     for batch in batches_by_bytes(contents, _bytes_of, BATCH_FILES, BATCH_BYTES):
         encoded = [data if isinstance(data, bytes) else data.reason for _, data in batch]
         predictions = detector.predict(encoded, explain=bool(heatmaps), stability=stability)
         for (path, _), found in zip(batch, predictions, strict=True):
-            row: Row = {"path": printable(str(path))} | {name: getattr(found, name) for name in COLUMNS[1:]}
-            if found.stability is not None:
-                row["stability"] = stability_record(found)
+            row = row_of(str(path), found)
             if found.heatmap is not None:
                 with _writing(heatmaps[path], "--heatmaps", "folder"):
                     heatmaps[path].write_bytes(found.heatmap)
@@ -354,20 +367,19 @@ def heatmap_files(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 @contextmanager
-def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Row], object]]:
+def _csv_rows(path: Path, stability: bool) -> Iterator[Callable[[Row], object]]:
     """A function that writes a row to a CSV file; each row is on disk at once."""
     with _writing(path, "--csv", "file"):
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("w", newline="", encoding="utf-8", buffering=1)
-    rows = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
-
-    def write(row: Row) -> None:
-        with _writing(path, "--csv", "file"):
-            rows.writerow(row | {"stability": _changes(row)})
-
     try:
         with _writing(path, "--csv", "file"):
-            rows.writeheader()
+            write_row = csv_writer(stream, stability)
+
+        def write(row: Row) -> None:
+            with _writing(path, "--csv", "file"):
+                write_row(row)
+
         yield write
     finally:
         with suppress(OSError):  # reported by write
@@ -395,7 +407,7 @@ def _table_rows(console: Console, files: Sequence[Path]) -> Callable[[Row], obje
 
     def write(row: Row) -> None:
         p_fake = "-" if row["p_fake"] is None else f"{row['p_fake']:.4f}"
-        notes = [row["error"] or row["reason"], _changes(row) and f"changes: {_changes(row)}"]
+        notes = [row["error"] or row["reason"], changes(row) and f"changes: {changes(row)}"]
         note = "; ".join(filter(None, notes))
         line = f"{row['path']:<{width}}  {row['label'] or '-':<5}  {p_fake:>6}  {row['decision'] or '-':<8}  {note}"
         text = Text(line.rstrip())
@@ -403,12 +415,6 @@ def _table_rows(console: Console, files: Sequence[Path]) -> Callable[[Row], obje
         console.print(text)
 
     return write
-
-
-def _changes(row: Row) -> str:
-    """The copies of an image that change its decision: jpeg_50 unsure, half_size real."""
-    stability = row.get("stability") or {"changes": []}
-    return ", ".join(f"{name} {stability[name]['decision']}" for name in stability["changes"])
 
 
 def _progress(out: Console, json_rows: bool) -> Progress:
