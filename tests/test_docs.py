@@ -26,6 +26,7 @@ REFERENCE = re.compile(r"\[`(?P<name>[A-Za-z_][\w.]*)`\]\((?P<file>[^)\s#]+\.py)
 PROGRAMS = [
     "curl",
     "dfganext",
+    "docker",
     "dvc",
     "export",
     "git",
@@ -113,6 +114,7 @@ RUN_BY = {
     "test_places_stand_for_images": ["dfganext score 'photos/2026-*/**/*.jpg' rows/ --workers 8"],
     "test_images_and_rows_in_an_object_store": ["dfganext score s3://bucket/photos s3://bucket/rows"],
     "test_every_form_with_good_and_broken_images": [
+        "mlflow artifacts download --artifact-uri models:/df-ganext@champion --dst-path version",
         "make serve",
         "mlflow models serve",
         "curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' -d @- <<JSON",
@@ -168,6 +170,10 @@ NOT_RUN = {
         "dvc plots diff",
         "dvc config cache.type hardlink,copy",
         "dvc exp run --force",
+    ],
+    "needs a container engine; tests/inference/test_server.py runs the Dockerfile's steps": [
+        "docker build --tag df-ganext .",
+        "docker run --rm --read-only --tmpfs /tmp --publish 127.0.0.1:5001:5001 df-ganext",
     ],
     "needs several machines": ["dvc commit train_convnext"],
     "signs in to a service": ["hf auth login"],

@@ -3,17 +3,21 @@
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import add_rule, detector, enter_root, faces, free_port, png
 
+from dfganext import images
 from dfganext.inference.detector import Detector
 from dfganext.settings import Promote
 from dfganext.tracking import promotion, store
@@ -30,13 +34,15 @@ REQUESTS = {
     "instances": [{"image": text} for text in TEXTS],
 }
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+
 FIELDS = {"label", "p_fake", "threshold", "decision", "reason"}
 """Of each record."""
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A root with a champion, its folder, and the address of `mlflow models serve` run in it."""
+def root(tmp_path_factory):
+    """A root with a champion, which was made of the folder `detector`."""
     root = tmp_path_factory.mktemp("served")
     with pytest.MonkeyPatch.context() as patch:
         enter_root(root, patch)
@@ -47,26 +53,71 @@ def server(tmp_path_factory):
         data = promotion.Data.read(root / "split.csv", root / "manifest.csv", root / "raw", 8)
         settings = Promote("roc_auc", 2, ("test_convnext",), "float32")
         promotion.promote(folder, folder / "operating_point.json", data, settings, run_id)
+    return root
+
+
+@pytest.fixture(scope="module")
+def version(root):
+    """The folder of the champion's files."""
+    words = "mlflow artifacts download --artifact-uri models:/df-ganext@champion --dst-path version".split()
+    subprocess.run([Path(sys.executable).with_name(words[0]), *words[1:]], cwd=root, check=True)
+    return root / "version"
+
+
+@pytest.fixture(scope="module", params=["here", "elsewhere"])
+def server(root, request, tmp_path_factory):
+    """The folder of a detector, and the address of `mlflow models serve`: in its root, as `make serve` does; or elsewhere, as in
+    the container: from the files of the version alone, in an environment with nothing but their requirements."""
     port = free_port()
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    words = f"mlflow models serve -m models:/df-ganext@champion --env-manager local -p {port}".split()
-    with (root / "server.log").open("w") as log:
+    if request.param == "here":
+        served, programs = root, Path(sys.executable).parent
+        words = f"mlflow models serve -m models:/df-ganext@champion --env-manager local -p {port}".split()
+    else:
+        served, version = tmp_path_factory.mktemp("elsewhere"), request.getfixturevalue("version")
+        programs = environment_of(version / "requirements.txt", served / "environment")
+        words = instruction("CMD", port, version)
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    with (served / "server.log").open("w") as log:
         process = subprocess.Popen(
-            words, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            words,
+            cwd=served,
+            env=kept | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     address = f"http://127.0.0.1:{port}"
     try:
         until = time.monotonic() + 180
         while not answers(f"{address}/ping"):
-            assert process.poll() is None and time.monotonic() < until, (root / "server.log").read_text()
+            assert process.poll() is None and time.monotonic() < until, (served / "server.log").read_text()
             time.sleep(0.5)
-        yield folder, address
+        yield root / "detector", address
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def instruction(name, port, version=""):
+    """The words of an instruction of the Dockerfile, for another port, on this machine only, and for a version's folder."""
+    words = json.loads(re.search(rf"^{name}[^\[]*(\[.*\])$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[1])
+    changes = {"5001": str(port), "0.0.0.0": "127.0.0.1", "/version": str(version)}
+    return [re.sub("|".join(changes), lambda found: changes[found[0]], word) for word in words]
+
+
+def environment_of(requirements, folder):
+    """The programs of a new virtual environment; skips the test where packages cannot be downloaded."""
+    uv = Path(sys.executable).parent / "uv"
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True)
+    command = [uv, "pip", "install", "--quiet", "--python", folder / "bin" / "python", "-r", requirements]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if "Failed to fetch" in done.stderr or "error sending request" in done.stderr:
+        pytest.skip(f"needs a package registry: {done.stderr[-300:]}")
+    assert done.returncode == 0, done.stderr
+    return folder / "bin"
 
 
 def answers(url):
@@ -129,7 +180,37 @@ def test_a_single_image(server, form):
     assert record["p_fake"] == pytest.approx(expected.p_fake, abs=1e-5)
 
 
-def test_a_request_without_the_column_is_refused(server):
+@pytest.mark.parametrize(
+    "body",
+    [{"dataframe_records": [{"picture": TEXTS[0]}]}, {"images": TEXTS}, []],
+    ids=["no column", "no form", "a list"],
+)
+def test_another_body_is_refused_as_json(server, body):
     with pytest.raises(urllib.error.HTTPError) as refused:
-        post(server[1], {"dataframe_records": [{"picture": TEXTS[0]}]})
+        post(server[1], body)
     assert refused.value.code == 400
+    answer = json.load(refused.value)
+    assert answer["error_code"] in ("BAD_REQUEST", "INVALID_PARAMETER_VALUE") and answer["message"]
+
+
+def test_a_body_of_several_megabytes(server):
+    pixels = np.random.default_rng(0).integers(0, 256, (1600, 1200, 3), dtype=np.uint8)
+    large = images.to_jpeg(pixels, 95)
+    text = base64.b64encode(large).decode()
+    assert len(text) > 2e6
+    folder, address = server
+    records = post(address, {"dataframe_records": [{"image": text}] * 3})
+    (expected,) = Detector.load(folder).predict([large])
+    assert [record["p_fake"] for record in records] == pytest.approx([expected.p_fake] * 3, abs=1e-5)
+
+
+def test_health_and_version(server):
+    health = instruction("HEALTHCHECK", server[1].rpartition(":")[2])
+    assert subprocess.run([sys.executable, *health[1:]]).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, *instruction("HEALTHCHECK", free_port())[1:]], stderr=subprocess.DEVNULL
+        ).returncode
+        == 1
+    )
+    assert urllib.request.urlopen(f"{server[1]}/version", timeout=5).read().decode() == metadata.version("mlflow")
