@@ -59,7 +59,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def version(root):
     """The folder of the champion's files."""
-    words = "mlflow artifacts download --artifact-uri models:/df-ganext@champion --dst-path version".split()
+    words = ["mlflow", "artifacts", "download", "--artifact-uri", "models:/df-ganext@champion", "--dst-path", "version"]
     subprocess.run([Path(sys.executable).with_name(words[0]), *words[1:]], cwd=root, check=True)
     return root / "version"
 
