@@ -463,11 +463,12 @@ def test_evaluate_leaves_out_near_duplicates_of_training_images(labelled, here, 
 
     path = labelled / "fake" / "3.png"
     row = manifest.read_image(discovery.SourceFile(path, str(path), Path("fake/3.png")), 64, 16).row
-    shutil.copytree(here / "model", here / "version" / "detector")
+    shutil.copytree(here / "model", here / "version" / "artifacts" / "detector")
+    (here / "version" / "MLmodel").touch()
     pd.DataFrame([{"group": 0, **row}])[["sha256", "group", "phash", "phash_mirrored"]].to_csv(
-        here / "version" / "trained_on.csv", index=False
+        here / "version" / "artifacts" / "trained_on.csv", index=False
     )
-    cli.main(["evaluate", "labelled", "--model", "version/detector", "--json"])
+    cli.main(["evaluate", "labelled", "--model", "version/artifacts/detector", "--json"])
     found = json.loads(capsys.readouterr().out)
     assert (found["images"], found["left_out"]) == (11, 1)
 
