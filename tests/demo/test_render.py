@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import io
 import re
 from html.parser import HTMLParser
@@ -68,6 +69,13 @@ def test_the_bar_shows_probability_threshold_and_where_the_model_is_unsure():
         "Probability of fake: 90.0 %. Decision threshold: 45.0 %. Unsure where hatched, or if unlike the training images; "
         "fake above 70.0 %; real up to 20.0 %."
     )
+
+
+def test_nothing_is_hatched_where_the_thresholds_are_one():
+    rule = dataclasses.replace(RULE, real_up_to=0.45, fake_above=0.45)
+    page = render.results([result()], dataclasses.replace(FACTS, rule=rule), stability=False)
+    assert "hatched" not in page and not Tags(page).of_class("df-swatch")
+    assert "Unsure if unlike the training images; fake above 45.0" in page.replace(render.NO_BREAK, " ")
 
 
 def test_a_model_without_a_rule_is_unsure_everywhere():

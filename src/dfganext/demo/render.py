@@ -171,18 +171,15 @@ def _bounds(rule: DecisionRule | None) -> dict[str, Any]:
     """Where on the bar the model is unsure, and a sentence about it."""
     real_up_to = None if rule is None else rule.real_up_to
     fake_above = None if rule is None else rule.fake_above
-    novelty = rule is not None and rule.novel_above is not None
-    return {
-        "low": real_up_to or 0.0,
-        "high": 1.0 if fake_above is None else fake_above,
-        "text": "; ".join(
-            (
-                "Unsure where hatched" + (", or if unlike the training images" if novelty else ""),
-                "no image is called fake" if fake_above is None else f"fake above {share(fake_above)}",
-                "no image is called real." if real_up_to is None else f"real up to {share(real_up_to)}.",
-            )
-        ),
-    }
+    low, high = real_up_to or 0.0, 1.0 if fake_above is None else fake_above
+    cases = ["where hatched"] if low < high else []
+    if rule is not None and rule.novel_above is not None:
+        cases.append("if unlike the training images")
+    parts = [f"unsure {', or '.join(cases)}"] if cases else []
+    parts.append("no image is called fake" if fake_above is None else f"fake above {share(fake_above)}")
+    parts.append("no image is called real" if real_up_to is None else f"real up to {share(real_up_to)}")
+    text = "; ".join(parts)
+    return {"low": low, "high": high, "text": f"{text[0].upper()}{text[1:]}."}
 
 
 def _copies(row: Row) -> list[dict[str, Any]]:
