@@ -370,7 +370,9 @@ def test_every_make_target_exists():
     commands = {command for path in CURRENT for command in commands_of(path) if command.startswith("make ")}
     used = {word for command in commands for word in command.split()[1:] if "=" not in word}
     assert used - targets == set()
-    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    listed = subprocess.run(
+        ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     assert {line.split()[1] for line in listed} == targets - {"help"}
 
 

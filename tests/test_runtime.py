@@ -36,7 +36,7 @@ def heap():
 torch.ones(2**20)
 faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 mapped = heap().hblkhd
-for _ in range(5):
+for _ in range(10):
     layers = [torch.ones(layer // 4) for _ in range({LAYERS})]
     total = sum(layer[0] for layer in layers)
     held = heap().hblkhd - mapped
@@ -79,9 +79,9 @@ def probe(state, layer=LAYER, **environment):
 @pytest.mark.slow
 def test_freed_memory_is_not_cleared_again():
     once = LAYERS * LAYER // os.sysconf("SC_PAGESIZE")
-    # Five times as many if no round reused memory; glibc's defaults give three to five times as many, by system.
-    assert probe("prepared").faults < 2.5 * once
-    assert probe("prepared", THP_MEM_ALLOC_ENABLE="0").faults < 2.5 * once  # without large pages
+    # Ten times as many if no round reused memory; glibc's defaults give seven to ten times as many, by system.
+    assert probe("prepared").faults < 5 * once
+    assert probe("prepared", THP_MEM_ALLOC_ENABLE="0").faults < 5 * once  # without large pages
 
 
 @glibc
@@ -90,7 +90,7 @@ def test_blocks_above_the_threshold_are_kept_on_request():
     once = LAYERS * LARGE // os.sysconf("SC_PAGESIZE")
     assert probe("prepared", LARGE).mapped > LAYERS * LARGE
     kept = probe("keep_all", LARGE, THP_MEM_ALLOC_ENABLE="0")
-    assert kept.mapped == 0 and kept.faults < 2.5 * once
+    assert kept.mapped == 0 and kept.faults < 5 * once
 
 
 @glibc

@@ -136,8 +136,7 @@ def _parent(client: store.Client, experiment: str, stage: str, settings: Setting
         if found[0].info.status == "FINISHED":
             client.update_run(found[0].info.run_id, status="RUNNING")
         return found[0].info.run_id
-    note = f"{settings_module.describe(settings)}, seed {settings.seed}"
-    tags = {"execution": execution, "mlflow.note.content": note, **origin}
+    tags = {"execution": execution, **origin}
     run_id = client.create_run(experiment, tags=tags, run_name=_parent_name(stage, origin)).info.run_id
     _log_settings(client, run_id, settings)
     return run_id
@@ -247,10 +246,12 @@ def _log_metrics(client: store.Client, run_id: str, metrics: Mapping[str, float]
 
 
 def _log_settings(client: store.Client, run_id: str, settings: Settings) -> None:
+    """All settings as parameters, and the main ones as the run's description."""
     from mlflow.entities import Param
 
     texts = settings_module.as_texts(settings_module.flatten(settings))
     client.log_batch(run_id, params=[Param(key, text) for key, text in texts.items()])
+    _set_tags(client, run_id, {"mlflow.note.content": f"{settings_module.describe(settings)}, seed {settings.seed}"})
 
 
 def _set_tags(client: store.Client, run_id: str, tags: Mapping[str, object]) -> None:
