@@ -39,12 +39,10 @@ def to_safetensors(detector: Path, target: Path, beside: Mapping[str, Path]) -> 
     Raises:
         UserError: the target holds something, or cannot be written.
     """
-    with _new_folder(target) as folder:
-        for name in (WEIGHTS_FILE, CONFIG_FILE, OPERATING_POINT_FILE, FEATURES_FILE):
-            if (detector / name).is_file():
-                shutil.copyfile(detector / name, folder / name)
-        for name, file in beside.items():
-            shutil.copyfile(file, folder / name)
+    names = (WEIGHTS_FILE, CONFIG_FILE, OPERATING_POINT_FILE, FEATURES_FILE)
+    found = {name: detector / name for name in names if (detector / name).is_file()}
+    with _new_folder(target, found | {**beside}):
+        pass
 
 
 def to_onnx(detector: Path, target: Path, beside: Mapping[str, Path]) -> None:
@@ -59,14 +57,11 @@ def to_onnx(detector: Path, target: Path, beside: Mapping[str, Path]) -> None:
         raise UserError("The export to ONNX needs packages that are not installed: pip install 'df-ganext[onnx]'.")
     loaded = Detector.load(detector, device=torch.device("cpu"))
     loaded.precision = "float32"
-    with _new_folder(target) as folder:
+    copied = {name: detector / name for name in (CONFIG_FILE, OPERATING_POINT_FILE)}
+    copied[SCRIPT_FILE] = Path(__file__).with_name("onnx_predict.py")
+    with _new_folder(target, copied | {**beside}) as folder:
         _write_onnx(loaded, folder / ONNX_FILE)
         _require_same_scores(loaded, folder / ONNX_FILE)
-        shutil.copyfile(Path(__file__).with_name("onnx_predict.py"), folder / SCRIPT_FILE)
-        for name in (CONFIG_FILE, OPERATING_POINT_FILE):
-            shutil.copyfile(detector / name, folder / name)
-        for name, file in beside.items():
-            shutil.copyfile(file, folder / name)
 
 
 class _Scores(nn.Module):
@@ -131,8 +126,8 @@ def _require_same_scores(detector: Detector, file: Path) -> None:
 
 
 @contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` at the end; nothing remains of it after an error."""
+def _new_folder(target: Path, copied: Mapping[str, Path]) -> Iterator[Path]:
+    """A temporary folder, with copies of files by name, that becomes `target` at the end; nothing remains of it after an error."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already and is not an empty folder: name another.")
     try:
@@ -140,6 +135,8 @@ def _new_folder(target: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
             folder = Path(temporary) / "folder"
             folder.mkdir()
+            for name, file in copied.items():
+                shutil.copyfile(file, folder / name)
             yield folder
             folder.replace(target)
     except OSError as error:

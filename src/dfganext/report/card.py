@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 import yaml
 
@@ -66,16 +65,8 @@ def render(facts: Facts) -> str:
 
 def body(facts: Facts) -> str:
     """The card without metadata."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dfganext.report", "."),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {function.__name__: function for function in (text.number, text.span, cell)}
     table = facts.robustness
-    return environment.get_template("card.md").render(
+    return text.template("card.md", cell, autoescape=False).render(
         **vars(facts),
         network=facts.settings.convnext,
         data=_data(facts),

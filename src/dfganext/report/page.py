@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
@@ -52,17 +51,8 @@ def draw(evidence: Evidence) -> dict[str, Path]:
 
 def render(evidence: Evidence, figure_paths: dict[str, Path]) -> str:
     """The page as HTML, with the figures from `draw` embedded."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dfganext.report", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    formats = (text.number, text.percent, text.span, text.percents, text.confidence, code)
-    environment.filters |= {function.__name__: function for function in formats}
     paper, table2, spectrum = evidence.paper, evidence.paper["table2"], evidence.baseline_predictions
-    return environment.get_template("page.html").render(
+    return text.template("page.html", code, autoescape=True).render(
         evidence=evidence,
         paper=paper if evidence.settings.report.paper else None,
         paper_intervals={

@@ -1,14 +1,29 @@
-"""Numbers as text on the page: a true minus sign, a space before %, a dash for missing values."""
+"""Numbers as text on the page and the card: a true minus sign, a space before %, a dash for missing values; their templates."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import jinja2
 import pandas as pd
 
 from dfganext.settings import Settings
 
 NONE = "–"
+
+
+def template(name: str, *filters: Callable[..., str], autoescape: bool) -> jinja2.Template:
+    """A template of this package, with the functions of this module and `filters` as filters, by their names."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dfganext.report", "."),
+        autoescape=autoescape,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    formats = (number, percent, span, percents, confidence, *filters)
+    environment.filters |= {function.__name__: function for function in formats}
+    return environment.get_template(name)
 
 
 def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
