@@ -62,6 +62,7 @@ experiments: .venv/ready  ## the experiments as a table, with the classifier's m
 	@dvc exp show --no-pager --precision 4 --drop '.*' --keep '$(SHOWN)'
 
 ui: .venv/ready  ## the MLflow UI, at http://127.0.0.1:5000
+	@python -m dfganext.tracking.store
 	mlflow ui --host 127.0.0.1 --port 5000
 
 serve: .venv/ready  ## the best registered model, at http://127.0.0.1:5001/invocations
@@ -71,13 +72,16 @@ serve: .venv/ready  ## the best registered model, at http://127.0.0.1:5001/invoc
 demo: .venv/ready  ## a page to drop images on, at http://127.0.0.1:7860
 	dfganext demo
 
-# uv installs in under a minute, pip takes over two; with compiled modules every stage starts seconds sooner
+# uv installs in under a minute, pip takes over two; with compiled modules every stage starts seconds sooner. DVC's pages of
+# plots get the chart libraries, so that they open without a network
 .venv/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "DF-GANeXt needs Python 3.11.4 or newer, not " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes --python $(BIN)/python requirements.lock
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
+	@$(BIN)/python -m dfganext.tracking.plots .dvc/plots.html
+	@$(BIN)/dvc config --local plots.html_template plots.html
 	@touch $@
 
 # after a change of pyproject.toml; versions and hashes, no URLs

@@ -29,8 +29,8 @@ def main() -> None:
             {"promotion": promoted.outcome, "promotion.reason": promoted.reason, "version": promoted.version}
         )
         facts = facts_of(promoted, settings, scores["convnext"], trained_by)
-        short = card.description(card.body(facts), registry.DESCRIPTION_CHARACTERS)
-        registry.attach_card(promoted.version, card.render(facts), short)
+        whole = card.render(facts)
+        registry.attach_card(promoted.version, whole, card.description(whole, registry.DESCRIPTION_CHARACTERS))
         candidate = {"model": files.sha256_of(MODEL), "operating_point": files.sha256_of(paths.OPERATING_POINT)}
         files.write_json(paths.CANDIDATE, {**candidate, "metric": promoted.metric, "score": promoted.score})
         run.log_metrics({f"validation_{promoted.metric}": promoted.score})

@@ -1,6 +1,7 @@
 """Fixtures of all tests. Nothing is sent over a network."""
 
 import os
+import shutil
 
 os.environ |= {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -22,6 +23,7 @@ from dfganext import settings  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 LONGEST = ("/end_to_end/", "/scoring/test_score.py", "/training/test_distributed.py", "/test_benchmarks.py")
 
@@ -50,6 +52,23 @@ def faces() -> Path:
     if not (folder / "real").is_dir():
         pytest.skip("the real faces (../shared/faces) are not on this machine")
     return folder
+
+
+@pytest.fixture(scope="module")  # its event loop runs until then, and would disturb other modules' loops
+def browser():
+    """Headless Chromium, driven by Playwright."""
+    api = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"needs a browser: one of {', '.join(BROWSERS)}")
+    with api.sync_playwright() as playwright:
+        options = ["--no-sandbox"] if os.geteuid() == 0 else []
+        try:
+            launched = playwright.chromium.launch(executable_path=path, args=options)
+        except api.Error as error:
+            pytest.skip(f"{path} does not start: {str(error).splitlines()[0]}")
+        yield launched
+        launched.close()
 
 
 @pytest.fixture(scope="module")

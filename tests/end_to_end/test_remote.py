@@ -23,7 +23,7 @@ from dfganext import cli, files, paths, settings
 from dfganext.errors import UserError
 from dfganext.inference.detector import Detector
 from dfganext.settings import Promote
-from dfganext.tracking import lineage, promotion, registry, runs, store
+from dfganext.tracking import lineage, promotion, registry, runs, store, view
 
 START_SECONDS = 60
 """A server that does not answer after this time has failed."""
@@ -334,6 +334,21 @@ def test_two_machines_promote_at_the_same_time_and_a_third_predicts_with_the_bet
 
 
 @pytest.mark.slow
+def test_the_table_of_runs_shows_what_tells_runs_apart(remote, shipped, tmp_path, monkeypatch, browser):
+    """In MLflow's own UI, at the address that `make ui` prints."""
+    enter_root(machine(tmp_path / "root"), monkeypatch)
+    with runs.stage_run("promote", shipped) as run:
+        run.set_key_tags({"promotion": "as good as", "version": "1234"})
+        run.log_key_metrics({"accuracy": 0.81, "roc_auc": 0.94})
+    page = browser.new_page(viewport={"width": 2400, "height": 900})
+    page.goto(f"{remote}{view.path(store.connect()[1])}")
+    page.get_by_text("0.94", exact=True).wait_for(timeout=60_000)
+    shown = page.locator("body").inner_text().splitlines()
+    page.close()
+    for text in ("convnext_tiny", "96", "ce", "20", "0.81", "as good as", "1234"):
+        assert text in shown, shown
+
+
 def test_concurrent_writes_of_one_alias_or_tag_all_succeed(remote, tmp_path, monkeypatch):
     """MLflow checks that an alias or a tag is missing and then inserts it; the database refuses all inserts but the first."""
     enter_root(tmp_path, monkeypatch)

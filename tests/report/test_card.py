@@ -45,7 +45,7 @@ def test_the_metadata_are_those_of_the_hub(facts):
     assert {one["type"]: one["value"] for one in result["metrics"]} == {
         name: facts.scores[name] for name in ("accuracy", "f1", "roc_auc")
     }
-    assert body.strip() == card.body(facts).strip()
+    assert card.body(card.render(facts)) == body.lstrip() == card.body(body.lstrip())
     licences = [yaml.safe_load(card.render(one).split("---\n")[1])["license"] for one in (facts, with_sample(facts))]
     assert licences == ["other", "apache-2.0"]
 
@@ -55,7 +55,7 @@ def with_sample(facts):
 
 
 def test_numbers_are_those_of_the_evaluation(facts):
-    rows = cells_of(card.body(facts))
+    rows = cells_of(card.render(facts))
     low, high = facts.scores["intervals"]["accuracy"]
     assert rows["accuracy"] == [f"{facts.scores['accuracy']:.3f}", f"{low:.3f} … {high:.3f}"]
     counts = facts.split[facts.split.split == "test"].label.value_counts()
@@ -66,12 +66,14 @@ def test_numbers_are_those_of_the_evaluation(facts):
     for row in degraded.itertuples():
         assert rows[f"{row.transform} {row.strength:g}"][0] == f"{row.accuracy:.3f}"
     for part in ("There was no champion.", "c" * 12, "abab", "`run`"):
-        assert part in card.body(facts)
+        assert part in card.render(facts)
 
 
 def test_a_class_without_a_threshold_is_never_called(facts):
     for real, fake in ((None, 0.75), (0.25, None), (None, None), (0.25, 0.75)):
-        text = card.body(changed(facts, decisions=facts.scores["decisions"] | {"real_up_to": real, "fake_above": fake}))
+        text = card.render(
+            changed(facts, decisions=facts.scores["decisions"] | {"real_up_to": real, "fake_above": fake})
+        )
         for name, threshold in (("real", real), ("fake", fake)):
             assert (f"No image is called {name}" in text) == (threshold is None)
             assert (f"are called {name}: at most 5 %" in text) == (threshold is not None)
@@ -79,7 +81,7 @@ def test_a_class_without_a_threshold_is_never_called(facts):
 
 def test_only_augmentations_that_are_on_are_listed_and_no_folder(facts):
     convnext = dataclasses.replace(facts.settings.convnext, weights="/home/someone/weights/mine.safetensors")
-    text = card.body(dataclasses.replace(facts, settings=dataclasses.replace(facts.settings, convnext=convnext)))
+    text = card.render(dataclasses.replace(facts, settings=dataclasses.replace(facts.settings, convnext=convnext)))
     values = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     assert values["convnext"]["weights"] == "mine.safetensors" and "/home" not in text
     assert values["convnext"]["augment"]["horizontal_flip"] == 0.5 and "blur" not in values["convnext"]["augment"]
@@ -87,16 +89,17 @@ def test_only_augmentations_that_are_on_are_listed_and_no_folder(facts):
 
 def test_text_of_others_ends_no_cell(facts):
     one = next(iter(facts.external.values()))
-    text = card.body(dataclasses.replace(facts, external={"a | b\nc": one}, promotion="one\n\n# two"))
+    text = card.render(dataclasses.replace(facts, external={"a | b\nc": one}, promotion="one\n\n# two"))
     assert "| a \\| b c |" in text and "\none # two\n" in text
 
 
 def test_a_description_has_whole_sections_and_says_where_the_rest_is(facts):
-    text = card.body(facts)
-    assert card.description(text, len(text)) == text
+    whole = card.render(facts)
+    text = card.body(whole)
+    assert card.description(whole, len(text)) == text
     for limit in (len(text) - 1, 1500, 300):
-        short = card.description(text, limit)
+        short = card.description(whole, limit)
         assert len(short) <= limit and short.endswith("README.md among the files of this version.")
         kept = short.rpartition("\n\n")[0]
         assert text.startswith(kept)
-    assert text[len(card.description(text, 1500).rpartition("\n\n")[0]) :].startswith("\n\n## ")
+    assert text[len(card.description(whole, 1500).rpartition("\n\n")[0]) :].startswith("\n\n## ")

@@ -1,5 +1,6 @@
 import contextlib
 import hashlib
+import json
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ from processes import run_at_once
 
 from dfganext import files, paths, settings
 from dfganext.errors import UserError
-from dfganext.tracking import runs, store
+from dfganext.tracking import runs, store, view
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,9 @@ def test_the_experiment_opens_in_the_view_for_models(workspace):
     tags = client.get_experiment(experiment).tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     assert "One parent run per execution" in tags["mlflow.note.content"]
+    saved = json.loads(tags[f"mlflow.sharedViewState.{view.VIEW}"])
+    assert saved["name"] and saved["updatedAt"] >= saved["createdAt"] > 1.7e12  # in milliseconds
+    assert "params.`loss`" in json.loads(saved["state"])["selectedColumns"]
 
 
 def test_stages_of_one_execution_share_a_parent(workspace, shipped, under_dvc, monkeypatch):
@@ -163,7 +167,7 @@ def test_a_lock_file_that_cannot_be_written_is_explained(empty, shipped):
 KILLED = """
 import os, signal
 from dfganext import settings
-from dfganext.tracking import runs, store
+from dfganext.tracking import runs, store, view
 with runs.stage_run("one", settings.load_settings({params!r})) as run:
     print(run.id, run.parent_id, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -273,7 +277,7 @@ def test_a_server_that_is_down_is_named_without_its_password(tmp_path, monkeypat
 STAGE = """
 import sys
 from dfganext import settings
-from dfganext.tracking import runs, store
+from dfganext.tracking import runs, store, view
 with runs.stage_run(sys.argv[1], settings.load_settings(sys.argv[2])) as run:
     for step in range(40):
         run.log_metrics({"loss": step}, step)

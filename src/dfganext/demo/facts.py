@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,12 +9,10 @@ from pathlib import Path
 
 from dfganext.evaluation.decision import DecisionRule
 from dfganext.inference.detector import NOT_CALIBRATED, Detector
+from dfganext.report import card
 from dfganext.report.text import percent
 from dfganext.tracking import registry, store
 from dfganext.tracking.store import NotFoundError
-
-_FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
-"""YAML at the beginning of a model card, for the Hugging Face hub."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ def read(uri: str, folder: Path, detector: Detector, champion: bool = False) -> 
         champion: whether the model was loaded as the champion.
     """
     tags, config = _tags(uri), detector.config
-    trained_on = registry.trained_on(folder)
+    trained_on, found = registry.trained_on(folder), registry.card(folder)
     images = tags.get("trained_on.images") or (None if trained_on is None else str(len(trained_on)))
     accuracy = percent(float(tags["test.accuracy"])) if "test.accuracy" in tags else None
     name = f"{uri}, the champion" if champion else uri
@@ -58,7 +55,7 @@ def read(uri: str, folder: Path, detector: Detector, champion: bool = False) -> 
         summary=f"accuracy {accuracy} on its test images" if accuracy else "",
         rows=tuple((title, value) for title, value in known.items() if value),
         rule=detector.decision,
-        card=_card(folder),
+        card=None if found is None else card.body(found),
         notes=() if detector.calibrated else (NOT_CALIBRATED,),
     )
 
@@ -70,9 +67,3 @@ def _tags(uri: str) -> Mapping[str, str]:
         with suppress(NotFoundError):
             return store.connect()[0].get_model_version(name, version).tags
     return {}
-
-
-def _card(folder: Path) -> str | None:
-    """The model card without its front matter."""
-    card = registry.card(folder)
-    return None if card is None else _FRONT_MATTER.sub("", card)

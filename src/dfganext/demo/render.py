@@ -20,7 +20,7 @@ from dfganext.evaluation.decision import UNSURE, DecisionRule
 from dfganext.evaluation.selective import CONFIDENCE
 from dfganext.explain import gradcam
 from dfganext.inference.rows import Row, csv_writer
-from dfganext.report.text import percent
+from dfganext.report import text
 
 COLORS = "jet"
 """matplotlib's colour map of heat maps, as in all figures of Grad-CAM."""
@@ -114,7 +114,7 @@ def probability(value: float) -> str:
 
 def share(value: float) -> str:
     """A share, 0...1, as 50.0 %, which no line break separates."""
-    return percent(value, 1).replace(" ", NO_BREAK)
+    return text.percent(value, 1).replace(" ", NO_BREAK)
 
 
 def heat_layer(heat: np.ndarray, size: int, top: float) -> bytes:
@@ -178,8 +178,8 @@ def _bounds(rule: DecisionRule | None) -> dict[str, Any]:
     parts = [f"unsure {', or '.join(cases)}"] if cases else []
     parts.append("no image is called fake" if fake_above is None else f"fake above {share(fake_above)}")
     parts.append("no image is called real" if real_up_to is None else f"real up to {share(real_up_to)}")
-    text = "; ".join(parts)
-    return {"low": low, "high": high, "text": f"{text[0].upper()}{text[1:]}."}
+    sentence = "; ".join(parts)
+    return {"low": low, "high": high, "text": f"{sentence[0].upper()}{sentence[1:]}."}
 
 
 def _copies(row: Row) -> list[dict[str, Any]]:
@@ -204,7 +204,4 @@ def _changed(copies: Sequence[dict[str, Any]]) -> str:
 
 
 def _template(name: str) -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template(name)
+    return text.template(name, autoescape=True, package="dfganext.demo")

@@ -5,6 +5,7 @@ It begins with the metadata that the Hugging Face hub reads.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ TITLES = {
     "ece": "calibration error (ECE)",
 }
 """Of the metrics on the test images; "fake" is the positive class."""
+
+_METADATA = re.compile(r"\A---\n.*?\n---\n\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,8 @@ class Facts:
 
 def render(facts: Facts) -> str:
     """The card: metadata between lines of `---`, then Markdown."""
-    metadata = yaml.safe_dump(_metadata(facts), sort_keys=False, allow_unicode=True)
-    return f"---\n{metadata}---\n\n{body(facts)}"
-
-
-def body(facts: Facts) -> str:
-    """The card without metadata."""
     table = facts.robustness
-    return text.template("card.md", cell, autoescape=False).render(
+    content = text.template("card.md", cell, autoescape=False).render(
         **vars(facts),
         network=facts.settings.convnext,
         data=_data(facts),
@@ -80,15 +77,22 @@ def body(facts: Facts) -> str:
         max_error=f"{100 * facts.scores['decisions']['max_error']:g} %",
         degraded=table[table["transform"] != "none"].to_dict("records"),
     )
+    metadata = yaml.safe_dump(_metadata(facts), sort_keys=False, allow_unicode=True)
+    return f"---\n{metadata}---\n\n{content}"
+
+
+def body(card: str) -> str:
+    """A card without its metadata, if it has any."""
+    return _METADATA.sub("", card)
 
 
 def description(card: str, characters: int) -> str:
-    """The first sections of a card's body, as many as fit into `characters`."""
-    if len(card) <= characters:
-        return card
+    """The first sections of a card, without its metadata, as many as fit into `characters`."""
+    head = body(card)
+    if len(head) <= characters:
+        return head
     rest = "\n\nThe whole card is README.md among the files of this version."
     room = characters - len(rest)
-    head = card
     while len(head) > room and "\n\n## " in head:
         head = head.rpartition("\n\n## ")[0]
     return head[:room] + rest

@@ -12,10 +12,12 @@ from dfganext.settings import Settings
 NONE = "–"
 
 
-def template(name: str, *filters: Callable[..., str], autoescape: bool) -> jinja2.Template:
-    """A template of this package, with the functions of this module and `filters` as filters, by their names."""
+def template(
+    name: str, *filters: Callable[..., str], autoescape: bool, package: str = "dfganext.report"
+) -> jinja2.Template:
+    """A template of a package, with the functions of this module and `filters` as filters, by their names."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dfganext.report", "."),
+        loader=jinja2.PackageLoader(package, "."),
         autoescape=autoescape,
         trim_blocks=True,
         lstrip_blocks=True,

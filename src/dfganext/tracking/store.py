@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,11 @@ from urllib.parse import unquote
 
 from filelock import FileLock
 
+from dfganext import pipeline
 from dfganext.errors import UserError, one_line
+from dfganext.tracking import view
 
 EXPERIMENT = "df-ganext"
-EXPERIMENT_TAGS = {
-    "mlflow.experimentKind": "custom_model_development",  # without it, MLflow's page may open in the view for language models
-    "mlflow.note.content": (
-        "Detection of GAN-generated faces. One parent run per execution of the pipeline; below it, one run per stage. "
-        "The parameters of a parent are params.yaml; its metrics are those of the test split."
-    ),
-}
 
 _ATTEMPTS = 5
 
@@ -168,7 +164,7 @@ def redact(uri: str) -> str:
 def _create_experiment(client: Client) -> Any:
     location = None if _is_server(client.uri) else str((root() / "mlruns").resolve())
     try:
-        client.create_experiment(EXPERIMENT, artifact_location=location, tags=EXPERIMENT_TAGS)
+        client.create_experiment(EXPERIMENT, artifact_location=location, tags=view.tags(datetime.now()))
     except UserError:
         if client.get_experiment_by_name(EXPERIMENT) is None:  # else another machine has just created it on the server
             raise
@@ -188,3 +184,13 @@ def _is_transient(error: Exception) -> bool:
     """Whether another attempt may succeed: SQLite is busy, or two processes inserted the same row at once."""
     clash = "IntegrityError" in str(error) or "UniqueViolation" in str(error)
     return "database is locked" in str(error) or (clash and getattr(error, "error_code", "") == "BAD_REQUEST")
+
+
+def main() -> None:
+    """Print where the MLflow UI of `make ui` shows the runs."""
+    _, experiment = connect()
+    print(f"the runs, once the server has started: http://127.0.0.1:5000{view.path(experiment)}")
+
+
+if __name__ == "__main__":
+    pipeline.run(main)
