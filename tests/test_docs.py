@@ -96,6 +96,8 @@ RUN_BY = {
     "test_an_export_predicts_the_same": [
         "dfganext export DIR",
         "dfganext export champion/",
+        "dfganext export shared-model",
+        "dfganext predict photo.jpg --model shared-model",
         "dfganext predict photo.jpg --model champion/",
         "dfganext export onnx/ --format onnx",
         "python onnx/predict.py photo.jpg",

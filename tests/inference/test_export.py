@@ -69,6 +69,17 @@ def test_the_script_of_an_onnx_export_predicts_the_same(tmp_path, photos, archit
 
 
 @pytest.mark.slow
+def test_an_onnx_export_predicts_the_same_for_real_photographs(tmp_path, faces):
+    source = add_rule(detector(tmp_path / "source", good=True))
+    export.to_onnx(source, tmp_path / "onnx", {})
+    photos = [photo for name in ("real", "fake") for photo in sorted((faces / name).iterdir())[:30]]
+    expected = predictions(source, photos)
+    found = [row["p_fake"] for row in by_script(tmp_path / "onnx", photos)]
+    np.testing.assert_allclose(found, [one.p_fake for one in expected], atol=1e-4)
+    assert len({round(p_fake, 4) for p_fake in found}) > 10  # the model tells these images apart
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("interpolation", "reencode"), [("bilinear", True), ("bicubic", False)])
 def test_other_preprocessing_is_within_the_rounding_of_pixels(tmp_path, photos, interpolation, reencode):
     source = detector(tmp_path / "source", good=True)
