@@ -1,12 +1,14 @@
 """Compute Grad-CAM maps of every test image for both classes, and measure them."""
 
 import numpy as np
+import pandas as pd
+import torch
 
 from dfganext import files, labels, paths, pipeline
 from dfganext.data import arrays
 from dfganext.data.split import TEST
 from dfganext.explain import gradcam, measure, statistics
-from dfganext.inference.detector import Detector
+from dfganext.models import classifier
 from dfganext.report import figures
 from dfganext.settings import load_settings
 from dfganext.tracking import runs
@@ -17,13 +19,14 @@ FIGURES = (paths.GRADCAM_REAL_FIGURE, paths.GRADCAM_FAKE_FIGURE)
 
 def main() -> None:
     settings = load_settings()
-    with runs.stage_run("gradcam", settings, reads=[paths.SPLIT, paths.CONVNEXT], makes=[paths.GRADCAM]) as run:
+    reads = [paths.SPLIT, paths.CONVNEXT, paths.PREDICTIONS]
+    with runs.stage_run("gradcam", settings, reads=reads, makes=[paths.GRADCAM]) as run:
         compute.make_repeatable()
-        detector = Detector.load(paths.CONVNEXT, paths.OPERATING_POINT, compute.device(settings.machine.device))
-        model, config = detector.model, detector.config
+        model, config = classifier.load(paths.CONVNEXT)
+        model = model.to(compute.device(settings.machine.device)).to(memory_format=torch.channels_last)
         test = arrays.read(paths.images_of_size(settings.convnext.size), TEST)
-        p_fake = detector.probabilities(test.pixels)
-        predicted = (p_fake > detector.threshold).astype(int)
+        evaluated = pd.read_csv(paths.PREDICTIONS, dtype={"path": str}).set_index("path").loc[list(test.paths)]
+        p_fake, predicted = evaluated["p_fake"].to_numpy(), evaluated["predicted"].map(labels.index_of).to_numpy()
         maps = gradcam.maps_of_both(model, config, test.pixels)
         rng = np.random.default_rng(settings.seed)
         order = [rng.permutation(test.only(label)) for label in labels.ALL]

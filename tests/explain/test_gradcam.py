@@ -23,9 +23,10 @@ def a_model(loss: str, architecture: str = "test_convnext"):
 
 @pytest.mark.parametrize("loss", ["ce", "bce"])
 @pytest.mark.parametrize("label", [0, 1])
-def test_raw_maps_by_the_formula(loss, label):
+def test_raw_maps_by_the_formula(loss, label, monkeypatch):
+    monkeypatch.setattr(gradcam, "BATCH", 2)
     model, config = a_model(loss)
-    found = gradcam.raw_maps(model, config, IMAGES, [label] * len(IMAGES), batch_size=2)
+    found = gradcam.raw_maps(model, config, IMAGES, [label] * len(IMAGES))
     kept = {}
     handle = classifier.map_layer(model).register_forward_hook(lambda _, __, output: kept.update(a=output))
     for image, raw in zip(IMAGES, found, strict=True):
@@ -36,6 +37,15 @@ def test_raw_maps_by_the_formula(loss, label):
         expected = (weights * kept["a"]).sum(dim=1).relu()[0].detach().numpy()
         np.testing.assert_allclose(raw, expected, atol=1e-6)
     handle.remove()
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_maps_of_both_classes_are_those_of_each(loss):
+    model, config = a_model(loss)
+    both = gradcam.maps_of_both(model, config, IMAGES)
+    assert len(both) == 2 and not np.array_equal(*both)
+    for label, found in enumerate(both):
+        np.testing.assert_array_equal(found, gradcam.raw_maps(model, config, IMAGES, [label] * len(IMAGES)))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +67,8 @@ def test_gradients_stop_at_the_layer_and_requires_grad_is_restored(architecture,
     before = [weight.requires_grad for weight in model.parameters()]
     found = gradcam.raw_maps(model, config, IMAGES[:2], [1, 0])
     assert [weight.requires_grad for weight in model.parameters()] == before
-    monkeypatch.setattr(gradcam, "_gradients_from", lambda model, block: nullcontext())
+    assert all(weight.grad is None for weight in model.parameters())
+    monkeypatch.setattr(gradcam, "_gradients_at", lambda model, block: nullcontext())
     np.testing.assert_allclose(found, gradcam.raw_maps(model, config, IMAGES[:2], [1, 0]), atol=1e-6)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from tqdm import tqdm
 
 from dfganext.evaluation import intervals, selective
 from dfganext.evaluation.decision import DecisionRule
@@ -127,7 +128,7 @@ def measure(
         novel, the part of it that is unlike the training images, and decided_accuracy, the accuracy of the decisions.
     """
     rows = []
-    for condition in conditions:
+    for condition in tqdm(conditions, "degraded copies", unit="condition", disable=None):
         score, novelty = _scores(scores_of, images, condition, seed).T
         correct = (score > threshold) == (labels == FAKE)
         accuracy_low, accuracy_high = intervals.proportion(correct, groups)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from torch import nn
+from tqdm import tqdm
 
 from dfganext.evaluation import calibration, intervals
 from dfganext.explain.gradcam import enlarge
@@ -47,10 +48,14 @@ def curves(
     areas = []
     fractions = np.linspace(0, 1, steps + 1)
     total = {(curve, ranking): np.zeros(steps + 1) for curve in CURVES for ranking in RANKINGS}
-    for number, (image, one, target) in enumerate(zip(images, maps, targets, strict=True)):
+    shown = tqdm(
+        zip(images, maps, targets, strict=True), "deletion and insertion", len(images), unit="image", disable=None
+    )
+    for number, (image, one, target) in enumerate(shown):
         orders = _orders(one, image.shape[0], np.random.default_rng([seed, number]))
         stages = np.concatenate([_stages(np.array(image), orders[name], fractions, curve) for curve, name in total])
-        logits = predict_logits(model, config, stages, device=device) * (1 if target == FAKE else -1)
+        first, place = _distinct(stages)
+        logits = predict_logits(model, config, stages[first], device=device)[place] * (1 if target == FAKE else -1)
         probabilities = calibration.apply(logits, 1.0).reshape(len(total), steps + 1)
         for (curve, ranking), values in zip(total, probabilities, strict=True):
             total[curve, ranking] += values
@@ -98,6 +103,14 @@ def _orders(raw: np.ndarray, size: int, rng: np.random.Generator) -> dict[str, n
         first = np.lexsort([-ranked_by["random"].ravel(), -values.ravel()])
         orders[name] = np.argsort(first).reshape(size, size)  # the inverse permutation
     return orders
+
+
+def _distinct(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of N images, the places of the distinct ones, and for each image which of them it equals: all curves share their ends."""
+    _, first, place = np.unique(
+        np.array([image.tobytes() for image in images], object), return_index=True, return_inverse=True
+    )
+    return first, place
 
 
 def _stages(image: np.ndarray, order: np.ndarray, fractions: np.ndarray, curve: str) -> np.ndarray:

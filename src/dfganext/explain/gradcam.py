@@ -6,19 +6,27 @@ pytorch-grad-cam rescales each map to 0...1, which hides its intensity. Here a m
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
+import torch
 from PIL import Image
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import show_cam_on_image
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from dfganext.labels import ALL, FAKE
 from dfganext.models.batches import batches
 from dfganext.models.classifier import ClassifierConfig, map_layer, preprocess, to_grid
+
+BATCH = 16
+
+Target = Callable[[Tensor], Tensor]
+"""The scalar that a map explains, from the model's output for one image."""
 
 
 class RawGradCAM(GradCAM):
@@ -33,9 +41,19 @@ class RawGradCAM(GradCAM):
     def aggregate_multi_layers(self, cam_per_target_layer: list[np.ndarray]) -> np.ndarray:
         return cam_per_target_layer[0]
 
+    def of_targets(self, images: Tensor, targets: Sequence[Sequence[Target]]) -> list[np.ndarray]:
+        """The maps for each of several targets per image, after one forward pass."""
+        outputs = self.activations_and_grads(images)
+        maps = []
+        for one in targets:
+            scores = [target(output) for target, output in zip(one, outputs, strict=True)]
+            torch.stack(scores).sum().backward(retain_graph=True)
+            maps += self.compute_cam_per_layer(images, list(one), eigen_smooth=False)
+        return maps
 
-def target_logit(label: int) -> Callable[[Tensor], Tensor]:
-    """The scalar that a map explains, from the model's output for one image: the class's logit; with one logit, plus or minus it."""
+
+def target_logit(label: int) -> Target:
+    """The class's logit; with one logit, plus or minus it."""
 
     def logit(output: Tensor) -> Tensor:
         if len(output) == 1:
@@ -46,7 +64,7 @@ def target_logit(label: int) -> Callable[[Tensor], Tensor]:
 
 
 def raw_maps(
-    model: nn.Module, config: ClassifierConfig, images: np.ndarray, labels: list[int] | np.ndarray, batch_size: int = 16
+    model: nn.Module, config: ClassifierConfig, images: np.ndarray, labels: Sequence[int] | np.ndarray
 ) -> np.ndarray:
     """Grad-CAM of each image for its target class.
 
@@ -61,30 +79,36 @@ def raw_maps(
     Raises:
         UserError: the output of the model's last block has no spatial positions.
     """
-    device = next(model.parameters()).device
-    layer, maps = map_layer(model), []
-    cam = RawGradCAM(model=model, target_layers=[layer], reshape_transform=partial(to_grid, model=model))
-    with _gradients_from(model, layer), cam:
-        for part, batch in batches(images, batch_size, device):
-            targets = [target_logit(int(label)) for label in labels[part]]
-            maps.append(cam(input_tensor=preprocess(batch, config), targets=targets).astype(np.float32))
-    return np.concatenate(maps)
+    return np.concatenate([found for (found,) in _maps(model, config, images, [np.asarray(labels)])])
 
 
 def maps_of_both(model: nn.Module, config: ClassifierConfig, images: np.ndarray) -> np.ndarray:
     """`raw_maps` of each image for either class: float32, (2, N, h, w), real first."""
-    return np.stack([raw_maps(model, config, images, [label] * len(images)) for label in ALL])
+    found = _maps(model, config, images, [np.full(len(images), label) for label in ALL])
+    shown = tqdm(found, "Grad-CAM", math.ceil(len(images) / BATCH), unit="batch", disable=None)
+    return np.concatenate(list(map(np.stack, shown)), axis=1)
+
+
+def _maps(
+    model: nn.Module, config: ClassifierConfig, images: np.ndarray, targets: Sequence[np.ndarray]
+) -> Iterator[list[np.ndarray]]:
+    """For each batch of images, its maps for each of `targets`, which have a class per image."""
+    layer, device = map_layer(model), next(model.parameters()).device
+    with _gradients_at(model, layer), RawGradCAM(model, [layer], partial(to_grid, model=model)) as cam:
+        for part, batch in batches(images, BATCH, device):
+            wanted = [[target_logit(int(label)) for label in labels[part]] for labels in targets]
+            yield [one.astype(np.float32) for one in cam.of_targets(preprocess(batch, config), wanted)]
 
 
 @contextmanager
-def _gradients_from(model: nn.Module, layer: nn.Module) -> Iterator[None]:
-    """Compute gradients only down to this layer, if it has weights: a map needs no others."""
+def _gradients_at(model: nn.Module, layer: nn.Module) -> Iterator[None]:
+    """Compute gradients down to the output of this layer, and no further: a map needs no others."""
     before = {weight: weight.requires_grad for weight in model.parameters()}
-    kept = set(layer.parameters())
+    for weight in before:
+        weight.requires_grad_(False)
     try:
-        for weight in before:
-            weight.requires_grad_(weight in kept or not kept)
-        yield
+        with layer.register_forward_hook(lambda _, __, output: output.detach().requires_grad_()):
+            yield
     finally:
         for weight, flag in before.items():
             weight.requires_grad_(flag)
