@@ -24,16 +24,16 @@ from typer.exceptions import TyperException
 
 import dfganext
 from dfganext import runtime
-from dfganext.data.discovery import BATCH_BYTES, BATCH_FILES, Unread, find_images, printable, read, shortened
+from dfganext.data.discovery import BATCH_BYTES, BATCH_FILES, find_images, printable, read, shortened
 from dfganext.demo import PORT, serve
 from dfganext.errors import UserError, one_line
 from dfganext.inference.rows import Row, changes, csv_writer, row_of
-from dfganext.runtime import batches_by_bytes
+from dfganext.runtime import batches_by_bytes, map_ordered
 
 if TYPE_CHECKING:  # importing torch takes seconds: --help and a mistyped path must not wait for it
     from pandas import DataFrame
 
-    from dfganext.inference.detector import Detector
+    from dfganext.inference.detector import Detector, Prepared
 
 
 class Format(StrEnum):
@@ -42,6 +42,9 @@ class Format(StrEnum):
     SAFETENSORS = "safetensors"
     ONNX = "onnx"
 
+
+DECODERS = 4
+"""Threads that decode images, at most: each may hold an image of the largest size that is read."""
 
 STEM_BYTES = 200
 """Maximum length of a heat map's name without number and suffix; file systems allow 255 bytes with them."""
@@ -331,10 +334,15 @@ def predict_files(
         heatmaps: the PNG to write for each file; empty for none.
         stability: also decide on copies of each image.
     """
-    contents = ((path, read(path)) for path in files)
-    for batch in batches_by_bytes(contents, _bytes_of, BATCH_FILES, BATCH_BYTES):
-        encoded = [data if isinstance(data, bytes) else data.reason for _, data in batch]
-        predictions = detector.predict(encoded, explain=bool(heatmaps), stability=stability)
+
+    def prepared(path: Path) -> tuple[Path, Prepared]:
+        data = read(path)
+        return path, detector.prepare(data if isinstance(data, bytes) else data.reason, stability)
+
+    # threads prepare the next batch while the network computes
+    images = map_ordered(prepared, files, min(runtime.cores(), DECODERS), limit=BATCH_FILES)
+    for batch in batches_by_bytes(images, _bytes_of, BATCH_FILES, BATCH_BYTES):
+        predictions = detector.predict_prepared([one for _, one in batch], explain=bool(heatmaps))
         for (path, _), found in zip(batch, predictions, strict=True):
             row = row_of(str(path), found)
             if found.heatmap is not None:
@@ -460,8 +468,9 @@ def _print_metrics(found: dict[str, Any], threshold: float) -> None:
     console.print(table)
 
 
-def _bytes_of(content: tuple[Path, bytes | Unread]) -> int:
-    return len(content[1]) if isinstance(content[1], bytes) else 0
+def _bytes_of(content: tuple[Path, Prepared]) -> int:
+    pixels = content[1].pixels
+    return 0 if pixels is None else pixels.nbytes
 
 
 @contextmanager

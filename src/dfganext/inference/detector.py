@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -74,6 +74,14 @@ COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "half_size": lambda image: images.scaled(image, 0.5),
 }
 """The copies of an image for the stability check: saved again at two qualities, and scaled to half its size."""
+
+
+class Prepared(NamedTuple):
+    """An image as the network takes it. pixels: uint8 (1, size, size, 3), followed by its `COPIES` where stability is checked; None
+    with an error."""
+
+    pixels: np.ndarray | None
+    error: str | None = None
 
 
 def stability_record(prediction: Prediction) -> dict:
@@ -173,31 +181,40 @@ class Detector:
             scores: replaces the method of this name, for example by a `MicroBatcher`.
             stability: also predict the `COPIES` of each image.
         """
-        predictions: list[Prediction | None] = [None] * len(encoded)
-        pixels, places = [], []
-        for place, data in enumerate(encoded):
-            if isinstance(data, str):
-                predictions[place] = Prediction(None, None, self.threshold, error=data)
+        return self.predict_prepared([self.prepare(data, stability) for data in encoded], explain, scores)
+
+    def prepare(self, data: bytes | str, stability: bool = False) -> Prepared:
+        """The first half of `predict`, for one image. It does not use the network, so that threads can prepare the next images."""
+        if isinstance(data, str):
+            return Prepared(None, data)
+        try:
+            image = images.decode(data)
+        except images.ImageError as error:
+            return Prepared(None, str(error))
+        copies = [image, *(copy(image) for copy in COPIES.values())] if stability else [image]
+        return Prepared(np.stack([self.config.prepare(copy) for copy in copies]))
+
+    def predict_prepared(
+        self,
+        prepared: Sequence[Prepared],
+        explain: bool = False,
+        scores: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> list[Prediction]:
+        """The second half of `predict`."""
+        pixels = [one.pixels for one in prepared if one.pixels is not None]
+        if not pixels:
+            return [Prediction(None, None, self.threshold, error=one.error) for one in prepared]
+        found = iter((scores or self.scores)(np.concatenate(pixels)).reshape(len(pixels), -1, 2))
+        heatmaps = iter(self._heatmaps(np.stack([own[0] for own in pixels])) if explain else [])
+        predictions = []
+        for one in prepared:
+            if one.pixels is None:
+                predictions.append(Prediction(None, None, self.threshold, error=one.error))
                 continue
-            try:
-                image = images.decode(data)
-            except images.ImageError as error:
-                predictions[place] = Prediction(None, None, self.threshold, error=str(error))
-                continue
-            copies = [image, *(copy(image) for copy in COPIES.values())] if stability else [image]
-            pixels.append(np.stack([self.config.prepare(copy) for copy in copies]))
-            places.append(place)
-        if pixels:
-            stack = np.concatenate(pixels)
-            found = (scores or self.scores)(stack).reshape(len(pixels), -1, 2)
-            heatmaps = self._heatmaps(np.stack([one[0] for one in pixels])) if explain else [None] * len(pixels)
-            for place, (own, *copies), heatmap in zip(places, found, heatmaps, strict=True):
-                prediction = dataclasses.replace(self._prediction(*own), heatmap=heatmap)
-                if stability:
-                    by_name = {name: self._prediction(*copy) for name, copy in zip(COPIES, copies, strict=True)}
-                    prediction = dataclasses.replace(prediction, stability=by_name)
-                predictions[place] = prediction
-        return [prediction for prediction in predictions if prediction is not None]
+            own, *copies = (self._prediction(*values) for values in next(found))
+            stability = dict(zip(COPIES, copies, strict=True)) if copies else None
+            predictions.append(dataclasses.replace(own, heatmap=next(heatmaps, None), stability=stability))
+        return predictions
 
     def _prediction(self, p_fake: float, novelty: float) -> Prediction:
         label = labels.NAMES[int(p_fake > self.threshold)]
