@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dfganext.data.discovery import MAX_FILE_BYTES, Unread, read
 
-MEMORY = Path("/dev/shm")
+MEMORY = Path("/dev/shm")  # noqa: S108 - each demo makes a folder of its own in it, for its user alone
 """A file system in memory, on Linux."""
 
 MAX_AGE = 600.0

@@ -18,7 +18,7 @@ def template(
     """A template of a package, with the functions of this module and `filters` as filters, by their names."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(package, "."),
-        autoescape=autoescape,
+        autoescape=autoescape,  # noqa: S701 - off for Markdown alone
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
