@@ -1,6 +1,6 @@
 # The champion as a container; docs/promotion-and-serving.md says how to build and run it
 FROM python:3.11-slim
-ENV HOME=/tmp PYTHONDONTWRITEBYTECODE=1 MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true
+ENV HOME=/tmp PYTHONDONTWRITEBYTECODE=1 MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MALLOC_ARENA_MAX=1
 COPY version/requirements.txt /version/
 RUN pip install --no-cache-dir -r /version/requirements.txt
 COPY version /version

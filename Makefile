@@ -15,7 +15,7 @@ SHOWN := ^(Experiment|Created|seed|loss|(.*:)?convnext\.(architecture|weights|si
 # number of seeds for each row of `make table1` and `make architectures`
 SEEDS ?= 1
 
-.PHONY: help repro report table1 architectures check test lint bench experiments ui serve demo lock
+.PHONY: help repro report table1 architectures check test stress lint bench experiments ui serve demo lock
 
 help:
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,10 @@ check: lint  ## lint, types and the fast tests
 test: .venv/ready  ## all tests
 	$(PYTEST)
 
+# an hour or two on two cores
+stress: .venv/ready  ## reliability: the tests marked stress, in full length
+	python -m pytest -m stress --stress tests/stress
+
 lint: .venv/ready  ## ruff and mypy
 	ruff check
 	ruff format --check
@@ -67,7 +71,7 @@ ui: .venv/ready  ## the MLflow UI, at http://127.0.0.1:5000
 
 serve: .venv/ready  ## the best registered model, at http://127.0.0.1:5001/invocations
 	@python -m dfganext.tracking.registry
-	mlflow models serve -m models:/df-ganext@champion --env-manager local --host 127.0.0.1 --port 5001
+	MALLOC_ARENA_MAX=$${MALLOC_ARENA_MAX:-1} mlflow models serve -m models:/df-ganext@champion --env-manager local --host 127.0.0.1 --port 5001
 
 demo: .venv/ready  ## a page to drop images on, at http://127.0.0.1:7860
 	dfganext demo

@@ -28,6 +28,16 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LONGEST = ("/end_to_end/", "/scoring/test_score.py", "/training/test_distributed.py", "/test_benchmarks.py")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--stress", action="store_true", help="run the tests marked stress in full length")
+
+
+@pytest.fixture(scope="session")
+def stress(pytestconfig) -> bool:
+    """Whether tests run in full length."""
+    return pytestconfig.getoption("--stress")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: test processes take whole files, and none should start a long one at the end."""
     items.sort(key=lambda item: not any(name in item.path.as_posix() for name in LONGEST))

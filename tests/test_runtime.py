@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from dfganext import runtime
 from dfganext.runtime import batches_by_bytes, map_ordered
 
 LAYERS, LAYER, LARGE = 6, 16 * 2**20, 48 * 2**20  # tensors alive at a time; bytes of one, below and above the threshold
@@ -18,7 +19,7 @@ PROBE = f"""
 import ctypes, os, resource, sys
 from dfganext import runtime
 if sys.argv[1] != "default":
-    runtime.prepare(keep_all=sys.argv[1] == "keep_all")
+    runtime.prepare(keep_all=sys.argv[1] == "keep_all", server=sys.argv[1] == "server")
 import torch
 
 layer = int(sys.argv[2])
@@ -91,6 +92,13 @@ def test_blocks_above_the_threshold_are_kept_on_request():
     assert probe("prepared", LARGE).mapped > LAYERS * LARGE
     kept = probe("keep_all", LARGE, THP_MEM_ALLOC_ENABLE="0")
     assert kept.mapped == 0 and kept.faults < 5 * once
+
+
+@glibc
+@pytest.mark.slow
+def test_a_server_returns_the_memory_of_large_blocks():
+    assert probe("server", runtime.SERVER_MMAP_THRESHOLD + 2**16).mapped > LAYERS * runtime.SERVER_MMAP_THRESHOLD
+    assert probe("server", runtime.SERVER_MMAP_THRESHOLD // 2, MALLOC_ARENA_MAX="1").mapped == 0
 
 
 @glibc

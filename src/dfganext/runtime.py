@@ -22,6 +22,13 @@ machine's cores wait for each other's idle threads, and a training step takes fo
 MMAP_THRESHOLD = 32 * 2**20
 """Bytes; the largest value that glibc allows. Larger blocks are returned to the system when they are freed, or kept too."""
 
+SERVER_MMAP_THRESHOLD = 8 * 2**20
+"""Bytes; more than any tensor of one image at 256 pixels."""
+
+ARENAS = "MALLOC_ARENA_MAX"
+"""With more than one arena, each thread of a server keeps freed memory of its own: 1 GB more. It must be set before the process
+starts, as `make serve` and the Dockerfile do."""
+
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4  # malloc.h
 
 
@@ -30,7 +37,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def prepare(keep_all: bool = False) -> None:
+def prepare(keep_all: bool = False, server: bool = False) -> None:
     """Set how this process uses memory and idle threads, and hide Pillow's warnings; results do not change.
 
     By default, glibc returns the memory of tensors to the system when they are freed, and the system clears the same pages
@@ -39,21 +46,27 @@ def prepare(keep_all: bool = False) -> None:
 
     Args:
         keep_all: keep blocks above `MMAP_THRESHOLD` too, which a training step at 256 pixels has many of. For a process that ends
-            with its work; in a server, free space between such blocks would add up.
+            with its work; elsewhere, free space between such blocks would add up.
+        server: return what large requests have used.
     """
     warnings.filterwarnings("ignore", module="PIL")
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch's: transparent huge pages
-    chosen = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    chosen = [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES")) and name != ARENAS]
     if chosen or not sys.platform.startswith("linux"):
         return
     library = ctypes.CDLL(None)
-    if hasattr(library, "gnu_get_libc_version"):
-        library.mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD)
-        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        library.mallopt(_M_TOP_PAD, 2 * MMAP_THRESHOLD)
-        if keep_all:
-            library.mallopt(_M_MMAP_MAX, 0)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return
+    if server:
+        library.mallopt(_M_MMAP_THRESHOLD, SERVER_MMAP_THRESHOLD)
+        library.mallopt(_M_TRIM_THRESHOLD, 8 * SERVER_MMAP_THRESHOLD)
+        return
+    library.mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD)
+    library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    library.mallopt(_M_TOP_PAD, 2 * MMAP_THRESHOLD)
+    if keep_all:
+        library.mallopt(_M_MMAP_MAX, 0)
 
 
 def map_ordered(

@@ -13,7 +13,7 @@ from mlflow.pyfunc import PythonModel
 
 from dfganext import runtime
 
-runtime.prepare()
+runtime.prepare(server=True)
 
 from dfganext.inference.batching import MicroBatcher  # noqa: E402
 from dfganext.inference.detector import Detector, Prediction, stability_record  # noqa: E402 - imports PyTorch
