@@ -15,16 +15,22 @@ SHOWN := ^(Experiment|Created|seed|loss|(.*:)?convnext\.(architecture|weights|si
 # number of seeds for each row of `make table1` and `make architectures`
 SEEDS ?= 1
 
-.PHONY: help repro report table1 architectures check test stress lint bench experiments ui serve demo lock
+.PHONY: help setup repro data report table1 architectures check test stress lint bench experiments ui serve demo lock
 
 help:
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
+
+setup: .venv/ready  ## install everything into .venv: some minutes, 7 GB
+	@echo "Next: source .venv/bin/activate"
 
 repro: .venv/ready  ## run the whole workflow: data, training, evaluation, figures, promotion, page
 	python -m stages.check
 	dvc repro
 	@echo
 	@echo "The results: open reports/index.html in a browser. The runs: make ui. The model as a service: make serve."
+
+data: .venv/ready  ## train on your own images: make data FROM=/path/to/images, with folders named real and fake in it
+	@python -m dfganext.data.own "$(FROM)"
 
 # forced, because the page also shows other experiments, which are not among the stage's dependencies
 report: .venv/ready  ## bring reports/index.html up to date

@@ -13,7 +13,10 @@ DATA_DVC = Path("data.dvc")
 
 
 def main() -> None:
-    settings = load_settings()
+    try:
+        settings = load_settings()
+    except UserError as error:  # also after `dvc exp run -S`, which has written the value into the file
+        raise UserError(f"{error} `git checkout params.yaml` brings the committed settings back.") from None
     if DATA_DVC.exists():
         refuse_overwriting_import()
     elif paths.DATA.is_dir():

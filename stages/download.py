@@ -21,7 +21,9 @@ def main() -> None:
         run.set_tags({"source": settings.download.source})
         run.log_metrics({**counts, "rejects": len(built.rejects), "bytes": int(built.manifest["bytes"].sum())})
         run.log_artifact(paths.REJECTS, "data")
-        print(f"{counts['real']} real and {counts['fake']} fake images; {len(built.rejects)} files refused")
+        refused = f"{len(built.rejects)} files refused"
+        refused += f": {paths.REJECTS} says why" if len(built.rejects) else ""
+        print(f"{counts['real']} real and {counts['fake']} fake images; {refused}")
 
 
 if __name__ == "__main__":

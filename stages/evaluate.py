@@ -61,7 +61,10 @@ def main() -> None:
             run.log_artifact(path, "evaluation")
         run.log_artifact(paths.EVALUATION_FIGURE, "evaluation")
         for name, row in scores.items():
-            print(f"{name}: accuracy {row['accuracy']:.4f}, F1 {row['f1']:.4f}, ROC AUC {row['roc_auc']:.4f}")
+            low, high = row["intervals"]["roc_auc"]
+            print(
+                f"{name}: accuracy {row['accuracy']:.4f}, F1 {row['f1']:.4f}, ROC AUC {row['roc_auc']:.4f} ({low:.3f} to {high:.3f})"
+            )
 
 
 def apply_convnext(size: int, device: torch.device) -> tuple[Neighbours, Results, Results]:

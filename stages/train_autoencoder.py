@@ -22,7 +22,7 @@ def main() -> None:
         runs.stage_run("train_autoencoder", settings, reads=[paths.SPLIT, images], makes=[paths.AUTOENCODER]) as run,
     ):
         run.set_tags({"precision": precision, "device": machine.device})
-        curves = Curves(run.log_metrics)
+        curves = Curves(run.log_metrics, settings.autoencoder.epochs)
         history = training.train(*arguments, checkpoint, curves)
         autoencoder.save(paths.AUTOENCODER, history.best_state)
         curves.write(history, paths.AUTOENCODER_CURVES, paths.AUTOENCODER_SPEED)

@@ -37,7 +37,7 @@ def train(settings: Settings, group: distributed.Group) -> None:
         runs.stage_run("train_convnext", settings, reads=reads, makes=[paths.CONVNEXT]) as run,
     ):
         run.set_tags({"processes": group.world_size, "precision": precision, "device": machine.device})
-        curves = Curves(run.log_metrics)
+        curves = Curves(run.log_metrics, settings.convnext.epochs)
         history, config = training.train(*arguments, checkpoint, curves, group)
         classifier.save(paths.CONVNEXT, history.best_state, replace(config, **asdict(settings.resize)))
         curves.write(history, paths.CONVNEXT_CURVES, paths.CONVNEXT_SPEED)

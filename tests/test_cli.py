@@ -15,6 +15,7 @@ from PIL import Image
 
 from dfganext import __version__, cli
 from dfganext.inference.detector import Detector
+from dfganext.report.text import SAMPLE, SAMPLE_WARNING
 
 
 @pytest.fixture(scope="module")
@@ -512,3 +513,18 @@ def test_an_export_needs_a_model_and_a_new_folder(here, capsys):
     assert "images exists already and is not an empty folder" in capsys.readouterr().err
     assert cli.main(["export", "new"]) == 2
     assert "There is no model models:/df-ganext@champion" in capsys.readouterr().err and not Path("new").exists()
+
+
+def test_a_model_of_the_sample_says_so(here, capsys):
+    result = {"dataset": {"name": SAMPLE}, "metrics": [{"type": "accuracy", "value": 0.97}]}
+    Path("model/README.md").write_text(f"---\n{json.dumps({'model-index': [{'results': [result]}]})}\n---\n")
+    assert predict("images/a.png") == 0
+    assert SAMPLE_WARNING in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "words"), [("nowhere", "does not exist"), ("model/config.json", "is a file: give its folder")]
+)
+def test_a_path_that_is_no_model(here, capsys, model, words):
+    assert cli.main(["predict", "images/a.png", "--model", model]) == 2
+    assert words in capsys.readouterr().err

@@ -65,6 +65,8 @@ RUN_BY = {
     "test_plots_are_shown": ["dvc plots show"],
     "test_the_table_of_experiments_has_settings_and_metrics": ["make experiments"],
     "test_own_images": ["dvc remove data.dvc", "dvc add data"],
+    "test_images_take_the_place_of_the_sample_and_of_other_images": ["make data FROM=/path/to/images"],
+    "test_the_sample_comes_back": ["git checkout data.dvc", "dvc repro data.dvc"],
     "test_table1_runs_what_it_lacks_and_the_page_shows_it": [
         "make table1",
         "make table1 SEEDS=5",
@@ -110,6 +112,7 @@ RUN_BY = {
         "make demo",
         "dfganext demo",
         "dfganext demo --model models:/df-ganext/2 --port 8000",
+        "dfganext demo --model shared-model",
     ],
     "test_resolve_finds_detectors_wherever_they_are": ["dfganext predict folder/ --json --model models:/df-ganext/2"],
     "test_rows_are_what_predict_prints": ["dfganext score", "dfganext score IN OUT", "dfganext score photos/ rows/"],
@@ -136,6 +139,7 @@ RUN_BY = {
 
 NOT_RUN = {
     "installs packages, for which it needs a network": [
+        "make setup",
         "make repro",
         "make PYTHON=/path/to/python3.12 repro",
         "make lock",
@@ -157,12 +161,12 @@ NOT_RUN = {
         "mypy",
     ],
     "serves until it is stopped, and is MLflow's own": ["make ui", "mlflow ui --port 5002"],
-    "needs an idle machine for a quarter of an hour; tests/test_benchmarks.py runs the parts on small inputs": [
+    "needs an idle machine; tests/test_benchmarks.py runs the parts on small inputs, and tests/stress the short form": [
         "make bench",
+        "make stress",
     ],
     "names a place that only its reader knows": [
         "git clone <this repository> df-ganext && cd df-ganext",
-        "rm -rf data && cp -r /path/to/images data",
     ],
     "a command of the shell, of git or of DVC that changes nothing here": [
         "source .venv/bin/activate",

@@ -321,6 +321,7 @@ def demo(
     stability of each, and a CSV file. Only this machine can open it. Ctrl+C ends it."""
     if importlib.util.find_spec("gradio") is None:
         raise UserError("The demo runs on Gradio, which is not installed: pip install 'df-ganext[demo]'.")
+    print("Loading the model …", flush=True)
     serve(model, port, on_ready=lambda url: print(f"The demo is at {url} (Ctrl+C ends it).", flush=True))
     return 0
 
@@ -415,7 +416,7 @@ def _table_rows(console: Console, files: Sequence[Path]) -> Callable[[Row], obje
 
     def write(row: Row) -> None:
         p_fake = "-" if row["p_fake"] is None else f"{row['p_fake']:.4f}"
-        notes = [row["error"] or row["reason"], changes(row) and f"changes: {changes(row)}"]
+        notes = [row["error"] or row["reason"], _stability(row)]
         note = "; ".join(filter(None, notes))
         line = f"{row['path']:<{width}}  {row['label'] or '-':<5}  {p_fake:>6}  {row['decision'] or '-':<8}  {note}"
         text = Text(line.rstrip())
@@ -423,6 +424,13 @@ def _table_rows(console: Console, files: Sequence[Path]) -> Callable[[Row], obje
         console.print(text)
 
     return write
+
+
+def _stability(row: Row) -> str:
+    """Whether copies of an image get the same decision; empty where that was not asked."""
+    if "stability" not in row:
+        return ""
+    return f"changes: {changes(row)}" if changes(row) else "the same decision for all copies"
 
 
 def _progress(out: Console, json_rows: bool) -> Progress:
@@ -435,12 +443,17 @@ def _progress(out: Console, json_rows: bool) -> Progress:
 def _load(uri: str | None, threshold: float | None, stack: ExitStack) -> tuple[Detector, DataFrame | None]:
     """A detector, and the list of its training images if it has one."""
     from dfganext.inference.detector import NOT_CALIBRATED, Detector
+    from dfganext.report import card
+    from dfganext.report.text import SAMPLE_WARNING
     from dfganext.tracking import registry
 
     folder = stack.enter_context(registry.resolve(uri))
     detector = Detector.load(folder, threshold=threshold)
     if not detector.calibrated:
         print(f"dfganext: {NOT_CALIBRATED}", file=sys.stderr)
+    described = card.known(registry.card(folder) or "")
+    if described is not None and described.sample:
+        print(f"dfganext: {SAMPLE_WARNING}", file=sys.stderr)
     return detector, registry.trained_on(folder)
 
 

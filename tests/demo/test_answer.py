@@ -186,7 +186,7 @@ def test_the_command_needs_gradio_and_a_model(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["demo", "--model", "nowhere"]) == 2
     assert capsys.readouterr().err == (
-        "dfganext: nowhere holds no detector (model.safetensors and config.json): name another model.\n"
+        "dfganext: nowhere does not exist: name another model.\n"
     )
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["demo"]) == 2

@@ -1,9 +1,11 @@
 import shutil
 
 import helpers
+import yaml
 
 from dfganext.demo import facts
 from dfganext.inference.detector import NOT_CALIBRATED, Detector
+from dfganext.report.text import SAMPLE, SAMPLE_WARNING
 from dfganext.tracking import registry
 
 
@@ -35,6 +37,16 @@ def test_of_a_folder(model):
     }
     assert found.summary == "" and found.rule == detector.decision
     assert found.card == "# A small model\n\n![badge](https://example.org/a.png)\n"
+
+
+def test_of_an_exported_folder_with_a_card(model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "exported")
+    result = {"dataset": {"name": SAMPLE}, "metrics": [{"type": "accuracy", "value": 0.97}]}
+    metadata = yaml.safe_dump({"model-index": [{"results": [result]}]})
+    (folder / "README.md").write_text(f"---\n{metadata}---\n\n# A card\n")
+    found = facts.read("exported", folder, Detector.load(folder))
+    assert found.summary == "accuracy 97.00 % on its test images" and dict(found.rows)["trained on"] == SAMPLE
+    assert found.notes == (SAMPLE_WARNING,)
 
 
 def test_a_readme_above_a_folder_is_not_its_model_card(model, tmp_path):

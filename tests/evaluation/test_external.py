@@ -69,5 +69,5 @@ def test_a_set_of_training_images_has_no_metrics():
     found = external.evaluate_set(images, 0.5, images, 8)
     assert (found["images"], found["left_out"], found["accuracy"], found["roc_auc"]) == (0, 2, None, None)
     assert external.flat_metrics("set", found) == {}
-    assert external.summary("set", found).endswith(", 2 near duplicates of training images left out")
+    assert external.summary("set", found).endswith(", 2 images left out: training images or near duplicates of them")
     assert len(external.plot_table({"set": found})) == 1

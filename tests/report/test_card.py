@@ -6,7 +6,7 @@ import pytest
 import yaml
 from made_up import all_rows, evidence_of, map_statistics
 
-from dfganext.report import card
+from dfganext.report import card, text
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,26 @@ def test_the_metadata_are_those_of_the_hub(facts):
     assert card.body(card.render(facts)) == body.lstrip() == card.body(body.lstrip())
     licences = [yaml.safe_load(card.render(one).split("---\n")[1])["license"] for one in (facts, with_sample(facts))]
     assert licences == ["other", "apache-2.0"]
+
+
+def test_what_a_card_says_is_read_back(facts):
+    found = card.known(card.render(facts))
+    assert found.data == facts.settings.report.data or not facts.settings.report.data
+    assert found.accuracy == facts.scores["accuracy"] and not found.sample
+    assert card.known(card.render(with_sample(facts))).sample
+    for other in (
+        "",
+        "# A card",
+        "---\ntags: [a]\n---\n",
+        "---\n[\n---\n",
+        "---\nmodel-index: [{results: [{}]}]\n---\n",
+    ):
+        assert card.known(other) is None
+
+
+def test_a_card_of_the_sample_begins_with_a_warning(facts):
+    assert text.SAMPLE_WARNING in card.render(with_sample(facts)).partition("## Use and limits")[0]
+    assert text.SAMPLE_WARNING not in card.render(facts)
 
 
 def with_sample(facts):

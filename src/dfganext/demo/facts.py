@@ -10,7 +10,7 @@ from pathlib import Path
 from dfganext.evaluation.decision import DecisionRule
 from dfganext.inference.detector import NOT_CALIBRATED, Detector
 from dfganext.report import card
-from dfganext.report.text import percent
+from dfganext.report.text import SAMPLE_WARNING, percent
 from dfganext.tracking import registry, store
 from dfganext.tracking.store import NotFoundError
 
@@ -18,7 +18,7 @@ from dfganext.tracking.store import NotFoundError
 @dataclass(frozen=True)
 class Facts:
     """name of the model. summary: what was measured, in a few words; empty if that is not known. rows: (name, value) of all that is
-    known. card: the model card, in Markdown, or None. notes: sentences about what the model lacks."""
+    known. card: the model card, in Markdown, or None. notes: sentences that every reader of a decision must know."""
 
     name: str
     summary: str
@@ -39,12 +39,18 @@ def read(uri: str, folder: Path, detector: Detector, champion: bool = False) -> 
     tags, config = _tags(uri), detector.config
     trained_on, found = registry.trained_on(folder), registry.card(folder)
     images = tags.get("trained_on.images") or (None if trained_on is None else str(len(trained_on)))
-    accuracy = percent(float(tags["test.accuracy"])) if "test.accuracy" in tags else None
+    described = None if found is None else card.known(found)
+    share = tags.get("test.accuracy", None if described is None else described.accuracy)
+    accuracy = None if share is None else percent(float(share))
+    parts = [images and f"{images} images", None if described is None else described.data]
     name = f"{uri}, the champion" if champion else uri
+    notes = [] if detector.calibrated else [NOT_CALIBRATED]
+    if described is not None and described.sample:
+        notes.append(SAMPLE_WARNING)
     known = {
         "model": name,
         "network": f"{config.architecture}, {config.size} × {config.size} pixels, loss {config.loss}",
-        "trained on": images and f"{images} images",
+        "trained on": ", ".join(filter(None, parts)),
         "data set": tags.get("dataset.sha256") and f"sha256 {tags['dataset.sha256']}",
         "measured accuracy": accuracy and f"{accuracy} of the images of the test split got the right label",
         "decision threshold": f"{detector.threshold:.4g}, chosen on the validation split",
@@ -56,7 +62,7 @@ def read(uri: str, folder: Path, detector: Detector, champion: bool = False) -> 
         rows=tuple((title, value) for title, value in known.items() if value),
         rule=detector.decision,
         card=None if found is None else card.body(found),
-        notes=() if detector.calibrated else (NOT_CALIBRATED,),
+        notes=tuple(notes),
     )
 
 

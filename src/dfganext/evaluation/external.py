@@ -164,5 +164,5 @@ def summary(name: str, found: dict[str, Any]) -> str:
 
 
 def left_out(number: int) -> str:
-    """3 -> "3 near duplicates of training images left out"."""
-    return f"{number} near duplicate{'s' if number > 1 else ''} of training images left out"
+    """3 -> "3 images left out: training images or near duplicates of them"."""
+    return f"{number} image{'s' if number > 1 else ''} left out: training images or near duplicates of them"

@@ -190,7 +190,8 @@ def load(folder: Path) -> tuple[nn.Module, ClassifierConfig]:
         model.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except Exception as error:  # files from elsewhere can be wrong in any way
         raise UserError(
-            f"No classifier can be loaded from {folder} ({reason(error)}); `dvc repro train_convnext` makes one."
+            f"No classifier can be loaded from {folder} ({reason(error)}); `dvc repro train_convnext` makes one, or "
+            "ask for a new copy."
         ) from error
     return model.eval(), config
 

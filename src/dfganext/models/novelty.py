@@ -47,7 +47,8 @@ class Neighbours:
             return cls(load_file(path)["features"])
         except (OSError, SafetensorError, KeyError) as error:
             raise UserError(
-                f"{path} holds no features of training images ({reason(error)}); `dvc repro evaluate` writes them."
+                f"{path} holds no features of training images ({reason(error)}); `dvc repro evaluate` writes them, or "
+                "ask for a new copy of the model."
             ) from error
 
     def save(self, path: Path) -> None:

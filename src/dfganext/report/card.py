@@ -60,9 +60,23 @@ class Facts:
     commit: str | None = None
 
 
+@dataclass(frozen=True)
+class Known:
+    """data: what the training and test images are. accuracy: on the test images."""
+
+    data: str
+    accuracy: float
+
+    @property
+    def sample(self) -> bool:
+        """Whether the images are the embedded sample."""
+        return self.data == text.SAMPLE
+
+
 def render(facts: Facts) -> str:
     """The card: metadata between lines of `---`, then Markdown."""
     table = facts.robustness
+    degraded = table[table["transform"] != "none"].sort_values("accuracy", kind="stable")
     content = text.template("card.md", cell, autoescape=False).render(
         **vars(facts),
         network=facts.settings.convnext,
@@ -75,7 +89,10 @@ def render(facts: Facts) -> str:
         decisions=facts.scores["decisions"],
         decision_titles=DECISION_TITLES,
         max_error=f"{100 * facts.scores['decisions']['max_error']:g} %",
-        degraded=table[table["transform"] != "none"].to_dict("records"),
+        degraded=degraded.sort_index().to_dict("records"),
+        worst=degraded.iloc[0],
+        best=degraded.iloc[-1],
+        warning=text.SAMPLE_WARNING,
     )
     metadata = yaml.safe_dump(_metadata(facts), sort_keys=False, allow_unicode=True)
     return f"---\n{metadata}---\n\n{content}"
@@ -84,6 +101,19 @@ def render(facts: Facts) -> str:
 def body(card: str) -> str:
     """A card without its metadata, if it has any."""
     return _METADATA.sub("", card)
+
+
+def known(card: str) -> Known | None:
+    """What a card's metadata say of the test images; None without such metadata."""
+    found = _METADATA.match(card)
+    if found is None:
+        return None
+    try:
+        (result,) = yaml.safe_load(found[0].strip().strip("-"))["model-index"][0]["results"]
+        metrics = {one["type"]: float(one["value"]) for one in result["metrics"]}
+        return Known(str(result["dataset"]["name"]), metrics["accuracy"])
+    except (yaml.YAMLError, LookupError, TypeError, ValueError):  # a card that others have written
+        return None
 
 
 def description(card: str, characters: int) -> str:

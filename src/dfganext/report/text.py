@@ -11,6 +11,9 @@ from dfganext.settings import Settings
 
 NONE = "–"
 
+SAMPLE = "the embedded sample of drawn portraits"
+SAMPLE_WARNING = "This model was trained on drawn portraits only, to show how the workflow works: what it says about photographs means nothing."
+
 
 def template(
     name: str, *filters: Callable[..., str], autoescape: bool, package: str = "dfganext.report"
@@ -57,7 +60,7 @@ def data_name(settings: Settings, images: int, sample: bool) -> str:
     download = settings.download
     sources = {"kaggle": download.kaggle, "huggingface": download.huggingface, "url": download.url}
     found = f"{images:,} images from {sources.get(download.source, 'data')}"
-    return settings.report.data or ("the embedded sample of drawn portraits" if sample else found)
+    return settings.report.data or (SAMPLE if sample else found)
 
 
 def confidence(level: float) -> str:

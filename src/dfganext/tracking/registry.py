@@ -315,6 +315,9 @@ def _detector_folder(folder: Path, uri: str) -> Path:
     for candidate in (folder, folder / "artifacts" / "detector"):
         if (candidate / WEIGHTS_FILE).is_file() and (candidate / CONFIG_FILE).is_file():
             return candidate
+    if not folder.is_dir():
+        problem = "is a file: give its folder" if folder.exists() else "does not exist: name another model"
+        raise UserError(f"{uri} {problem}.")
     raise UserError(f"{uri} holds no detector ({WEIGHTS_FILE} and {CONFIG_FILE}): name another model.")
 
 

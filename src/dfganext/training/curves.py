@@ -13,10 +13,14 @@ from dfganext.training.loop import History, Metrics
 
 
 class Curves:
-    """An `on_epoch` of `loop.fit`: passes the metrics of each epoch to a tracker, prints them and collects the speed."""
+    """An `on_epoch` of `loop.fit`: passes the metrics of each epoch to a tracker, prints them and collects the speed.
 
-    def __init__(self, track: Callable[[Metrics, int], None]) -> None:
-        self.track = track
+    Args:
+        epochs: of the whole training.
+    """
+
+    def __init__(self, track: Callable[[Metrics, int], None], epochs: int) -> None:
+        self.track, self.epochs = track, epochs
         self.speeds: list[dict[str, float]] = []
 
     def __call__(self, row: Metrics, speed: float | None) -> None:
@@ -27,7 +31,9 @@ class Curves:
             numbers["images_per_second"] = speed
             self.speeds.append({"epoch": epoch, "images_per_second": round(speed, 2)})
         self.track(numbers, epoch)
-        tqdm.write(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
+        tqdm.write(
+            f"epoch {epoch} of {self.epochs}: " + ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        )
 
     def write(self, history: History, table: Path, speeds: Path) -> None:
         """Write both tables. Only the first is a stage output, because the speed differs each time."""
