@@ -216,6 +216,7 @@ def test_sigterm_ends_the_demo_and_removes_its_folder(model):
     before = set(uploads.MEMORY.glob("dfganext-demo-*"))
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
+        assert process.stdout.readline() == "Loading the model …\n"
         assert process.stdout.readline() == f"The demo is at http://127.0.0.1:{port} (Ctrl+C ends it).\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
