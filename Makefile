@@ -56,7 +56,7 @@ test: .venv/ready  ## all tests
 
 # an hour or two on two cores
 stress: .venv/ready  ## reliability: the tests marked stress, in full length
-	python -m pytest -m stress --stress tests/stress
+	python -m pytest -m stress --stress
 
 lint: .venv/ready  ## ruff and mypy
 	ruff check

@@ -185,9 +185,7 @@ def test_a_port_in_use_is_one_sentence(model):
 def test_the_command_needs_gradio_and_a_model(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["demo", "--model", "nowhere"]) == 2
-    assert capsys.readouterr().err == (
-        "dfganext: nowhere does not exist: name another model.\n"
-    )
+    assert capsys.readouterr().err == ("dfganext: nowhere does not exist: name another model.\n")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["demo"]) == 2
     assert "pip install 'df-ganext[demo]'" in capsys.readouterr().err

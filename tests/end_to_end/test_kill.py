@@ -1,0 +1,94 @@
+"""`dvc repro`, killed at random moments and started again, ends as if nothing had happened."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dfganext import paths
+
+pytestmark = [pytest.mark.slow, pytest.mark.stress]
+
+LONGEST = 15.0
+"""Seconds of a run before it is killed, at most: a stage of the small settings takes some seconds."""
+
+RESULTS = Path(__file__).parent.parent / "stress" / "results" / "kill.csv"
+
+
+def killed_after(project, command, seconds) -> bool:
+    """Start a command and kill it, with all its child processes; False if it ended before."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_TR"))}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    with (project.folder.parent / "killed.log").open("a") as log:
+        process = subprocess.Popen(
+            command, cwd=project.folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            assert process.wait(seconds) == 0, (project.folder.parent / "killed.log").read_text()[-3000:]
+            return False
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return True
+
+
+def files_of(project) -> set[str]:
+    """All files but git's, DVC's and MLflow's own, and compiled modules."""
+    skipped = (".git/", ".dvc/", "mlruns/", "mlflow.db", "external/")
+    names = {path.relative_to(project.folder).as_posix() for path in project.folder.rglob("*") if path.is_file()}
+    return {name for name in names if not name.startswith(skipped) and "__pycache__" not in name}
+
+
+def champion_of(project):
+    return project.client().get_model_version_by_alias("df-ganext", "champion")
+
+
+def check(project, undisturbed) -> None:
+    """The outputs have the bytes of an undisturbed run, and nothing of the killed runs is left."""
+    assert project.lock_without_page() == undisturbed.lock_without_page()
+    for file in (undisturbed.folder / "metrics").iterdir():
+        assert project.read(file.relative_to(undisturbed.folder)) == file.read_text(), file.name
+    assert files_of(project) == files_of(undisturbed)
+    assert [run.info.run_name for run in project.runs() if run.info.status == "RUNNING"] == []
+    assert list(project.versions()) == [1] and int(champion_of(project).version) == 1
+    assert sorted(project.run("git", "status", "--porcelain").splitlines()) == sorted(undisturbed.changed)
+
+
+@pytest.mark.timeout(7200)
+def test_repro_ends_with_the_same_bytes(origin, reproduced, tmp_path, stress):
+    rng = random.Random(12)
+    left, clones = (20 if stress else 2), 0
+    seconds = []
+    while left:
+        clones += 1
+        project = origin.clone(tmp_path / str(clones) / "df-ganext")
+        while left:
+            seconds.append(rng.uniform(1, LONGEST))
+            if not killed_after(project, ["dvc", "repro"], seconds[-1]):
+                break
+            left -= 1
+        project.run("dvc", "repro")
+        check(project, reproduced)
+    if stress:
+        RESULTS.parent.mkdir(exist_ok=True)
+        moments = " ".join(f"{one:.1f}" for one in seconds)
+        RESULTS.write_text(f"what,value\nkills,20\nclones,{clones}\nseconds after which a run was killed,{moments}\n")
+
+
+def test_a_promotion_that_is_killed_is_made_once(reproduced, tmp_path, stress):
+    """promote writes to MLflow, which DVC cannot take back."""
+    rng = random.Random(13)
+    project = reproduced.copy(tmp_path / "df-ganext")
+    project.change("params.yaml", "seed: 20", "seed: 21")
+    project.run("dvc", "repro", "train_convnext", "evaluate", "robustness", "external")
+    for _ in range(8 if stress else 1):
+        if not killed_after(project, ["dvc", "repro", "--single-item", "promote"], rng.uniform(4, 12)):
+            break
+    project.run("dvc", "repro", "promote")
+    assert len(project.versions()) <= 2
+    assert champion_of(project).description and project.read(paths.CANDIDATE)
+    assert [run.info.run_name for run in project.runs() if run.info.status == "RUNNING"] == []
