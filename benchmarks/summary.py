@@ -20,6 +20,8 @@ LINES = (
         "{clients} clients at once, {precision}",
         r"(?P<clients>\d+) clients, (?P<precision>\w+)",
     ),
+    ("predict", "`dfganext predict` on JPEG files, {case}", r"(?P<case>.+ px)"),
+    ("explain", "Grad-CAM of both classes, {case}", r"(?P<case>.+ px)"),
     (
         "repro",
         "`dvc repro` up to `resize`, nothing to do, {count} images",

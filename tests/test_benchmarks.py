@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import density, harness, pictures, resize, scale, serve, summary, train_cpu, training
+from benchmarks import density, explain, harness, pictures, predict, resize, scale, serve, summary, train_cpu, training
 from benchmarks.harness import Child, Goal, Table
 from dfganext import images, runtime
 from dfganext.models import classifier
@@ -216,6 +216,21 @@ def test_scale_runs_with_the_shipped_settings(tmp_path):
     assert scale.subsample(40)[0] > 0
     pictures.folder_of(tmp_path, 4, scale.SIZE, "PNG")
     assert scale.resize(str(tmp_path), 4)[0] > 0
+
+
+def test_maps_are_compared_with_pytorch_grad_cam():
+    table = Table("explain")
+    explain.compare(table, "test_convnext", 4, size=64, rounds=1)
+    assert float(table.rows[0]["ratio"]) > 0 and table.rows[0]["against"] == explain.AGAINST
+    maps = np.random.default_rng(0).random((2, 3, 4, 4)).astype(np.float32)
+    with pytest.raises(AssertionError, match="correlation"):
+        explain.assert_same(maps, np.ones((2, 3, 1, 1)) * np.random.default_rng(1).random((2, 3, 64, 64)))
+
+
+def test_predict_is_compared_with_taking_turns():
+    table = Table("predict")
+    predict.compare(table, "test_convnext", 64, count=40, rounds=1)
+    assert float(table.rows[0]["ratio"]) > 0 and float(table.rows[0]["share_of_limit"]) > 0
 
 
 def test_summary_has_one_row_per_rival_and_only_speeds(tmp_path, monkeypatch):
