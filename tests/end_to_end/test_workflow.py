@@ -15,8 +15,8 @@ import yaml
 from PIL import Image
 
 from dfganext import paths
-from dfganext.report.text import SAMPLE_WARNING
 from dfganext.models import classifier
+from dfganext.report.text import SAMPLE_WARNING
 
 pytestmark = pytest.mark.slow
 STAGES = [
