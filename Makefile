@@ -86,6 +86,7 @@ demo: .venv/ready  ## a page to drop images on, at http://127.0.0.1:7860
 # plots get the chart libraries, so that they open without a network
 .venv/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "DF-GANeXt needs Python 3.11.4 or newer, not " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.12 ...")'
+	@echo "Installing packages into .venv: some minutes, 7 GB"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes --python $(BIN)/python requirements.lock

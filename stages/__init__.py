@@ -6,9 +6,21 @@ from an installed package, editable or not.
 
 import sys
 from pathlib import Path
+from types import TracebackType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from dfganext import runtime
 
 runtime.prepare(keep_all=True)
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl+C while a stage still imports its modules has no traceback either."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("stopped: run the same command again to go on", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _report

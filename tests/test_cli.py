@@ -89,7 +89,7 @@ def test_the_table(here, capsys):
 def test_the_note_says_why_the_decision_is_unsure(here, capsys):
     add_rule(here / "model", real_up_to=0.0, fake_above=1.0)
     assert predict("images/a.png") == 0
-    assert capsys.readouterr().out.splitlines()[1].endswith("unsure    p_fake is between 0 and 1")
+    assert capsys.readouterr().out.splitlines()[1].endswith("unsure    p_fake is between 0.000 and 1.000")
 
 
 def test_stability_names_the_copies_that_change_the_decision(here, capsys):

@@ -39,7 +39,7 @@ def test_a_stopped_stage_prints_no_traceback(capsys):
         raise KeyboardInterrupt
 
     assert exit_code(main) == 130
-    assert capsys.readouterr().err == "stopped\n"
+    assert capsys.readouterr().err == "stopped: run the same command again to go on\n"
 
 
 def test_sigterm_lets_a_stage_clean_up():

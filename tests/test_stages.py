@@ -18,3 +18,9 @@ def test_training_without_images_names_the_stage_that_makes_them(root, tmp_path,
     )
     assert ended.returncode == 1
     assert ended.stderr == "error: artifacts/images/96 holds no resized images; run `dvc repro resize` first.\n"
+
+
+def test_a_stop_during_the_imports_of_a_stage_has_no_traceback(root):
+    code = "import stages, os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport time\ntime.sleep(9)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.stderr == "stopped: run the same command again to go on\n" and done.returncode != 0

@@ -25,5 +25,5 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print("stopped: run the same command again to go on", file=sys.stderr)
         sys.exit(INTERRUPTED)

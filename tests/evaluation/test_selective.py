@@ -81,7 +81,7 @@ def test_rule_leaves_out_images_with_errors():
     rule, found = selective.choose(labels, p_fake, 0.5, 0.05)
     assert 0.55 < rule.fake_above < 0.8
     assert found["fake"]["bound"] <= 0.05
-    assert rule.decide(0.52, 0) == ("unsure", f"p_fake is between 0.5 and {rule.fake_above:.3g}")
+    assert rule.decide(0.52, 0) == ("unsure", f"p_fake is between 0.500 and {rule.fake_above:.3f}")
 
 
 def test_images_of_a_group_count_once():

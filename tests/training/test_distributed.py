@@ -121,7 +121,7 @@ def test_all_processes_stop_with_their_parent(tmp_path, number):
         messages = starter.communicate(timeout=60)[1]
     assert not psutil.wait_procs(ranks, timeout=30)[1]
     if number == signal.SIGTERM:
-        assert starter.returncode == 130 and messages == "stopped\n"
+        assert starter.returncode == 130 and messages == "stopped: run the same command again to go on\n"
 
 
 def test_a_user_error_of_a_process_is_raised_unchanged(tmp_path, capfd):

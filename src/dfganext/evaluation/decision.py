@@ -36,16 +36,16 @@ class DecisionRule:
     def decide(self, p_fake: float, novelty: float) -> Decision:
         """Decide on one image; novelty is ignored where novel_above is None."""
         if self.is_novel(novelty):
-            return Decision(UNSURE, f"unlike the training images: novelty {novelty:.3g}, above {self.novel_above:.3g}")
+            return Decision(UNSURE, f"unlike the training images: novelty {novelty:.3f}, limit {self.novel_above:.3f}")
         if self.fake_above is not None and p_fake > self.fake_above:
             return Decision("fake", None)
         if self.real_up_to is not None and p_fake <= self.real_up_to:
             return Decision("real", None)
         if self.fake_above is None or self.real_up_to is None:
             return Decision(
-                UNSURE, f"the validation images do not show an error rate of at most {100 * self.max_error:g} %"
+                UNSURE, f"too few or too hard validation images to promise at most {100 * self.max_error:g} % errors"
             )
-        return Decision(UNSURE, f"p_fake is between {self.real_up_to:.3g} and {self.fake_above:.3g}")
+        return Decision(UNSURE, f"p_fake is between {self.real_up_to:.3f} and {self.fake_above:.3f}")
 
     def is_novel(self, novelty: float) -> bool:
         """Whether the image is unlike the training images."""
