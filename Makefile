@@ -9,8 +9,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # fixtures; tests/conftest.py has the longest files start first
 PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# columns of `make experiments`: the classifier's main settings and metrics, of hundreds
-SHOWN := ^(Experiment|Created|seed|loss|(.*:)?convnext\.(architecture|weights|size|epochs|lr|accuracy|f1|roc_auc|ece))$$
+# columns of `make experiments`: the classifier's main settings and metrics, of hundreds; --md does not cut them off
+SHOWN := ^(Experiment|Created|seed|loss|(.*:)?convnext\.(architecture|size|epochs|lr|accuracy|roc_auc|ece))$$
 
 # number of seeds for each row of `make table1` and `make architectures`
 SEEDS ?= 1
@@ -69,7 +69,7 @@ bench: .venv/ready  ## speed beside other implementations, on an idle machine
 	python -m benchmarks.summary
 
 experiments: .venv/ready  ## the experiments as a table, with the classifier's main settings and metrics
-	@dvc exp show --no-pager --precision 4 --drop '.*' --keep '$(SHOWN)'
+	@dvc exp show --md --precision 4 --drop '.*' --keep '$(SHOWN)'
 
 ui: .venv/ready  ## the MLflow UI, at http://127.0.0.1:5000
 	@python -m dfganext.tracking.store

@@ -59,7 +59,7 @@ def test_experiments_of_every_kind_share_one_store(experiments):
 
 def test_the_table_of_experiments_has_settings_and_metrics(experiments):
     recipe = experiments.run("make", "--no-print-directory", "--dry-run", "experiments").splitlines()[-1]
-    table = experiments.run("bash", "-c", f"COLUMNS=300 {recipe}")
+    table = experiments.run("bash", "-c", f"COLUMNS=80 {recipe}")
     for text in ("here", "apart", "queued", "loss", "convnext.lr", "convnext.accuracy", "convnext.roc_auc"):
         assert text in table
     assert "autoencoder" not in table
