@@ -65,6 +65,14 @@ def test_what_a_card_says_is_read_back(facts):
         assert card.known(other) is None
 
 
+def test_the_summary_has_the_worst_and_the_best_copy(facts):
+    degraded = facts.robustness[facts.robustness["transform"] != "none"]
+    worst, best = (degraded.loc[index()] for index in (degraded.accuracy.idxmin, degraded.accuracy.idxmax))
+    summary = card.render(facts).partition("## Use and limits")[0]
+    low, high = (f"{100 * one['accuracy']:.2f} %" for one in (worst, best))
+    assert f"{low} ({worst['transform']} {worst['strength']:g}) to {high}." in summary
+
+
 def test_a_card_of_the_sample_begins_with_a_warning(facts):
     assert text.SAMPLE_WARNING in card.render(with_sample(facts)).partition("## Use and limits")[0]
     assert text.SAMPLE_WARNING not in card.render(facts)

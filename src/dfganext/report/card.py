@@ -90,8 +90,8 @@ def render(facts: Facts) -> str:
         decision_titles=DECISION_TITLES,
         max_error=f"{100 * facts.scores['decisions']['max_error']:g} %",
         degraded=degraded.sort_index().to_dict("records"),
-        worst=degraded.iloc[0],
-        best=degraded.iloc[-1],
+        worst=degraded.iloc[0].to_dict(),
+        best=degraded.iloc[-1].to_dict(),
         warning=text.SAMPLE_WARNING,
     )
     metadata = yaml.safe_dump(_metadata(facts), sort_keys=False, allow_unicode=True)
