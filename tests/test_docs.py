@@ -179,7 +179,7 @@ NOT_RUN = {
     ],
     "takes an hour and needs the paper's images; benchmarks.evidence recorded it": [
         "dvc exp run -S convnext.architecture=tf_efficientnet_lite0 -S convnext.weights=FILE -S convnext.match=order "
-        "-S convnext.size=256 -S convnext.augment.crop=192 -S convnext.epochs=14 -S convnext.batch_size=32 -S convnext.lr=0.0015 "
+        "-S convnext.size=256 -S convnext.epochs=14 -S convnext.batch_size=32 -S convnext.lr=0.0015 "
         "-S convnext.precision=float32 -S subsample.validation=0.1",
     ],
     "needs a container engine; tests/inference/test_server.py runs the Dockerfile's steps": [
