@@ -6,6 +6,8 @@ batches of the same size.
 
 from __future__ import annotations
 
+from statistics import median
+
 import numpy as np
 import torch
 from pytorch_grad_cam import GradCAM
@@ -54,7 +56,7 @@ def compare(table: Table, architecture: str, count: int, size: int, rounds: int)
     assert_same(ours(), rival())
     seconds = alternate({"ours": ours, "rival": rival, "forward": forward}, rounds)
     each = {name: [1e3 * one / count for one in values] for name, values in seconds.items()}
-    limit = sorted(each["forward"])[len(each["forward"]) // 2]
+    limit = median(each["forward"])
     goal = Goal("ratio", least=2)
     table.add(
         f"{architecture}, {size} px", "time", "ms per image", each["ours"], each["rival"], limit, goal, against=AGAINST

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def compare(table: Table, architecture: str, size: int, count: int, rounds: int)
         "images per second",
         rates["ours"],
         rates["turns"],
-        sorted(rates["network"])[len(rates["network"]) // 2],
+        median(rates["network"]),
         Goal("share_of_limit", least=0.9),
         better="higher",
         against="decoding and computing in turns",

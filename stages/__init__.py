@@ -10,7 +10,7 @@ from types import TracebackType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from dfganext import runtime
+from dfganext import pipeline, runtime
 
 runtime.prepare(keep_all=True)
 
@@ -18,7 +18,7 @@ runtime.prepare(keep_all=True)
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Ctrl+C while a stage still imports its modules has no traceback either."""
     if issubclass(kind, KeyboardInterrupt):
-        print("stopped: run the same command again to go on", file=sys.stderr)
+        print(pipeline.STOPPED, file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 

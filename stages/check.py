@@ -1,7 +1,6 @@
 """Check params.yaml and data.dvc, and write what DVC cannot detect itself: library versions and the weights file."""
 
 import sys
-from pathlib import Path
 
 import yaml
 
@@ -9,15 +8,13 @@ from dfganext import files, paths, pipeline, versions
 from dfganext.errors import UserError
 from dfganext.settings import load_settings, weights_file
 
-DATA_DVC = Path("data.dvc")
-
 
 def main() -> None:
     try:
         settings = load_settings()
     except UserError as error:  # also after `dvc exp run -S`, which has written the value into the file
         raise UserError(f"{error} `git checkout params.yaml` brings the committed settings back.") from None
-    if DATA_DVC.exists():
+    if paths.DATA_DVC.exists():
         refuse_overwriting_import()
     elif paths.DATA.is_dir():
         print("WARNING: queued experiments cannot read data/ without data.dvc: run `dvc add data`.", file=sys.stderr)
@@ -56,7 +53,7 @@ def refuse_overwriting_import() -> None:
     Only an import of a path has a hash to compare: imports from a repository or an object store have a revision or an ETag.
     """
     try:
-        content = yaml.safe_load(DATA_DVC.read_text(encoding="utf-8"))
+        content = yaml.safe_load(paths.DATA_DVC.read_text(encoding="utf-8"))
         source = (content.get("deps") or [{}])[0]
         overwrites = source.get("md5") not in (None, content["outs"][0].get("md5"))
     except (ValueError, TypeError, LookupError, AttributeError, yaml.YAMLError):

@@ -1,11 +1,20 @@
-"""Shared by several test modules: an empty root, tiny detectors of known quality, images, a logged evaluation, a free port."""
+"""Shared by several test modules: an empty root, tiny detectors of known quality, images, a logged evaluation, a free port, a
+served model."""
 
 import csv
 import hashlib
 import io
 import json
+import os
 import re
+import signal
 import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +33,49 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers with status 200."""
+    try:
+        return urllib.request.urlopen(url, timeout=5).status == 200
+    except OSError:
+        return False
+
+
+@contextmanager
+def serving(
+    words: Sequence[str], port: int, folder: Path, programs: Path = Path(sys.executable).parent, **variables: str
+) -> Iterator[subprocess.Popen]:
+    """The process of `mlflow models serve ...`, once it answers; it is ended at the end, unless it has ended before.
+
+    Args:
+        words: the command.
+        folder: where it runs; server.log in it is its log.
+        programs: the folder of its Python.
+        variables: of its environment.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    kept |= {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", **variables}
+    log = folder / "server.log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            words, cwd=folder, env=kept, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        until = time.monotonic() + 180
+        while not answers(f"http://127.0.0.1:{port}/ping"):
+            assert process.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.5)
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def enter_root(folder: Path, patch: pytest.MonkeyPatch) -> Path:

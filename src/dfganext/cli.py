@@ -451,7 +451,7 @@ def _load(uri: str | None, threshold: float | None, stack: ExitStack) -> tuple[D
     detector = Detector.load(folder, threshold=threshold)
     if not detector.calibrated:
         print(f"dfganext: {NOT_CALIBRATED}", file=sys.stderr)
-    described = card.known(registry.card(folder) or "")
+    described = card.known(registry.card(folder))
     if described is not None and described.sample:
         print(f"dfganext: {SAMPLE_WARNING}", file=sys.stderr)
     return detector, registry.trained_on(folder)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 PARAMS = Path("params.yaml")
 DATA = Path("data")
+DATA_DVC = Path("data.dvc")
 SAMPLES = Path("samples")
 EXTERNAL = Path("external")
 

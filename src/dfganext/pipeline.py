@@ -11,6 +11,8 @@ from dfganext.errors import UserError
 INTERRUPTED = 130
 """Exit code of a stage that was stopped: 128 + SIGINT, as in shells."""
 
+STOPPED = "stopped: run the same command again to go on"
+
 
 def run(main: Callable[[], None]) -> None:
     """Call a stage's `main`; exit the process if it failed.
@@ -25,5 +27,5 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("stopped: run the same command again to go on", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         sys.exit(INTERRUPTED)

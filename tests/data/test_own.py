@@ -21,9 +21,8 @@ def workspace(tmp_path, root):
     for line in ("git init --quiet", "git config user.name a", "git config user.email a@b", "dvc init --quiet"):
         subprocess.run(line.split(), cwd=folder, check=True)
     subprocess.run(["dvc", "import-url", "--quiet", "samples", "data"], cwd=folder, check=True)
-    subprocess.run(
-        ["dvc", "unfreeze", "data.dvc"], cwd=folder, check=True
-    )  # as shipped: a fresh clone imports the sample
+    # as shipped: a fresh clone imports the sample
+    subprocess.run(["dvc", "unfreeze", "data.dvc"], cwd=folder, check=True)
     return folder
 
 

@@ -108,7 +108,7 @@ def test_uploads_are_removed_if_the_model_fails(page, folder, pictures, monkeypa
     def fail(*_, **__):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(Detector, "predict", fail)
+    monkeypatch.setattr(Detector, "predict_prepared", fail)
     with pytest.raises(RuntimeError):
         page.answer({"files": [upload(folder, path) for path in pictures.iterdir()]})
     assert uploaded(folder) == []

@@ -27,14 +27,18 @@ class Project:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @staticmethod
+    def environment() -> dict[str, str]:
+        """Of the commands that a user types."""
+        found = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_TR"))}
+        found.pop("PYTHONDONTWRITEBYTECODE", None)  # most users' Python leaves __pycache__ in the sources
+        return found | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{found['PATH']}"}
+
     def run(self, *command: str, fails: bool = False) -> str:
         """Run a command at the root and return its output, both streams. Asserts that it succeeds, or that it fails."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_TR"))}
-        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # most users' Python leaves __pycache__ in the sources
-        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         with tempfile.TemporaryFile("w+", encoding="utf-8") as output:  # no pipe: DVC's workers would keep it open
             code = subprocess.run(
-                command, cwd=self.folder, env=environment, stdout=output, stderr=subprocess.STDOUT
+                command, cwd=self.folder, env=self.environment(), stdout=output, stderr=subprocess.STDOUT
             ).returncode
             output.seek(0)
             text = output.read()

@@ -4,7 +4,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,11 +20,9 @@ RESULTS = Path(__file__).parent.parent / "stress" / "results" / "kill.csv"
 
 def killed_after(project, command, seconds) -> bool:
     """Start a command and kill it, with all its child processes; False if it ended before."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_TR"))}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     with (project.folder.parent / "killed.log").open("a") as log:
         process = subprocess.Popen(
-            command, cwd=project.folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            command, cwd=project.folder, env=project.environment(), stdout=log, stderr=log, start_new_session=True
         )
         try:
             assert process.wait(seconds) == 0, (project.folder.parent / "killed.log").read_text()[-3000:]

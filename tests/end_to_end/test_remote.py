@@ -9,7 +9,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -17,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from helpers import detector, enter_root, faces, free_port, log_evaluation
+from helpers import answers, detector, enter_root, faces, free_port, log_evaluation
 
 from dfganext import cli, files, paths, settings
 from dfganext.errors import UserError
@@ -135,14 +134,6 @@ def wait_until(ready: Callable[[], bool], folder: Path) -> None:
 def is_ready(programs: Path, port: int) -> bool:
     command = [programs / "pg_isready", "--quiet", "--host=127.0.0.1", f"--port={port}"]
     return subprocess.run(command).returncode == 0
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:
-            return response.status == 200
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])

@@ -7,7 +7,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -238,11 +238,8 @@ def _tar_gz(members: list[Member]) -> bytes:
 SUFFIX_OF = {_zip: ".zip", _tar: ".tar", _tar_gz: ".tar.gz"}
 
 
-def write(folder: Path, files: Iterator[tuple[str, bytes]]) -> int:
-    """Write files into a folder; returns their number."""
+def write(folder: Path, files: Iterable[tuple[str, bytes]]) -> None:
+    """Write files into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    count = 0
     for name, data in files:
         (folder / name).write_bytes(data)
-        count += 1
-    return count

@@ -71,7 +71,7 @@ def test_the_corpus_is_the_same_in_every_run_and_its_originals_are_good():
 @pytest.mark.slow
 def test_predict_gives_a_row_for_each_and_its_neighbours_stay(model, tmp_path, capsys, neighbours):
     folder = tmp_path / "images"
-    corpus.write(folder, iter([*corpus.every_mutation(SOME), *neighbours.items()]))
+    corpus.write(folder, [*corpus.every_mutation(SOME), *neighbours.items()])
     assert cli.main(["predict", str(folder), "--model", str(model), "--json"]) == 1
     printed = capsys.readouterr()
     rows = {row["path"].rpartition("/")[2]: row for row in json.loads(printed.out)}
@@ -88,15 +88,13 @@ def test_predict_gives_a_row_for_each_and_its_neighbours_stay(model, tmp_path, c
 @pytest.mark.slow
 def test_download_lists_each_file_and_keeps_the_good_ones(tmp_path, shipped, neighbours):
     data = tmp_path / "data"
-    others = {
-        name: png(1, 10 + number) for number, name in enumerate(neighbours)
-    }  # an image in both classes is refused
+    # an image in both classes is refused
+    others = {name: png(1, 10 + number) for number, name in enumerate(neighbours)}
     for name, own in (("real", neighbours), ("fake", others)):
-        corpus.write(data / name, iter([*corpus.every_mutation(SOME), *own.items()]))
-    good = [
-        (name, content) for name, content in corpus.archives(60) if int(name[8:12]) % 2 == 0
-    ]  # the others end the stage
-    corpus.write(data, iter(good))
+        corpus.write(data / name, [*corpus.every_mutation(SOME), *own.items()])
+    # the others, with an odd number, are damaged and end the stage
+    good = [(name, content) for name, content in corpus.archives(60) if int(name[8:12]) % 2 == 0]
+    corpus.write(data, good)
     settings = replace(shipped.download, source="data", max_megapixels=64.0)
     built = manifest.build(sources.collect(settings, data, tmp_path / "work"), tmp_path / "raw", settings, workers=2)
     kept, refused = set(built.manifest["path"]), set(built.rejects["source"])

@@ -2,12 +2,9 @@
 
 import base64
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from importlib import metadata
@@ -15,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import add_rule, detector, enter_root, faces, free_port, png
+from helpers import add_rule, detector, enter_root, faces, free_port, png, serving
 
 from dfganext import images
 from dfganext.inference.detector import Detector
@@ -76,29 +73,8 @@ def server(root, request, tmp_path_factory):
         served, version = tmp_path_factory.mktemp("elsewhere"), request.getfixturevalue("version")
         programs = environment_of(version / "requirements.txt", served / "environment")
         words = instruction("CMD", port, version)
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    with (served / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            words,
-            cwd=served,
-            env=kept | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        until = time.monotonic() + 180
-        while not answers(f"{address}/ping"):
-            assert process.poll() is None and time.monotonic() < until, (served / "server.log").read_text()
-            time.sleep(0.5)
-        yield root / "detector", address
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+    with serving(words, port, served, programs):
+        yield root / "detector", f"http://127.0.0.1:{port}"
 
 
 def instruction(name, port, version=""):
@@ -118,13 +94,6 @@ def environment_of(requirements, folder):
         pytest.skip(f"needs a package registry: {done.stderr[-300:]}")
     assert done.returncode == 0, done.stderr
     return folder / "bin"
-
-
-def answers(url):
-    try:
-        return urllib.request.urlopen(url, timeout=5).status == 200
-    except OSError:
-        return False
 
 
 def post(address, body):

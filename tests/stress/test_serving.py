@@ -12,14 +12,14 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from helpers import add_rule, free_port, png
+from helpers import add_rule, answers, free_port, png, serving
 
 from dfganext import images
 from dfganext.inference.detector import Detector
@@ -49,8 +49,6 @@ KINDS = {"one": 50, "several": 10, "broken": 12, "large": 3, "explain": 9, "stab
 class Server:
     process: subprocess.Popen
     port: int
-    folder: Path
-    """Of the detector."""
 
     def post(self, body: bytes) -> tuple[int, dict]:
         """Status and answer."""
@@ -64,10 +62,7 @@ class Server:
             return error.code, json.load(error)
 
     def is_up(self) -> bool:
-        try:
-            return urllib.request.urlopen(f"http://127.0.0.1:{self.port}/ping", timeout=5).status == 200
-        except OSError:
-            return False
+        return answers(f"http://127.0.0.1:{self.port}/ping")
 
     def mib(self) -> float:
         """Resident memory of the process that computes."""
@@ -90,37 +85,33 @@ def model(tmp_path_factory) -> tuple[Path, Path]:
     return folder, folder.parent / "served"
 
 
-@pytest.fixture
-def server(model, tmp_path) -> Iterator[Server]:
-    """The model, served as `make serve` does."""
-    folder, served = model
-    port = free_port()
-    words = f"mlflow models serve -m {served} --env-manager local --host 127.0.0.1 -p {port}".split()
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            words,
-            env=environment | {"MALLOC_ARENA_MAX": "1", "PATH": path},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    started = Server(process, port, folder)
-    try:
-        until = time.monotonic() + 180
-        while not started.is_up():
-            assert process.poll() is None and time.monotonic() < until, (tmp_path / "server.log").read_text()
-            time.sleep(0.5)
+@pytest.fixture(scope="module")
+def start(model, tmp_path_factory) -> Callable[[], AbstractContextManager[Server]]:
+    """A function that serves the model as `make serve` does."""
+
+    @contextmanager
+    def started() -> Iterator[Server]:
+        port = free_port()
+        words = f"mlflow models serve -m {model[1]} --env-manager local --host 127.0.0.1 -p {port}".split()
+        with serving(words, port, tmp_path_factory.mktemp("server"), MALLOC_ARENA_MAX="1") as process:
+            yield Server(process, port)
+
+    return started
+
+
+@pytest.fixture(scope="module")
+def server(start) -> Iterator[Server]:
+    with start() as started:
         yield started
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+
+
+@pytest.fixture(scope="module")
+def requests(model) -> "Requests":
+    return Requests(model[0])
 
 
 class Requests:
-    """Bodies of random requests and what must come back. `contents`: good images, and their predictions."""
+    """Bodies of random requests and what must come back. good: images, and expected, their p_fake."""
 
     def __init__(self, folder: Path) -> None:
         self.good = [png(number % 2, number) for number in range(40)]
@@ -166,9 +157,8 @@ def check(kind: str, expected: list[float] | None, status: int, answer: dict) ->
 
 
 @pytest.mark.timeout(7200)
-def test_many_mixed_requests(server, stress):
+def test_many_mixed_requests(server, requests, stress):
     count = 10_000 if stress else 400
-    requests = Requests(server.folder)
     seconds: list[float] = []
     memory = [server.mib()]
     kinds: Counter[str] = Counter()
@@ -198,8 +188,7 @@ def test_many_mixed_requests(server, stress):
             )
 
 
-def test_slow_and_vanishing_clients_block_nobody(server):
-    requests = Requests(server.folder)
+def test_slow_and_vanishing_clients_block_nobody(server, requests):
     body = json.dumps({"dataframe_records": [{"image": base64.b64encode(requests.good[0]).decode()}]}).encode()
     head = f"POST /invocations HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(64)]
@@ -227,16 +216,16 @@ def test_nested_json_does_not_end_the_server(server):
     assert server.is_up()
 
 
-def test_a_stop_finishes_the_request_in_flight(server):
-    requests = Requests(server.folder)
+def test_a_stop_finishes_the_request_in_flight(start, requests):
     records = [{"image": base64.b64encode(one).decode()} for one in requests.good]
     body = json.dumps({"dataframe_records": records, "params": {"stability": True}}).encode()
-    server.post(body)
-    answers = []
-    client = threading.Thread(target=lambda: answers.append(server.post(body)))
-    client.start()
-    time.sleep(0.5)
-    os.killpg(server.process.pid, signal.SIGTERM)
-    client.join(60)
-    assert [status for status, _ in answers] == [200] and len(answers[0][1]["predictions"]) == len(records)
-    assert server.process.wait(60) is not None and not server.is_up()
+    with start() as server:
+        server.post(body)
+        received = []
+        client = threading.Thread(target=lambda: received.append(server.post(body)))
+        client.start()
+        time.sleep(0.5)
+        os.killpg(server.process.pid, signal.SIGTERM)
+        client.join(60)
+        assert [status for status, _ in received] == [200] and len(received[0][1]["predictions"]) == len(records)
+        assert server.process.wait(60) is not None and not server.is_up()

@@ -11,15 +11,12 @@ import subprocess
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-import yaml
-
 from dfganext import paths, pipeline
 from dfganext.data import archives, discovery
 from dfganext.errors import UserError
 from dfganext.settings import load_settings
 
 NEW = Path("data.new")
-DATA_DVC = Path("data.dvc")
 
 
 def main() -> None:
@@ -39,8 +36,8 @@ def main() -> None:
     except (OSError, shutil.Error) as error:
         shutil.rmtree(NEW, ignore_errors=True)
         raise UserError(f"{given} cannot be copied ({error}): data/ is as it was.") from None
-    if DATA_DVC.exists():
-        run("dvc", "remove", "--quiet", str(DATA_DVC))
+    if paths.DATA_DVC.exists():
+        run("dvc", "remove", "--quiet", str(paths.DATA_DVC))
     shutil.rmtree(paths.DATA, ignore_errors=True)
     NEW.rename(paths.DATA)
     run("dvc", "add", "--quiet", str(paths.DATA))
@@ -68,7 +65,7 @@ def usable(folder: Path) -> dict[str, int]:
         raise UserError(f"{folder} is data/ itself: run `dvc add data` if you have changed it, then `make repro`.")
     files, _ = discovery.files_of_source(folder, str(folder), above=PurePosixPath(folder.resolve().name))
     found = Counter(discovery.label_of(file.path) for file in files)
-    packed = sum(path.is_file() and archives.stem(path.name) is not None for path in folder.rglob("*"))
+    packed = sum(archives.stem(file.path.name) is not None for file in files)
     if not packed and not (found["real"] and found["fake"]):
         raise UserError(
             f"{folder} has {found['real']} files below folders named real and {found['fake']} below folders named fake: nothing "
@@ -82,8 +79,7 @@ def require_saved() -> None:
     """UserError if data/ holds files that are nowhere else: neither in samples/ nor in DVC's cache."""
     if not paths.DATA.exists():
         return
-    pinned = yaml.safe_load(DATA_DVC.read_text(encoding="utf-8")) if DATA_DVC.exists() else None
-    if pinned is None or run("dvc", "status", "--quiet", str(DATA_DVC), check=False):
+    if not paths.DATA_DVC.exists() or run("dvc", "status", "--quiet", str(paths.DATA_DVC), check=False):
         raise UserError(
             "data/ holds files that DVC does not have: move them elsewhere, or keep them with `dvc remove data.dvc` (if it is there) "
             "and `dvc add data`, and run this again."

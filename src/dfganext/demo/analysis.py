@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from dfganext.data.discovery import BATCH_BYTES, BATCH_FILES, Unread
 from dfganext.explain import gradcam
 from dfganext.inference.batching import MicroBatcher
-from dfganext.inference.detector import COPIES, Detector
+from dfganext.inference.detector import Detector
 from dfganext.inference.rows import Row, row_of
 from dfganext.labels import FAKE
 from dfganext.runtime import batches_by_bytes
@@ -49,30 +49,22 @@ class Analyser:
             stability: also decide on copies of each image.
         """
         for batch in batches_by_bytes(files, _size, BATCH_FILES, BATCH_BYTES):
-            pixels: list[np.ndarray] = []
-            encoded = [data if isinstance(data, bytes) else data.reason for _, data in batch]
-            found = self.detector.predict(encoded, scores=self._recording(pixels), stability=stability)
-            own = pixels[0][:: 1 + len(COPIES) if stability else 1] if pixels else np.empty(0)
-            drawn = iter(zip(own, self._heat(own), strict=True))
-            for (name, _), prediction in zip(batch, found, strict=True):
-                readable = prediction.error is None
-                yield Result(row_of(name, prediction), *(next(drawn) if readable else ()))
+            prepared = [
+                self.detector.prepare(data if isinstance(data, bytes) else data.reason, stability) for _, data in batch
+            ]
+            found = self.detector.predict_prepared(prepared, scores=self.batcher)
+            own = [None if one.pixels is None else one.pixels[0] for one in prepared]
+            heat = iter(self._heat([pixels for pixels in own if pixels is not None]))
+            for (name, _), prediction, pixels in zip(batch, found, own, strict=True):
+                yield Result(row_of(name, prediction), pixels, None if pixels is None else next(heat))
 
-    def _recording(self, pixels: list[np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-        """The batcher, as a function that also appends the pixels that it is given."""
-
-        def scores(rows: np.ndarray) -> np.ndarray:
-            pixels.append(rows)
-            return self.batcher(rows)
-
-        return scores
-
-    def _heat(self, pixels: np.ndarray) -> np.ndarray:
-        """Grad-CAM of "fake" of images (N, size, size, 3): (N, h, w). It adds hooks to the shared network, so it runs alone."""
-        if not len(pixels):
-            return pixels
-        model, config = self.detector.model, self.detector.config
-        return self.batcher.run_exclusive(lambda: gradcam.raw_maps(model, config, pixels, [FAKE] * len(pixels)))
+    def _heat(self, pixels: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """Grad-CAM of "fake" of each image: (h, w). It adds hooks to the shared network, so it runs alone."""
+        if not pixels:
+            return []
+        model, config, labels = self.detector.model, self.detector.config, [FAKE] * len(pixels)
+        found = self.batcher.run_exclusive(lambda: gradcam.raw_maps(model, config, np.stack(pixels), labels))
+        return list(found)
 
 
 def _size(file: tuple[str, bytes | Unread]) -> int:

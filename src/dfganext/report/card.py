@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class Known:
 def render(facts: Facts) -> str:
     """The card: metadata between lines of `---`, then Markdown."""
     table = facts.robustness
-    degraded = table[table["transform"] != "none"].sort_values("accuracy", kind="stable")
+    degraded = table[table["transform"] != "none"].to_dict("records")
     content = text.template("card.md", cell, autoescape=False).render(
         **vars(facts),
         network=facts.settings.convnext,
@@ -89,9 +90,9 @@ def render(facts: Facts) -> str:
         decisions=facts.scores["decisions"],
         decision_titles=DECISION_TITLES,
         max_error=f"{100 * facts.scores['decisions']['max_error']:g} %",
-        degraded=degraded.sort_index().to_dict("records"),
-        worst=degraded.iloc[0].to_dict(),
-        best=degraded.iloc[-1].to_dict(),
+        degraded=degraded,
+        worst=min(degraded, key=itemgetter("accuracy")),
+        best=max(degraded, key=itemgetter("accuracy")),
         warning=text.SAMPLE_WARNING,
     )
     metadata = yaml.safe_dump(_metadata(facts), sort_keys=False, allow_unicode=True)
@@ -103,9 +104,9 @@ def body(card: str) -> str:
     return _METADATA.sub("", card)
 
 
-def known(card: str) -> Known | None:
-    """What a card's metadata say of the test images; None without such metadata."""
-    found = _METADATA.match(card)
+def known(card: str | None) -> Known | None:
+    """What a card's metadata say of the test images; None without a card or such metadata."""
+    found = _METADATA.match(card or "")
     if found is None:
         return None
     try:
