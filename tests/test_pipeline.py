@@ -14,15 +14,9 @@ def handler():
     signal.signal(signal.SIGTERM, before)
 
 
-def exit_code(main) -> int:
-    with pytest.raises(SystemExit) as end:
-        pipeline.run(main)
-    return end.value.code
-
-
-def test_a_stage_that_succeeds_returns():
+def test_a_stage_that_succeeds():
     calls = []
-    pipeline.run(lambda: calls.append(1))
+    assert pipeline.exit_code(lambda: calls.append(1)) == 0
     assert calls == [1]
 
 
@@ -30,7 +24,7 @@ def test_a_user_error_is_one_sentence(capsys):
     def main():
         raise UserError("params.yaml: loss: Input should be 'ce' or 'bce'.")
 
-    assert exit_code(main) == 1
+    assert pipeline.exit_code(main) == 1
     assert capsys.readouterr().err == "error: params.yaml: loss: Input should be 'ce' or 'bce'.\n"
 
 
@@ -38,7 +32,7 @@ def test_a_stopped_stage_prints_no_traceback(capsys):
     def main():
         raise KeyboardInterrupt
 
-    assert exit_code(main) == 130
+    assert pipeline.exit_code(main) == 130
     assert capsys.readouterr().err == "stopped: run the same command again to go on\n"
 
 
@@ -52,10 +46,10 @@ def test_sigterm_lets_a_stage_clean_up():
         finally:
             cleaned_up.append(1)
 
-    assert exit_code(main) == 130
+    assert pipeline.exit_code(main) == 130
     assert cleaned_up == [1]
 
 
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
-        pipeline.run(lambda: 1 / 0)
+        pipeline.exit_code(lambda: 1 / 0)

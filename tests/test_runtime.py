@@ -169,3 +169,17 @@ def test_a_full_batch_is_yielded_before_the_next_item_is_read():
     read = []
     batches = batches_by_bytes((read.append(value) or value for value in range(9)), int, 2, 100)
     assert next(batches) == [0, 1] and read == [0, 1]
+
+
+def test_leaving_flushes_output_and_runs_exit_functions():
+    code = "import atexit; from dfganext import runtime; atexit.register(print, 'last'); print('first', end=' '); runtime.leave(3)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "first last\n", "")
+
+
+@pytest.mark.slow
+def test_a_command_whose_reader_has_stopped_ends_with_1():
+    process = subprocess.Popen(["dfganext", "predict", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 1

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -88,6 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _discard_stdout()
         return _fail(f"Cannot write to stdout ({one_line(error)}).")
+
+
+def run() -> NoReturn:
+    """The console script."""
+    runtime.leave(main())
 
 
 def _fail(message: str) -> int:

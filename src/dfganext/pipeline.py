@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
+from dfganext import runtime
 from dfganext.errors import UserError
 
 INTERRUPTED = 130
@@ -14,8 +16,13 @@ INTERRUPTED = 130
 STOPPED = "stopped: run the same command again to go on"
 
 
-def run(main: Callable[[], None]) -> None:
-    """Call a stage's `main`; exit the process if it failed.
+def run(main: Callable[[], None]) -> NoReturn:
+    """Call a stage's `main`, then end the process with `exit_code`'s result."""
+    runtime.leave(exit_code(main))
+
+
+def exit_code(main: Callable[[], None]) -> int:
+    """Call a stage's `main`; returns the exit code of its process.
 
     A UserError is printed to stderr without a traceback, and the exit code is 1. Ctrl-C and SIGTERM both raise
     KeyboardInterrupt in `main`, and the exit code is 130. Any other exception is a bug and keeps its traceback.
@@ -25,7 +32,8 @@ def run(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
+    return 0

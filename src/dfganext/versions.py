@@ -30,6 +30,9 @@ LIBRARIES = (
     "torchvision",
 )
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's parser, where it is installed, reads dvc.yaml ten times as fast."""
+
 
 def installed() -> dict[str, str]:
     """The version of each installed library of `LIBRARIES`, without the build (2.15.0, not 2.15.0+cpu)."""
@@ -61,7 +64,7 @@ def declared(stage: str, root: Path, recorded: Path) -> dict[str, Any]:
         in dvc.yaml.
     """
     file = root / "dvc.yaml"
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    content = yaml.load(file.read_text(encoding="utf-8"), _LOADER) if file.is_file() else None  # noqa: S506
     declaration = (content or {}).get("stages", {}).get(stage, {})
     code = {
         file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
