@@ -56,7 +56,7 @@ RUN_BY = {
         "dvc exp run --queue -S seed=2",
         "dvc queue start",
     ],
-    "test_clone_without_the_cache_makes_the_same_bytes_with_other_workers": [
+    "test_a_clone_without_the_cache_makes_the_same_bytes": [
         "dvc repro --force",
         "dfganext predict",
         "dfganext predict photo.jpg",

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -44,6 +45,22 @@ class Project:
             text = output.read()
         assert (code != 0) == fails, f"{command} ended with {code}:\n{text}"
         return text
+
+    def killed_after(self, seconds: float, *command: str) -> bool:
+        """Run a command and kill it, with all its child processes; False if it ended before."""
+        with (self.folder.parent / "killed.log").open("w+") as log:
+            process = subprocess.Popen(
+                command, cwd=self.folder, env=self.environment(), stdout=log, stderr=log, start_new_session=True
+            )
+            try:
+                code = process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                return True
+            log.seek(0)
+            assert code == 0, log.read()
+            return False
 
     def read(self, path: str | Path) -> str:
         return (self.folder / path).read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ def run_at_once(code: str, arguments: list[list[str]], logs: Path) -> list[str]:
     """
     files = [logs / f"stderr {index}.log" for index in range(len(arguments))]
     processes = [
-        _CONTEXT.Process(target=_run, args=(code, words, str(Path.cwd()), str(file)))
+        _CONTEXT.Process(target=_run, args=(code, words, str(Path.cwd()), dict(os.environ), str(file)))
         for words, file in zip(arguments, files, strict=True)
     ]
     for process in processes:
@@ -29,9 +29,11 @@ def run_at_once(code: str, arguments: list[list[str]], logs: Path) -> list[str]:
     return errors
 
 
-def _run(code: str, arguments: list[str], folder: str, log: str) -> None:
+def _run(code: str, arguments: list[str], folder: str, environment: dict[str, str], log: str) -> None:
     with Path(log).open("w") as stream:
         os.dup2(stream.fileno(), sys.stderr.fileno())
     os.chdir(folder)
+    os.environ.clear()  # the fork server's is that of the first test
+    os.environ.update(environment)
     sys.argv = ["code", *arguments]
     exec(code, {"__name__": "__main__"})
