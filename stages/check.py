@@ -1,6 +1,8 @@
-"""Check params.yaml and data.dvc, and write what DVC cannot detect itself: library versions and the weights file."""
+"""Check params.yaml, data.dvc and DVC's lock, and write what DVC cannot detect itself: library versions and the weights file."""
 
+import json
 import sys
+import time
 
 import yaml
 
@@ -23,6 +25,7 @@ def main() -> None:
             "data.dvc and data/ are both missing: run `git checkout data.dvc` for the sample, or put your own images into "
             "data/real and data/fake and run `dvc add data`."
         )
+    remove_damaged_lock()
     files.write_json(paths.VERSIONS, versions.installed())
     link_weights(settings.convnext.weights)
 
@@ -66,6 +69,20 @@ def refuse_overwriting_import() -> None:
             f"data.dvc imports {source.get('path')}/, and DVC would overwrite your own images with it: run "
             "`dvc remove data.dvc`, then `dvc add data`."
         )
+
+
+def remove_damaged_lock() -> None:
+    """Remove DVC's list of files in use if it is cut off, as after a full disk: DVC writes it in place, and refuses to go on."""
+    for _ in range(5):  # another DVC command may be writing it
+        try:
+            json.loads(paths.DVC_LOCK.read_text(encoding="utf-8"))
+            return
+        except FileNotFoundError:
+            return
+        except ValueError:
+            time.sleep(0.2)
+    paths.DVC_LOCK.unlink(missing_ok=True)
+    print(f"removed {paths.DVC_LOCK}, which was damaged", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ READS = [paths.SPLIT, MODEL, paths.OPERATING_POINT, paths.EVALUATE_METRICS, path
 
 def main() -> None:
     settings = load_settings()
+    pipeline.require(READS)
     with runs.stage_run("promote", settings, reads=READS) as run:
         scores = json.loads(paths.EVALUATE_METRICS.read_text(encoding="utf-8"))
         data = Data.read(paths.SPLIT, paths.MANIFEST, paths.RAW, settings.subsample.near_duplicate_bits)

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 
@@ -53,3 +54,28 @@ def test_sigterm_lets_a_stage_clean_up():
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         pipeline.exit_code(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("database or disk is full")]
+)
+def test_a_full_disk_is_one_sentence(capsys, error):
+    def main():
+        try:
+            raise error
+        except Exception as first:
+            raise RuntimeError("cannot be saved") from first
+
+    assert pipeline.exit_code(main) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: No space left on the disk of /") and said.count("\n") == 1
+
+
+def test_an_error_that_does_not_name_a_full_disk(capsys, monkeypatch):
+    monkeypatch.setattr(pipeline, "FULL_BYTES", 2**80)
+
+    def main():
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    assert pipeline.exit_code(main) == 1
+    assert "No space left" in capsys.readouterr().err

@@ -8,6 +8,7 @@ DATA = Path("data")
 DATA_DVC = Path("data.dvc")
 SAMPLES = Path("samples")
 EXTERNAL = Path("external")
+DVC_LOCK = Path(".dvc/tmp/rwlock")
 
 ARTIFACTS = Path("artifacts")
 VERSIONS = ARTIFACTS / "versions.json"

@@ -133,6 +133,7 @@ def import_mlflow() -> Any:
         raise UserError("MLflow is not installed: pip install 'df-ganext[pipeline]'.") from None
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # `translate_errors` says what it would log
     return mlflow
 
 
