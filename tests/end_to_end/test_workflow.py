@@ -219,6 +219,10 @@ def test_a_clone_without_the_cache_makes_the_same_bytes(reproduced, tmp_path):
     for seconds in (14, 8):  # in the second of the two, a stage runs that the first has begun
         assert project.killed_after(seconds, "dvc", "repro")
     project.run("dvc", "repro")
+    runs = [run for run in project.runs() if "stage" in run.data.tags]
+    assert {run.data.tags["stage"] for run in runs if run.info.status == "FINISHED"} == set(STAGES) - tracked - {
+        "check"
+    }
     assert [run.info.run_name for run in project.runs() if run.info.status == "RUNNING"] == []
     assert list(project.versions()) == [1]
     assert set(stages_in(project.run("dvc", "repro", "--force", "--single-item", *sorted(tracked)))) == tracked
