@@ -20,7 +20,7 @@ DISK_MIB = 1024
 KIB_FREE = (0, 512, 4096)
 """Free space on the full disk: a stage fails in its run, in its first outputs or in its last ones."""
 
-SHORT = [("train_convnext", 512), ("evaluate", 0)]
+SHORT = [("evaluate", 0)]
 """Stages and free KiB of the short form."""
 
 SAID = ("No space left on", "Unable to read RWLock-file")

@@ -23,7 +23,7 @@ def experiments(reproduced, tmp_path_factory):
     """
     project = reproduced.copy(tmp_path_factory.mktemp("experiments") / "df-ganext")
     project.run("dvc", "exp", "run", "--name", "here", "-S", "loss=bce", "promote")
-    project.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "loss=bce", "-S", "seed=3", "promote")
+    project.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "loss=bce", "-S", "seed=3", "evaluate")
 
     # queued with one version of the code, started with another in the workspace
     source = "src/dfganext/evaluation/evaluate.py"

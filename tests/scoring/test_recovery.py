@@ -1,21 +1,17 @@
-"""Parts on workers that crash: in a simulation of Ray, and in Ray itself."""
+"""Parts on workers that crash, in a simulation of Ray; test_score.py has Ray itself."""
 
 import random
 import sys
 import threading
 from types import ModuleType, SimpleNamespace
 
-import pandas as pd
 import pytest
 
-from dfganext.data.discovery import Found, read
+from dfganext.data.discovery import Found
 from dfganext.errors import UserError
-from dfganext.scoring import model, recovery, stores
-from dfganext.scoring.cluster import Cluster
 from dfganext.scoring.parts import Part, PartResult
 from dfganext.scoring.recovery import ATTEMPTS, CRASHED, PartRunner
 from dfganext.scoring.rows import Row
-from dfganext.scoring.stores import Listing
 
 
 class CrashError(Exception):
@@ -151,27 +147,3 @@ def test_a_worker_for_which_there_is_no_room_gets_no_part(monkeypatch):
     monkeypatch.setattr(ray, "kill", lambda worker: room.set() or kill(worker))
     results, _ = ray.run(monkeypatch, parts_of(8, 2), workers=2)
     assert len(results) == 4 and ray.started == 2
-
-
-@pytest.mark.slow
-def test_ray_replaces_workers_that_crash(made, tmp_path, local_ray, monkeypatch):
-    """A process that ends while it reads an image; all images have a row, and only this one an error."""
-    paths = sorted(str(path) for path in (made / "in" / "0").iterdir())[:6]
-
-    def crash(path):
-        import os
-
-        return os._exit(1) if path == paths[2] else read(path)
-
-    monkeypatch.setattr(recovery, "ATTEMPTS", 1)  # starting workers takes seconds
-    folder = stores.Folder.at(str(tmp_path / "out"))
-    images = [Found(path, 1, 10) for path in paths]
-    cluster = Cluster(1, 0, shared=False)
-    parts = [Part("part-0.parquet", images[:4]), Part("part-1.parquet", images[4:])]
-    listing = Listing("in", iter(()), crash, remote=False)
-    results = list(cluster.score_parts(parts, model.load(str(made / "model")), listing, folder))
-    assert sorted(results) == [PartResult("part-0.parquet", 4, 0, 1), PartResult("part-1.parquet", 2)]
-    table = pd.read_parquet(tmp_path / "out").sort_values("path")
-    assert table.path.tolist() == paths
-    assert table.path[table.error.notna()].tolist() == [paths[2]]
-    assert table.error.dropna().tolist() == [recovery.CRASHED] and not table.retry.any()
