@@ -51,6 +51,19 @@ def test_sigterm_lets_a_stage_clean_up():
     assert cleaned_up == [1]
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_file_that_cannot_be_written_is_one_sentence(capsys, number):
+    def main():
+        raise OSError(number, os.strerror(number), "artifacts/versions.json")
+
+    assert pipeline.exit_code(main) == 1
+    reason = os.strerror(number)
+    expected = (
+        f"error: artifacts/versions.json cannot be used ({reason}): make it readable and writable for this user.\n"
+    )
+    assert capsys.readouterr().err == expected
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         pipeline.exit_code(lambda: 1 / 0)

@@ -221,7 +221,7 @@ def evaluate(
         from dfganext.evaluation import external
         from dfganext.inference import labelled
 
-        found = labelled.predict(detector, paths, workers=runtime.cores())
+        found = labelled.predict(detector, paths, workers=min(runtime.cores(), DECODERS))
     metrics = external.evaluate_set(found.images, detector.threshold, trained_on, NEAR_DUPLICATE_BITS)
     refused = found.rejects.to_dict("records")
     if json_metrics:

@@ -21,6 +21,9 @@ STOPPED = "stopped: run the same command again to go on"
 FULL = ("No space left on device", "disk is full")
 """What the system and SQLite say."""
 
+NO_ACCESS = {errno.EROFS, errno.EACCES, errno.EPERM}
+"""What the system says of a file that this user may not read or write."""
+
 FULL_BYTES = 2**20
 """Free space of a disk that counts as full: an output or a database needs more."""
 
@@ -33,7 +36,8 @@ def run(main: Callable[[], None]) -> NoReturn:
 def exit_code(main: Callable[[], None]) -> int:
     """Call a stage's `main`; returns the exit code of its process.
 
-    A UserError is printed to stderr without a traceback, and the exit code is 1; so is a full disk. Ctrl-C and SIGTERM both
+    A UserError is printed to stderr without a traceback, and the exit code is 1; so are a full disk
+    and a file that may not be read or written. Ctrl-C and SIGTERM both
     raise KeyboardInterrupt in `main`, and the exit code is 130. Any other exception is a bug and keeps its traceback.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -45,6 +49,10 @@ def exit_code(main: Callable[[], None]) -> int:
     except Exception as error:
         if _is_full(error):
             message = f"No space left on the disk of {Path.cwd()}: free some, then run the same command again."
+        elif isinstance(error, OSError) and error.errno in NO_ACCESS and error.filename:
+            message = (
+                f"{error.filename} cannot be used ({error.strerror}): make it readable and writable for this user."
+            )
         elif isinstance(error, UserError):
             message = str(error)
         else:

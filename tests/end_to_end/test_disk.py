@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from dfganext import paths
+from tests.end_to_end.conftest import Project
 from tests.end_to_end.test_kill import check
 
 pytestmark = [pytest.mark.slow, pytest.mark.stress]
@@ -27,13 +29,16 @@ SAID = ("No space left on", "Unable to read RWLock-file")
 """The second is DVC's, where the disk has cut off a file of its own; docs/troubleshooting.md says what to do."""
 
 
+READ_ONLY = ("Read-only file system", "mlflow.db: it can only be read")
+
+
 def error_in(output: str, folder: Path) -> str:
     """The first line of the output that names an error, with a short name for the folder."""
     found = (line for line in output.splitlines() if line.lower().startswith("error: "))
     return next(found, "").replace(str(folder), "/df-ganext")
 
 
-def call(project, *command: str) -> tuple[int, str]:
+def call(project: Project, *command: str) -> tuple[int, str]:
     """Exit code and output of a command in a project; its output is not written to the disk."""
     done = subprocess.run(
         command,
@@ -51,12 +56,29 @@ def disk(tmp_path) -> Iterator[Path]:
     """A small file system of its own, in memory."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(place)]
-    done = subprocess.run(mount, capture_output=True, text=True)
+    with mounted(place, "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs"):
+        yield place
+
+
+@pytest.fixture
+def read_only(reproduced, tmp_path) -> Iterator[Project]:
+    """`reproduced` at a place where nobody can write, root neither."""
+    place = tmp_path / "read-only"
+    place.mkdir()
+    with mounted(place, "--bind", str(reproduced.folder)):
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(place)], check=True)
+        yield Project(place)
+
+
+@contextmanager
+def mounted(place: Path, *options: str) -> Iterator[None]:
+    done = subprocess.run(["mount", *options, str(place)], capture_output=True, text=True)
     if done.returncode:
-        pytest.skip(f"cannot mount a small disk: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+        pytest.skip(f"cannot mount a file system: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 @contextmanager
@@ -101,3 +123,14 @@ def test_a_full_disk_is_one_sentence_and_the_next_repro_goes_on(reproduced, disk
     if stress:
         RESULTS.parent.mkdir(exist_ok=True)
         pd.DataFrame(outcomes).to_csv(RESULTS, index=False)
+
+
+def test_a_checkout_that_cannot_be_written_is_one_sentence_and_still_predicts(read_only, stress):
+    stages = list(yaml.safe_load(read_only.read("dvc.yaml"))["stages"]) if stress else ["check", "evaluate"]
+    for command in (["dvc", "repro"], *(["python", "-m", f"stages.{stage}"] for stage in stages)):
+        code, said = call(read_only, *command)
+        (error,) = [line for line in said.splitlines() if line.lower().startswith("error: ")]
+        assert code and any(words in error for words in READ_ONLY) and "Traceback" not in said, f"{command}:\n{said}"
+    image = next((read_only.folder / paths.RAW).rglob("*.jpg"))
+    rows = read_only.run("dfganext", "predict", "--json", str(image))
+    assert f'"path": "{image}"' in rows and '"error": null' in rows

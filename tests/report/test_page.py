@@ -161,7 +161,7 @@ def test_other_sets_are_in_a_table(made, fine_tuned):
         "elsewhere",
         "both &lt;classes&gt;",
         "against real test images",
-        "2 near duplicates left out",
+        "2 images left out",
         "1 file refused",
     ):
         assert words in section

@@ -15,9 +15,9 @@ import yaml
 from dfganext import paths
 from dfganext.data import arrays, split
 from dfganext.data.arrays import Images
-from dfganext.errors import UserError
 from dfganext.explain import comparison
 from dfganext.labels import NAMES
+from dfganext.pipeline import require
 from dfganext.report import architectures, table1, text
 from dfganext.report.table1 import Record, Row
 from dfganext.settings import Settings
@@ -121,8 +121,7 @@ def load(settings: Settings, records: list[Record]) -> Evidence:
 
 def read(path: Path) -> Any:
     """A result, JSON or CSV. UserError if it is missing."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing: run `dvc repro` to create it.")
+    require([path])
     if path.suffix == ".json":
         return json.loads(path.read_text(encoding="utf-8"))
     return pd.read_csv(path, dtype={"path": str})

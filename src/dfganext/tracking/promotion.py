@@ -196,9 +196,9 @@ class _Selection:
         score = self.candidate.score(metric) if comparison is None else comparison.score
         details = comparison or f"{metric} {score:.4f} on {len(self.candidate.data.labels)} validation images"
         text = "; ".join(filter(None, (reason, str(details))))
-        return Promotion(
-            self.candidate.version, outcome, f"{text[0].upper()}{text[1:]}.", metric, score, champion, comparison
-        )
+        if not text.startswith(metric):
+            text = f"{text[0].upper()}{text[1:]}"
+        return Promotion(self.candidate.version, outcome, f"{text}.", metric, score, champion, comparison)
 
 
 def _candidate(version: Any, detector: Detector, trained_on: pd.DataFrame | None, data: Data) -> Candidate:

@@ -77,10 +77,7 @@ def lock(purpose: str = "setup") -> AbstractContextManager[Any]:
     try:
         return FileLock(file).acquire()
     except OSError as error:
-        raise StoreError(
-            f"The tracking store cannot be used ({file}: {error.strerror}): make its folder writable, or name another store "
-            "with MLFLOW_TRACKING_URI."
-        ) from None
+        raise _not_writable(file, error.strerror or str(error)) from None
 
 
 def connect() -> tuple[Client, str]:
@@ -90,8 +87,9 @@ def connect() -> tuple[Client, str]:
         UserError: the store cannot be used, or its experiment was deleted.
     """
     uri = tracking_uri()
-    # MLflow fails when two processes create its database at once; a server has created its own
-    with nullcontext() if _is_server(uri) else lock():
+    # MLflow fails when two processes create its database at once; a server has created its own, and a database that can only
+    # be read was created before
+    with nullcontext() if _is_server(uri) or _is_read_only() else lock():
         client = Client(uri)
         experiment = client.get_experiment_by_name(EXPERIMENT) or _create_experiment(client)
     if experiment.lifecycle_stage != "active":
@@ -148,6 +146,8 @@ def translate_errors(uri: str, call: Callable[..., Any], /, *args: Any, **option
             missing_alias = re.search(r"alias \S+ not found", reason)  # its error code is INVALID_PARAMETER_VALUE
             if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST" or missing_alias:
                 raise NotFoundError(f"Not found in {redact(uri)}: {reason}") from error
+            if "readonly database" in str(error):
+                raise _not_writable(redact(uri).removeprefix("sqlite:///"), "it can only be read") from None
             if attempt == _ATTEMPTS or not _is_transient(error):
                 raise StoreError(
                     f"The tracking store {redact(uri)} cannot be used ({reason}): start it, correct "
@@ -160,6 +160,13 @@ def translate_errors(uri: str, call: Callable[..., Any], /, *args: Any, **option
 def redact(uri: str) -> str:
     """An address, or a text that contains one, without the user name and password in it."""
     return re.sub(r"(?<=://)[^/@\s]*@", "", uri)
+
+
+def _not_writable(file: str, reason: str) -> StoreError:
+    return StoreError(
+        f"The tracking store cannot be used ({file}: {reason}): make its folder writable, or name another store with "
+        "MLFLOW_TRACKING_URI."
+    )
 
 
 def _create_experiment(client: Client) -> Any:
@@ -175,6 +182,11 @@ def _create_experiment(client: Client) -> Any:
 def _database_file() -> Path | None:
     uri = tracking_uri()
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def _is_read_only() -> bool:
+    file = _database_file()
+    return file is not None and file.is_file() and not os.access(file, os.W_OK)
 
 
 def _is_server(uri: str) -> bool:
