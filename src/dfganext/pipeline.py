@@ -36,9 +36,9 @@ def run(main: Callable[[], None]) -> NoReturn:
 def exit_code(main: Callable[[], None]) -> int:
     """Call a stage's `main`; returns the exit code of its process.
 
-    A UserError is printed to stderr without a traceback, and the exit code is 1; so are a full disk
-    and a file that may not be read or written. Ctrl-C and SIGTERM both
-    raise KeyboardInterrupt in `main`, and the exit code is 130. Any other exception is a bug and keeps its traceback.
+    A UserError is printed to stderr without a traceback, and the exit code is 1; so are a full disk and a file that may not be
+    read or written. Ctrl-C and SIGTERM both raise KeyboardInterrupt in `main`, and the exit code is 130. Any other exception is a
+    bug and keeps its traceback.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
