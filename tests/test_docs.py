@@ -67,7 +67,7 @@ RUN_BY = {
     "test_own_images": ["dvc remove data.dvc", "dvc add data"],
     "test_images_take_the_place_of_the_sample_and_of_other_images": ["make data FROM=/path/to/images"],
     "test_the_sample_comes_back": ["git checkout data.dvc", "dvc repro data.dvc"],
-    "test_table1_runs_what_it_lacks_and_the_page_shows_it": [
+    "test_table1_has_its_rows_once_and_the_page_shows_them": [
         "make table1",
         "make table1 SEEDS=5",
         "make table1 SEEDS=3",
