@@ -80,6 +80,12 @@ RUN_BY = {
         "dvc push",
         "dvc pull",
     ],
+    "test_an_experiment_whose_queue_is_killed_is_queued_again": [
+        "dvc queue kill",
+        "dvc queue kill NAME",
+        "dvc queue remove NAME",
+        "dvc queue status",
+    ],
     "test_two_clones_share_files_and_runs": [
         "dvc exp push origin NAME",
         "dvc exp pull origin NAME",

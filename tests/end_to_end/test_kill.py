@@ -1,9 +1,13 @@
 """`dvc repro`, killed at random moments and started again, ends as if nothing had happened."""
 
 import random
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
+import yaml
 
 from dfganext import paths
 
@@ -57,6 +61,73 @@ def test_repro_ends_with_the_same_bytes(origin, reproduced, tmp_path, stress):
     RESULTS.parent.mkdir(exist_ok=True)
     moments = " ".join(f"{one:.1f}" for one in seconds)
     RESULTS.write_text(f"what,value\nkills,20\nclones,{clones}\nseconds after which a run was killed,{moments}\n")
+
+
+def outputs(project, stage: str) -> list[dict]:
+    return yaml.safe_load(project.read("dvc.lock"))["stages"][stage]["outs"]
+
+
+@pytest.mark.timeout(3600)
+def test_training_in_two_processes_ends_with_the_same_bytes(reproduced, tmp_path, stress):
+    if not stress:
+        pytest.skip("its short form is test_distributed.py::test_two_processes_resume_with_the_same_bytes")
+    rng = random.Random(14)
+    train = ("dvc", "repro", "train_convnext")
+    projects = [reproduced.copy(tmp_path / name / "df-ganext") for name in ("undisturbed", "killed")]
+    for project in projects:
+        project.change("params.yaml", "  processes: 1 ", "  processes: 2 ")
+    undisturbed, project = projects
+    undisturbed.run(*train)
+    kills = sum(project.killed_after(rng.uniform(3, 12), *train) for _ in range(5))
+    project.run(*train)
+    assert kills and outputs(project, "train_convnext") == outputs(undisturbed, "train_convnext")
+    assert [run.info.run_name for run in project.runs() if run.info.status == "RUNNING"] == []
+    assert files_of(project) == files_of(undisturbed)
+
+
+def kill_below(folder: Path) -> None:
+    """SIGKILL to every process that works in a folder, the parents first."""
+    for process in sorted(psutil.process_iter(), key=lambda one: one.pid):
+        with suppress(psutil.Error):
+            if Path(process.cwd()).is_relative_to(folder):
+                process.kill()
+
+
+def queue_state(project, name: str) -> str:
+    (line,) = [line for line in project.run("dvc", "queue", "status").splitlines() if f" {name} " in line]
+    return line.split()[-1]
+
+
+@pytest.mark.timeout(3600)
+def test_an_experiment_whose_queue_is_killed_is_queued_again(reproduced, tmp_path, stress):
+    """As docs/troubleshooting.md says: DVC keeps a killed experiment as running until `dvc queue kill`."""
+    if not stress:
+        pytest.skip("only in full length: DVC's queue takes minutes")
+    projects = [reproduced.copy(tmp_path / name / "df-ganext") for name in ("undisturbed", "killed")]
+    for project in projects:
+        project.run("dvc", "exp", "run", "--queue", "--name", "first", "-S", "convnext.lr=0.002", "evaluate")
+        project.run("dvc", "queue", "start")
+    project = projects[1]
+    while not project.runs(**{"dvc.experiment": "first"}):  # its first stage has begun
+        time.sleep(0.2)
+    kill_below(project.folder)
+    assert queue_state(project, "first") == "Running", "there is no process left"
+    project.run("dvc", "queue", "kill", "first")
+    assert queue_state(project, "first") == "Failed"
+    project.run("dvc", "queue", "remove", "first")
+    project.run("dvc", "exp", "run", "--queue", "--name", "first", "-S", "convnext.lr=0.002", "evaluate")
+    project.run("dvc", "queue", "start")
+    for each in projects:
+        while (state := queue_state(each, "first")) in ("Queued", "Running"):
+            time.sleep(2)
+        assert state == "Success", each.run("dvc", "queue", "logs", "first")
+    locks = []
+    for each in projects:
+        (reference,) = each.run("git", "for-each-ref", "--format=%(refname)", "refs/exps/*/*/first").split()
+        locks.append(each.run("git", "show", f"{reference}:dvc.lock"))
+    assert locks[0] == locks[1]
+    assert [run.info.run_name for run in project.runs() if run.info.status == "RUNNING"] == []
+    assert project.run("git", "status", "--porcelain") == ""
 
 
 def test_a_promotion_that_is_killed_is_made_once(reproduced, tmp_path, stress):
