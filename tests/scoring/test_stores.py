@@ -1,6 +1,7 @@
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import png
@@ -162,3 +163,21 @@ def test_a_replaced_file_is_complete_at_any_time(tmp_path, monkeypatch, address)
     with pytest.raises(OSError, match="broke off"):
         folder.write("part", b"second")
     assert folder.read("part") == b"first" and folder.names() == {"part"}
+
+
+def test_a_file_that_vanishes_while_its_folder_is_listed_does_no_harm():
+    """Such as the temporary file of another run."""
+
+    class Vanishing:
+        failures = 2
+
+        def get_file_info(self, _):
+            self.failures -= 1
+            if self.failures >= 0:
+                raise FileNotFoundError(2, "Cannot get information for path 'out/.part.tmp'")
+            return [SimpleNamespace(base_name="part"), SimpleNamespace(base_name=".hidden")]
+
+    assert stores.Folder(Vanishing(), "out", "out").names() == {"part"}
+    Vanishing.failures = 1000
+    with pytest.raises(UserError, match="^out cannot be accessed"):
+        stores.Folder(Vanishing(), "out", "out").names()

@@ -163,11 +163,14 @@ class Folder:
         beginning = self.read_image(found.path, discovery.BEGINNING_BYTES)
         return isinstance(beginning, Unread) or discovery.begins_like_image(beginning)
 
-    def _info(self, path: str, inside: bool = False) -> Any:
+    def _info(self, path: str, inside: bool = False, attempts: int = 10) -> Any:
         """Kind, size and time of a file or folder, or of all entries of a folder. UserError if the file system does not say."""
         try:
             return self.filesystem.get_file_info(FileSelector(path, allow_not_found=True) if inside else path)
         except (OSError, ValueError) as error:  # ValueError: a name that is not UTF-8
+            if isinstance(error, FileNotFoundError) and attempts > 1:
+                # a file vanished while its folder was listed, such as the temporary one of another run
+                return self._info(path, inside, attempts - 1)
             raise UserError(
                 f"{self.name} cannot be accessed ({one_line(error)}): check its name, the network and the credentials."
             ) from None
