@@ -179,5 +179,5 @@ def test_a_file_that_vanishes_while_its_folder_is_listed_does_no_harm():
 
     assert stores.Folder(Vanishing(), "out", "out").names() == {"part"}
     Vanishing.failures = 1000
-    with pytest.raises(UserError, match="^out cannot be accessed"):
+    with pytest.raises(UserError, match=r"^out cannot be accessed"):
         stores.Folder(Vanishing(), "out", "out").names()
