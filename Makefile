@@ -47,7 +47,7 @@ architectures: .venv/ready  ## train other classifiers on the same images, SEEDS
 	python -m dfganext.tracking.experiments --architectures --seeds $(SEEDS)
 	$(MAKE) report
 
-# under two minutes on two cores
+# about two minutes on two cores
 check: lint  ## lint, types and the fast tests
 	$(PYTEST) -m "not slow"
 

@@ -51,6 +51,7 @@ def test_file_name_has_hardware_and_versions(tmp_path, monkeypatch):
     assert row["ratio"] == "3" and row["against"] == "A"
 
 
+@pytest.mark.slow
 def test_contenders_alternate():
     order = []
     seconds = harness.alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2)
@@ -228,6 +229,7 @@ def test_maps_are_compared_with_pytorch_grad_cam():
         explain.assert_same(maps, np.ones((2, 3, 1, 1)) * np.random.default_rng(1).random((2, 3, 64, 64)))
 
 
+@pytest.mark.slow
 def test_predict_is_compared_with_taking_turns():
     table = Table("predict")
     predict.compare(table, "test_convnext", 64, count=40, rounds=1)

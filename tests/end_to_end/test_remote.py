@@ -227,6 +227,7 @@ def test_the_table_of_runs_shows_what_tells_runs_apart(remote, shipped, tmp_path
         assert text in shown, shown
 
 
+@pytest.mark.slow
 def test_concurrent_writes_of_one_alias_or_tag_all_succeed(remote, tmp_path, monkeypatch):
     """MLflow checks that an alias or a tag is missing and then inserts it; the database refuses all inserts but the first."""
     enter_root(tmp_path, monkeypatch)

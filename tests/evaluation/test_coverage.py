@@ -9,6 +9,7 @@ from benchmarks import coverage
 FAMILIES = tuple(coverage.families(0.95))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("area", "size"), [(0.75, 40), (0.95, 40), (0.99, 80), (0.999, 80)])
 def test_areas(family, area, size):

@@ -114,6 +114,7 @@ def test_fakes_of_another_format_leak():
     assert report["offenders"][1]["sentence"].endswith("have no JPEG quantisation tables.")
 
 
+@pytest.mark.slow
 def test_a_cut_point_where_no_single_value_differs():
     rows = alike(400)
     rows["bytes"] += np.where(rows.label == "real", 3000, 0)

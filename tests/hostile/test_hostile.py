@@ -45,6 +45,7 @@ def measured(root, what, count):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_every_mutation_is_decoded_or_refused_in_time_and_memory(root):
     found = measured(root, "decode", PER_FORMAT)
     assert sum(found["outcomes"].values()) == PER_FORMAT * len(FORMATS)

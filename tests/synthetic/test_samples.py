@@ -31,6 +31,7 @@ def drawn_again(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", labels.NAMES)
 def test_a_new_drawing_equals_the_committed_sample(drawn_again: Path, name: str) -> None:
     """The pixels are equal where processor and library versions are.

@@ -42,6 +42,7 @@ def test_the_charts_need_no_network(curves, browser, command):
     page.close()
 
 
+@pytest.mark.slow
 def test_dvc_fills_all_places_of_the_template():
     from dvc_render.html import PAGE_HTML
 

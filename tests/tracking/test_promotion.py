@@ -338,6 +338,7 @@ def test_without_a_lock_the_better_of_two_simultaneous_models_is_champion(
     assert tags_of(registry.champion().version)["weights.sha256"] == files.sha256_of("good/model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_version_that_was_champion_before_can_be_promoted_again(here, run_id):
     promote("bad", run_id), promote("good", run_id)
     store.connect()[0].set_registered_model_alias(registry.MODEL, registry.CHAMPION, "1")
@@ -345,6 +346,7 @@ def test_a_version_that_was_champion_before_can_be_promoted_again(here, run_id):
     assert (again.outcome, again.version, again.champion) == ("promoted", "2", "2")
 
 
+@pytest.mark.slow
 def test_a_champion_set_by_hand_is_compared_and_no_earlier_champion_returns(here, run_id):
     promote("bad", run_id), promote("good", run_id)
     store.connect()[0].set_registered_model_alias(registry.MODEL, registry.CHAMPION, "1")

@@ -112,6 +112,7 @@ print(dfganext.tracking.runs._execution_id())
 """
 
 
+@pytest.mark.slow
 def test_the_stages_of_one_dvc_process_are_one_execution(tmp_path, monkeypatch):
     """Two simultaneous `dvc` are two executions. A stage's process may be a direct child of DVC or have others in between."""
     (tmp_path / "stage.py").write_text(EXECUTION)

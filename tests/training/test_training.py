@@ -63,6 +63,7 @@ def same(one: loop.History, two: loop.History) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_same_bits_for_any_number_of_workers(settings, precision):
     settings = dataclasses.replace(settings, precision=precision, epochs=2)
@@ -94,6 +95,7 @@ def test_the_seed_decides_dropout_also_after_a_stop(settings, tmp_path, dropout)
     assert not same(other, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 2])
 def test_a_resumed_run_ends_with_the_same_weights(settings, tmp_path, stop):
     settings = dataclasses.replace(settings, lr_step=1)
