@@ -206,11 +206,10 @@ def test_served_rival_predicts_the_same_probabilities(tmp_path):
 
 
 @pytest.mark.slow
-def test_serving_is_compared_with_its_rival(monkeypatch):
-    monkeypatch.setattr(serve, "PRECISIONS", ("bfloat16",))  # a precision takes two servers
+def test_serving_is_compared_with_its_rival_in_both_precisions():
     table = Table("serve")
     serve.compare(table, "test_convnext", 32, turns=1, burst=2, client_requests=1, rounds=1)
-    names = {"one image, bfloat16", "8 clients, bfloat16"}
+    names = {f"{what}, {precision}" for what in ("one image", "8 clients") for precision in serve.PRECISIONS}
     assert cases(table) == {(name, serve.AGAINST) for name in names}
 
 

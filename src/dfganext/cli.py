@@ -95,6 +95,10 @@ def run() -> NoReturn:
     runtime.leave(main())
 
 
+def _decoders() -> int:
+    return min(runtime.cores(), DECODERS)
+
+
 def _fail(message: str) -> int:
     print(f"dfganext: {printable(message)}", file=sys.stderr)
     return 2
@@ -221,7 +225,7 @@ def evaluate(
         from dfganext.evaluation import external
         from dfganext.inference import labelled
 
-        found = labelled.predict(detector, paths, workers=min(runtime.cores(), DECODERS))
+        found = labelled.predict(detector, paths, workers=_decoders())
     metrics = external.evaluate_set(found.images, detector.threshold, trained_on, NEAR_DUPLICATE_BITS)
     refused = found.rejects.to_dict("records")
     if json_metrics:
@@ -346,7 +350,7 @@ def predict_files(
         return path, detector.prepare(data if isinstance(data, bytes) else data.reason, stability)
 
     # threads prepare the next batch while the network computes
-    images = map_ordered(prepared, files, min(runtime.cores(), DECODERS), limit=BATCH_FILES)
+    images = map_ordered(prepared, files, _decoders(), limit=BATCH_FILES)
     for batch in batches_by_bytes(images, _bytes_of, BATCH_FILES, BATCH_BYTES):
         predictions = detector.predict_prepared([one for _, one in batch], explain=bool(heatmaps))
         for (path, _), found in zip(batch, predictions, strict=True):

@@ -20,7 +20,7 @@ def experiments(reproduced, tmp_path_factory):
     """
     project = reproduced.copy(tmp_path_factory.mktemp("experiments") / "df-ganext")
     project.run("dvc", "exp", "run", "--name", "here", "-S", "loss=bce", "promote")
-    project.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "loss=bce", "-S", "seed=3", "evaluate")
+    project.run("dvc", "exp", "run", "--temp", "--name", "apart", "-S", "loss=bce", "-S", "seed=3", "promote")
 
     # queued with one version of the code, started with another in the workspace
     source = "src/dfganext/evaluation/evaluate.py"
@@ -75,9 +75,11 @@ def test_another_seed_keeps_the_split_and_is_compared_on_the_same_images(experim
     theirs = yaml.safe_load(experiments.run("git", "show", f"{apart}:dvc.lock"))["stages"]
     assert theirs["subsample"] == ours["subsample"]
     assert theirs["train_convnext"]["outs"] != ours["train_convnext"]["outs"]
-    first, here = (experiments.versions()[number] for number in (1, 2))
+    first, here, apart = (experiments.versions()[number] for number in (1, 2, 3))
     assert here.tags["promotion.against"] == str(first.version)
-    assert here.tags["promotion.images"] == "10 real, 10 fake"
+    champion = here if here.tags["promotion"] == "promoted" else first
+    assert apart.tags["promotion.against"] == str(champion.version)
+    assert here.tags["promotion.images"] == apart.tags["promotion.images"] == "10 real, 10 fake"
 
 
 def test_table1_has_its_rows_once_and_the_page_shows_them(experiments):

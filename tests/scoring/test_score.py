@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 MIB = 2**20
 
-MANY = 10_000
+MANY = 12_000
 """Images of the runs that are killed: so many parts of a thousand."""
 
 
@@ -354,7 +354,7 @@ def test_many_images_with_a_worker_and_then_the_driver_killed(many, monkeypatch)
     assert addresses and addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     victim = first.workers()[0]
     victim.send_signal(signal.SIGKILL)
-    first.until(parts=4)
+    first.until(parts=5)
     assert victim.pid not in {process.pid for process in first.workers()}
     first.process.kill()
     first.process.communicate()

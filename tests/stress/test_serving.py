@@ -1,6 +1,6 @@
 """The real server under many mixed requests, hostile clients and a stop: right answers, flat memory, nothing lost.
 
-`make stress` sends 10,000 requests and writes results/serving.csv; `make test` sends two hundred.
+`make stress` sends 10,000 requests and writes results/serving.csv; `make test` sends a few hundred.
 """
 
 import base64
@@ -158,7 +158,7 @@ def check(kind: str, expected: list[float] | None, status: int, answer: dict) ->
 
 @pytest.mark.timeout(7200)
 def test_many_mixed_requests(server, requests, stress):
-    count = 10_000 if stress else 200
+    count = 10_000 if stress else 400
     seconds: list[float] = []
     memory = [server.mib()]
     kinds: Counter[str] = Counter()
