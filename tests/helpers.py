@@ -153,7 +153,13 @@ def hashes(label: int, index: int) -> dict[str, str]:
 
 def promotion_settings(**changes: Any) -> settings.Promote:
     """Settings that promote the tiny detectors by ROC AUC, on at least two images of each class."""
-    values = {"metric": "roc_auc", "min_images": 2, "architectures": ("test_convnext",), "precision": "float32"}
+    values = {
+        "metric": "roc_auc",
+        "min_images": 2,
+        "architectures": ("test_convnext",),
+        "precision": "float32",
+        "engine": "torch",
+    }
     return settings.Promote(**values | changes)
 
 

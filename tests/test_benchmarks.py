@@ -206,10 +206,10 @@ def test_served_rival_predicts_the_same_probabilities(tmp_path):
 
 
 @pytest.mark.slow
-def test_serving_is_compared_with_its_rival_in_both_precisions():
+def test_serving_is_compared_with_its_rival_with_each_engine_and_precision():
     table = Table("serve")
     serve.compare(table, "test_convnext", 32, turns=1, burst=2, client_requests=1, rounds=1)
-    names = {f"{what}, {precision}" for what in ("one image", "8 clients") for precision in serve.PRECISIONS}
+    names = {f"{what}, {', '.join(kind)}" for what in ("one image", "8 clients") for kind in serve.KINDS}
     assert cases(table) == {(name, serve.AGAINST) for name in names}
 
 

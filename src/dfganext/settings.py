@@ -189,6 +189,13 @@ class Promote:
     min_images: Count
     architectures: list[Text]
     precision: Literal["float32", "bfloat16"]
+    engine: Literal["torch", "onnxruntime", "openvino"]
+
+    def __post_init__(self) -> None:
+        if self.engine == "onnxruntime" and self.precision == "bfloat16":
+            raise UserError(
+                "promote.engine: onnxruntime computes in float32; set promote.precision to float32, or promote.engine to openvino."
+            )
 
 
 @dataclass(frozen=True, config=RULES)

@@ -1,17 +1,20 @@
 """The sample is balanced and seeded, and near duplicates stay in one split."""
 
 import dataclasses
+import functools
 import io
 import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image, ImageOps
 from scipy.sparse.csgraph import connected_components
 
 from dfganext import files
 from dfganext.data import manifest
+from dfganext.data import split as splits
 from dfganext.data.split import COLUMNS, draw, near_duplicate_groups, read, unpack_hashes
 from dfganext.errors import UserError
 from dfganext.settings import Subsample
@@ -114,10 +117,15 @@ def altered(hashes: np.ndarray, bits: int, rng: np.random.Generator) -> np.ndarr
     return copies
 
 
+@pytest.mark.parametrize("products", ["few images", "many images", torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("block", [7, 512])
 @pytest.mark.parametrize("bits", [0, 1, 5, 10, 44])
-def test_groups_agree_with_comparing_all_pairs(bits, block, monkeypatch):
-    monkeypatch.setattr("dfganext.data.split.BLOCK", block)
+def test_groups_agree_with_comparing_all_pairs(bits, block, products, monkeypatch):
+    monkeypatch.setattr(splits, "BLOCK", block)
+    if products != "few images":
+        monkeypatch.setattr(splits, "MANY", 0)
+    if isinstance(products, torch.dtype):
+        monkeypatch.setattr(splits, "_fast_products", functools.partial(splits._torch_products, products))
     rng = np.random.default_rng(bits)
     both = rng.integers(0, 256, (2, 40, 32), dtype=np.uint8).repeat(
         5, axis=1
@@ -140,6 +148,30 @@ def test_groups_agree_with_comparing_all_pairs(bits, block, monkeypatch):
         np.where(turned[:, None], mirrored, hashes), np.where(turned[:, None], hashes, mirrored), bits
     )
     assert (again == found).all(), "an image and its mirror image are interchangeable"
+
+
+@pytest.mark.parametrize("length", [8, 32])
+def test_products_are_exact_in_bfloat16_up_to_the_longest_hash(length):
+    """All products that there can be: of rows that agree in 0 to all bits."""
+    bits = 8 * length
+    row = np.full(bits, 2, np.float32)
+    rows = np.where(np.arange(bits) < np.arange(bits + 1)[:, None], row, -row)
+    none = np.zeros_like(rows)
+    every = slice(0, bits + 1)
+    expected = splits._products(rows, none)(every, every)
+    for sums, differences in ((rows, none), (none, rows)):
+        found = splits._torch_products(torch.bfloat16, sums, differences)(every, every)
+        np.testing.assert_array_equal(found.float().numpy(), expected if sums is rows else np.abs(expected))
+
+
+@pytest.mark.parametrize(("bits", "tried"), [(256, {torch.float32, torch.bfloat16}), (264, {torch.float32})])
+def test_bfloat16_is_tried_only_where_it_is_exact(bits, tried, monkeypatch):
+    made, dtypes = splits._torch_products, []
+    monkeypatch.setattr(splits, "_torch_products", lambda dtype, *rows: dtypes.append(dtype) or made(dtype, *rows))
+    rows = np.full((3, bits), 2, np.float32)
+    products = splits._fast_products(rows, np.zeros_like(rows))
+    assert set(dtypes) == tried
+    assert products(slice(0, 3), slice(0, 3)).float().tolist() == [[4 * bits] * 3] * 3
 
 
 def picture(seed: int) -> Image.Image:

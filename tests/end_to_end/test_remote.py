@@ -169,7 +169,7 @@ run = client.create_run(experiment, run_name="promote").info.run_id
 print("ready", flush=True)
 sys.stdin.readline()
 folder = Path(sys.argv[1])
-rule = Promote("roc_auc", 2, ("test_convnext",), "float32")
+rule = Promote("roc_auc", 2, ("test_convnext",), "float32", "torch")
 data = promotion.Data.read(Path("split.csv"), Path("manifest.csv"), Path("raw"), 8)
 print(promotion.promote(folder, folder / "operating_point.json", data, rule, run).outcome)
 """
@@ -188,7 +188,7 @@ def test_two_machines_promote_at_the_same_time_and_a_third_predicts_with_the_bet
         Path("bad"),
         Path("bad/operating_point.json"),
         promotion.Data.read(Path("split.csv"), Path("manifest.csv"), Path("raw"), 8),
-        Promote("roc_auc", 2, ("test_convnext",), "float32"),
+        Promote("roc_auc", 2, ("test_convnext",), "float32", "torch"),
         client.create_run(experiment).info.run_id,
     )
     assert (again.outcome, again.champion) == ("refused", str(registry.champion().version))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dfganext import images
 from dfganext.errors import UserError
-from dfganext.inference import export
+from dfganext.inference import engines, export, onnx_model
 from dfganext.inference.detector import Detector
 
 
@@ -126,7 +126,7 @@ def test_nothing_is_left_of_an_export_that_failed(tmp_path, monkeypatch):
     def fails(*arguments, **options):
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr(export.torch.onnx, "export", fails)
+    monkeypatch.setattr(onnx_model.torch.onnx, "export", fails)
     with pytest.raises(UserError, match=r"test_convnext cannot be exported to ONNX \(.*no such operator.*safetensors"):
         export.to_onnx(source, tmp_path / "onnx", {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
@@ -135,13 +135,15 @@ def test_nothing_is_left_of_an_export_that_failed(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_model_with_other_predictions_is_refused(tmp_path, monkeypatch):
     source = detector(tmp_path / "source", good=True)
-    monkeypatch.setattr(export, "MAX_DIFFERENCE", -1.0)
+    monkeypatch.setattr(engines, "MAX_DIFFERENCE", -1.0)
     with pytest.raises(UserError, match="other predictions in ONNX Runtime"):
         export.to_onnx(source, tmp_path / "onnx", {})
     assert not (tmp_path / "onnx").exists()
 
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(onnx_model.importlib.util, "find_spec", lambda name: None)
+    source = detector(tmp_path / "source", good=True)
     with pytest.raises(UserError, match=r"pip install 'df-ganext\[onnx\]'"):
-        export.to_onnx(tmp_path, tmp_path / "onnx", {})
+        export.to_onnx(source, tmp_path / "onnx", {})
+    assert not (tmp_path / "onnx").exists()

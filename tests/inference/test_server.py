@@ -48,7 +48,7 @@ def root(tmp_path_factory):
         client, experiment = store.connect()
         run_id = client.create_run(experiment).info.run_id
         data = promotion.Data.read(root / "split.csv", root / "manifest.csv", root / "raw", 8)
-        settings = Promote("roc_auc", 2, ("test_convnext",), "float32")
+        settings = Promote("roc_auc", 2, ("test_convnext",), "float32", "torch")
         promotion.promote(folder, folder / "operating_point.json", data, settings, run_id)
     return root
 

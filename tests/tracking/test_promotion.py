@@ -1,3 +1,4 @@
+import base64
 import json
 import shutil
 from contextlib import nullcontext
@@ -158,6 +159,43 @@ def test_a_precision_that_changes_the_predictions_is_refused(here, run_id, monke
     monkeypatch.setattr(promotion, "MAX_PROBABILITY_SHIFT", -1.0)
     with pytest.raises(UserError, match=r"promote\.precision: bfloat16 moves p_fake by up to .* set it to float32"):
         promote("good", run_id, precision="bfloat16")
+    assert registry.champion() is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_an_engine_is_part_of_the_version_and_gives_the_same_predictions(here, run_id, engine):
+    first, second = promote("good", run_id), promote("good", run_id, engine=engine)
+    assert (first.version, second.version, second.champion) == ("1", "2", "2")
+    assert [tags_of(version)["engine"] for version in ("1", "2")] == ["torch", engine]
+    assert promote("good", run_id, engine=engine).outcome == "champion"  # its ONNX model is made anew
+    paths = [here / "raw" / path for path in data_here().validation.path]
+    with registry.resolve(f"models:/{registry.MODEL}/2") as folder:
+        assert engine in (folder.parent.parent / "requirements.txt").read_text()
+        loaded = Detector.load(folder)
+        assert loaded.engine.name == engine
+        found = comparison.probabilities_of(loaded, paths)
+    np.testing.assert_allclose(found, p_fake_of("good"), rtol=0, atol=1e-5)
+    served = store.import_mlflow().pyfunc.load_model(f"models:/{registry.MODEL}/2")
+    text = base64.b64encode(paths[0].read_bytes()).decode()
+    assert served.predict(pd.DataFrame({"image": [text]}))[0]["p_fake"] == pytest.approx(found[0], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_an_engine_that_changes_the_predictions_is_refused(here, run_id, monkeypatch):
+    monkeypatch.setattr(promotion, "MAX_DIFFERENCE", -1.0)
+    with pytest.raises(UserError, match=r"promote\.engine: onnxruntime moves p_fake by up to .* set it to torch"):
+        promote("good", run_id, engine="onnxruntime")
+    assert registry.champion() is None
+
+
+def test_an_architecture_without_onnx_is_refused_with_the_setting(here, run_id, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    with pytest.raises(UserError, match=r"cannot be exported to ONNX .*: set promote\.engine to torch"):
+        promote("good", run_id, engine="onnxruntime")
     assert registry.champion() is None
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Model:
     """A detector's files by name, the version that rows show, and its identity.
 
-    sha256 is over weights, config, operating point and features: models with the same value give the same predictions.
-    calibrated: whether the temperature is known; otherwise it is 1.
+    sha256 is over weights, config, operating point, features and an engine's ONNX model: models with the same value give the same
+    predictions. calibrated: whether the temperature is known; otherwise it is 1.
     """
 
     files: Mapping[str, bytes]
@@ -39,6 +39,7 @@ def load(uri: str | None, threshold: float | None = None) -> Model:
     import torch
 
     from dfganext.inference.detector import OPERATING_POINT_FILE, Detector
+    from dfganext.inference.engines import ONNX_FILE
     from dfganext.models.classifier import CONFIG_FILE, WEIGHTS_FILE
     from dfganext.models.novelty import FEATURES_FILE
     from dfganext.tracking import registry
@@ -49,7 +50,11 @@ def load(uri: str | None, threshold: float | None = None) -> Model:
         files = {name: (folder / name).read_bytes() for name in (WEIGHTS_FILE, CONFIG_FILE)}
         if detector.neighbours is not None:
             files[FEATURES_FILE] = (folder / FEATURES_FILE).read_bytes()
+        if detector.engine is not None:
+            files[ONNX_FILE] = (folder / ONNX_FILE).read_bytes()
     point = {name: getattr(detector, name) for name in ("threshold", "temperature", "precision")}
+    if detector.engine is not None:
+        point["engine"] = detector.engine.name
     point["decision"] = None if detector.decision is None else asdict(detector.decision)
     identity = hashlib.sha256()
     for data in files.values():

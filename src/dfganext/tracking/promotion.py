@@ -17,10 +17,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 
 from dfganext import files
 from dfganext.errors import UserError
+from dfganext.inference import onnx_model
 from dfganext.inference.detector import OPERATING_POINT_FILE, Detector
+from dfganext.inference.engines import MAX_DIFFERENCE, ONNX_FILE
 from dfganext.models.novelty import FEATURES_FILE
 from dfganext.settings import Promote
 from dfganext.tracking import registry, store
@@ -31,7 +34,7 @@ from dfganext.tracking.store import Client
 Outcome = Literal["promoted", "refused", "champion"]
 
 MAX_PROBABILITY_SHIFT = 1e-3
-"""Maximum change of p_fake from a faster precision."""
+"""Maximum change of p_fake from a faster precision; another engine with the same precision may change it by `MAX_DIFFERENCE`."""
 
 
 @dataclass(frozen=True)
@@ -90,20 +93,12 @@ def promote(
         tags: additional tags for a new version.
 
     Raises:
-        UserError: the store cannot be used, an image or a model file is missing, or the precision changes the predictions.
+        UserError: the store cannot be used, an image or a model file is missing, the engine cannot be used, or precision or
+            engine change the predictions.
     """
     client, _ = store.connect()
-    exact = Detector.load(folder, operating_point)
     with tempfile.TemporaryDirectory() as temporary:
-        served = Path(temporary) / OPERATING_POINT_FILE
-        point = json.loads(operating_point.read_text(encoding="utf-8"))
-        files.write_json(served, point | {"precision": settings.precision}, files.EXACT)
-        features = operating_point.parent / FEATURES_FILE
-        if features.is_file():
-            shutil.copyfile(features, served.parent / FEATURES_FILE)
-        detector = Detector.load(folder, served)
-        if settings.precision != "float32":
-            _require_same_predictions(detector, exact, data, settings.precision)
+        served, detector = _served(folder, operating_point, Path(temporary), data, settings)
         with store.lock("promotion"):
             all_tags = {"dataset.sha256": data.sha256, **(tags or {})}
             version = registry.register(client, Contents(folder, served, data.trained_on), detector, run_id, all_tags)
@@ -205,14 +200,36 @@ def _candidate(version: Any, detector: Detector, trained_on: pd.DataFrame | None
     return Candidate(str(version.version), version.tags.get("weights.sha256", ""), detector, trained_on, data)
 
 
-def _require_same_predictions(fast: Detector, exact: Detector, data: Data, precision: str) -> None:
-    """UserError if the faster precision changes a p_fake of the validation images by more than MAX_PROBABILITY_SHIFT."""
+def _served(folder: Path, operating_point: Path, target: Path, data: Data, settings: Promote) -> tuple[Path, Detector]:
+    """The operating point of the served model in the folder `target`, with features and ONNX model beside it; and its detector."""
+    device = None if settings.engine == "torch" else torch.device("cpu")
+    exact = Detector.load(folder, operating_point, device)
+    served = target / OPERATING_POINT_FILE
+    point = json.loads(operating_point.read_text(encoding="utf-8"))
+    engine = {} if settings.engine == "torch" else {"engine": settings.engine}
+    files.write_json(served, point | {"precision": settings.precision, **engine}, files.EXACT)
+    features = operating_point.parent / FEATURES_FILE
+    if features.is_file():
+        shutil.copyfile(features, target / FEATURES_FILE)
+    if engine:
+        onnx_model.write(exact, target / ONNX_FILE, "set promote.engine to torch", settings.engine)
+    detector = Detector.load(folder, served, device)
+    if engine or settings.precision != "float32":
+        _require_same_predictions(detector, exact, data, settings)
+    return served, detector
+
+
+def _require_same_predictions(served: Detector, exact: Detector, data: Data, settings: Promote) -> None:
+    """UserError if precision or engine change a p_fake of the validation images by more than their limit."""
+    if settings.precision == "float32":
+        limit, setting, cure = MAX_DIFFERENCE, f"promote.engine: {settings.engine}", "torch"
+    else:
+        limit, setting, cure = MAX_PROBABILITY_SHIFT, f"promote.precision: {settings.precision}", "float32"
     paths = [data.raw / path for path in data.validation.path]
-    shift = float(np.max(np.abs(probabilities_of(fast, paths) - probabilities_of(exact, paths))))
-    if shift > MAX_PROBABILITY_SHIFT:
+    shift = float(np.max(np.abs(probabilities_of(served, paths) - probabilities_of(exact, paths))))
+    if shift > limit:
         raise UserError(
-            f"promote.precision: {precision} moves p_fake by up to {shift:.2g} on the validation images, more than "
-            f"{MAX_PROBABILITY_SHIFT:g}: set it to float32."
+            f"{setting} moves p_fake by up to {shift:.2g} on the validation images, more than {limit:g}: set it to {cure}."
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 import shutil
 import tempfile
@@ -28,6 +29,7 @@ import dfganext
 from dfganext import files, images, pipeline
 from dfganext.errors import UserError
 from dfganext.inference.detector import OPERATING_POINT_FILE, Detector
+from dfganext.inference.engines import ONNX_FILE
 from dfganext.models.classifier import CONFIG_FILE, WEIGHTS_FILE
 from dfganext.models.novelty import FEATURES_FILE
 from dfganext.tracking import store
@@ -57,7 +59,7 @@ IDENTITY_NAMES = {
     OPERATING_POINT_FILE: "operating_point",
     FEATURES_FILE: "features",
 }
-"""The tag of each file of a detector; see `Contents.identity`."""
+"""The tag of each file of a detector that is part of its identity; an ONNX model follows from the others."""
 
 PYFUNC = Path("inference") / "pyfunc.py"
 """The served model's file in this package."""
@@ -74,8 +76,8 @@ _MODEL_URI = re.compile(r"models:/(m-\w+|[^/@]+(@[^/@]+|/\d+|/latest))|runs:/\w+
 class Contents:
     """The inputs of a version: folder (weights and config), operating_point (file) and trained_on.
 
-    Beside the operating point is the file of features that its rule for decisions needs, if it has one. trained_on has one row
-    per training image: sha256, group, phash, phash_mirrored.
+    Beside the operating point are the file of features that its rule for decisions needs and the ONNX model that its engine needs,
+    where it has them. trained_on has one row per training image: sha256, group, phash, phash_mirrored.
     """
 
     folder: Path
@@ -87,16 +89,28 @@ class Contents:
         """The files of the detector, by their names in the version."""
         found = {name: self.folder / name for name in (WEIGHTS_FILE, CONFIG_FILE)}
         found[OPERATING_POINT_FILE] = self.operating_point
-        features = self.operating_point.parent / FEATURES_FILE
-        return found | ({FEATURES_FILE: features} if features.is_file() else {})
+        beside = {name: self.operating_point.parent / name for name in (FEATURES_FILE, ONNX_FILE)}
+        return found | {name: file for name, file in beside.items() if file.is_file()}
+
+    @property
+    def engine(self) -> str:
+        """The engine that computes the forward pass on a CPU."""
+        return json.loads(self.operating_point.read_text(encoding="utf-8")).get("engine", "torch")
+
+    def requirements(self) -> list[str]:
+        """Requirement lines of the served model."""
+        return requirements() + ([] if self.engine == "torch" else [_requirement(self.engine)])
 
     def identity(self) -> dict[str, str]:
         """Two versions with the same identity are the same: sha256 of the detector's files, the code and the requirements."""
         code = "".join(f"{name} {files.sha256_of(file)}\n" for name, file in served_code().items())
         return {
-            **{f"{IDENTITY_NAMES[name]}.sha256": files.sha256_of(file) for name, file in self.files.items()},
+            **{
+                f"{IDENTITY_NAMES[name]}.sha256": files.sha256_of(self.files[name])
+                for name in IDENTITY_NAMES.keys() & self.files
+            },
             "code.sha256": hashlib.sha256(code.encode()).hexdigest(),
-            "requirements.sha256": hashlib.sha256("\n".join(requirements()).encode()).hexdigest(),
+            "requirements.sha256": hashlib.sha256("\n".join(self.requirements()).encode()).hexdigest(),
         }
 
 
@@ -110,8 +124,13 @@ def served_code() -> dict[str, Path]:
 
 
 def requirements() -> list[str]:
-    """Requirement lines of the served model: the installed versions, without the build (2.15.0, not 2.15.0+cpu)."""
-    return [f"{name}=={metadata.version(name).split('+')[0]}" for name in REQUIREMENTS]
+    """Requirement lines of every served model."""
+    return list(map(_requirement, REQUIREMENTS))
+
+
+def _requirement(name: str) -> str:
+    """The installed version of a package, without the build: 2.15.0, not 2.15.0+cpu."""
+    return f"{name}=={metadata.version(name).split('+')[0]}"
 
 
 def save_model(target: Path, contents: Contents, model_id: str | None = None, run_id: str | None = None) -> None:
@@ -140,7 +159,7 @@ def save_model(target: Path, contents: Contents, model_id: str | None = None, ru
                 python_model=str(code / PYFUNC),
                 artifacts={"detector": str(detector), "trained_on": str(Path(temporary) / TRAINED_ON_FILE)},
                 code_paths=[str(code)],
-                pip_requirements=requirements(),
+                pip_requirements=contents.requirements(),
                 signature=ModelSignature(
                     inputs=Schema([ColSpec("string", "image")]),
                     params=ParamSchema([ParamSpec(name, "boolean", False) for name in ("explain", "stability")]),
@@ -225,6 +244,7 @@ def register(client: Client, contents: Contents, detector: Detector, run_id: str
         "size": str(detector.config.size),
         "threshold": f"{detector.threshold:.6g}",
         "temperature": f"{detector.temperature:.6g}",
+        "engine": contents.engine,
         "trained_on.images": str(len(contents.trained_on)),
         "trained_by": run_id,
         **tags,
