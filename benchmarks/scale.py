@@ -1,4 +1,4 @@
-"""Time and peak memory of subsample, resize and score with 1,000, 10,000 and 100,000 images."""
+"""Time and peak memory of subsample, resize and score with 1,000, 10,000 and 100,000 images, and of near duplicates among 140,000."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 
 from benchmarks import pictures
-from benchmarks.harness import ROOT, Child, Table, peak_mib
+from benchmarks.harness import ROOT, Child, Goal, Table, peak_mib
 from dfganext import settings
 from dfganext.data import arrays, split
 from dfganext.models import classifier
@@ -24,6 +25,9 @@ from dfganext.runtime import cores
 
 COUNTS = (1_000, 10_000, 100_000)
 SIZE = 32
+
+MANY = 140_000
+"""Images whose near duplicates are sought: as many as the paper's set has."""
 
 
 def main() -> None:
@@ -40,6 +44,10 @@ def main() -> None:
                     seconds, mib = child.call(name, *arguments)
                     add(table, name, count, seconds, mib)
             add(table, "score, with Ray's start", count, *score(images, folder / f"rows{count}", model))
+        with Child("benchmarks.scale") as child:
+            seconds, mib = child.call("near_duplicates", MANY)
+            table.add(f"near duplicates, {MANY} images", "time", "s", [seconds], goal=Goal("ours", most=20))
+            table.add(f"near duplicates, {MANY} images", "peak memory", "MiB", [mib])
     table.write("ray", "pyarrow")
 
 
@@ -64,6 +72,14 @@ def subsample(count: int) -> tuple[float, float]:
     shipped = settings.load_settings(ROOT / "params.yaml")
     start = time.perf_counter()
     split.draw(manifest, shipped.subsample, shipped.subsample.seed)
+    return time.perf_counter() - start, peak_mib()
+
+
+def near_duplicates(count: int) -> tuple[float, float]:
+    """Group random hashes, each different from its mirrored one."""
+    hashes, mirrored = np.random.default_rng(0).integers(0, 256, (2, count, 32), dtype=np.uint8)
+    start = time.perf_counter()
+    split.near_duplicate_groups(hashes, mirrored, split.NEAR_DUPLICATE_BITS)
     return time.perf_counter() - start, peak_mib()
 
 

@@ -33,9 +33,10 @@ import torch
 from benchmarks import pictures
 from benchmarks.harness import Goal, Table, alternate, plain_environment
 from dfganext import images
-from dfganext.inference import engines, onnx_model
+from dfganext.inference import onnx_model
 from dfganext.inference.detector import Detector
 from dfganext.models import classifier
+from dfganext.models.folder import ONNX_FILE, WEIGHTS_FILE
 from dfganext.tracking import registry, store
 
 SOURCE, SIZE = 512, 256
@@ -112,9 +113,7 @@ def save(folder: Path, model: torch.nn.Module, config: classifier.ClassifierConf
         values = {"threshold": 0.5, "temperature": 1.0, "precision": precision}
         point.write_text(json.dumps(values))
         if engine != "torch":
-            onnx_model.write(
-                Detector.load(folder / "detector", point), beside / engines.ONNX_FILE, "choose another", engine
-            )
+            onnx_model.write(Detector.load(folder / "detector", point), beside / ONNX_FILE, "choose another", engine)
             point.write_text(json.dumps(values | {"engine": engine}))
         contents = registry.Contents(folder / "detector", point, trained_on=pd.DataFrame({"sha256": []}))
         registry.save_model(folder / name.replace(" ", "-"), contents)
@@ -127,7 +126,7 @@ def save(folder: Path, model: torch.nn.Module, config: classifier.ClassifierConf
         mlflow.pyfunc.save_model(
             str(folder / f"rival-{precision}"),
             python_model=str(Path(__file__).with_name("served_rival.py")),
-            artifacts={"weights": str(folder / "detector" / classifier.WEIGHTS_FILE), "config": str(described)},
+            artifacts={"weights": str(folder / "detector" / WEIGHTS_FILE), "config": str(described)},
             signature=ModelSignature(inputs=Schema([ColSpec("string", "image")])),
             pip_requirements=["torch", "timm"],
         )
@@ -145,9 +144,11 @@ def one_at_a_time(
     contenders: dict[str, Callable[[], object]] = dict(requests)
     contenders |= {f"forward {name}": forward for name, forward in forwards.items()}
     milliseconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(turns):
-        for name, contender in contenders.items():
-            seconds = alternate({name: contender}, burst - 1)[name]
+    for turn in range(turns):
+        names = list(contenders)
+        first = turn * len(names) // turns  # another one begins each turn
+        for name in names[first:] + names[:first]:
+            seconds = alternate({name: contenders[name]}, burst - 1)[name]
             milliseconds[name] += [1e3 * one for one in seconds]
     medians = {name: statistics.median(times) for name, times in milliseconds.items()}
     exact = requests["torch float32"]()[0]["p_fake"]

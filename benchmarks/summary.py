@@ -14,9 +14,11 @@ LINES = (
     ("resize", "{format} of 1024 px to 256, {filter}", r"(?P<format>\w+) 1024 to 256, (?P<filter>\w+)$"),
     ("train_cpu", "an epoch on the CPU at {size} px", r"(?P<size>\d+) px"),
     ("train_gpu", "an epoch on the GPU at {size} px", r"(?P<size>\d+) px"),
+    ("engines", "the forward pass of one image, {case}", r"(?P<case>.+), batches of 1$"),
     ("serve", "one served image, {kind}", r"one image, (?P<kind>.+)"),
     ("serve", "{clients} clients at once, {kind}", r"(?P<clients>\d+) clients, (?P<kind>.+)"),
     ("predict", "`dfganext predict` on JPEG files, {case}", r"(?P<case>.+ px)"),
+    ("score", "`dfganext score` on JPEG files, {case}", r"(?P<case>.+ images)$"),
     ("explain", "Grad-CAM of both classes, {case}", r"(?P<case>.+ px)"),
     (
         "repro",

@@ -13,7 +13,8 @@ from dfganext.data.split import SPLITS, TEST, VALIDATION
 from dfganext.evaluation import calibration, evaluate, metrics
 from dfganext.evaluation.evaluate import Results
 from dfganext.models import autoencoder, classifier
-from dfganext.models.novelty import FEATURES_FILE, MAX_IMAGES, Neighbours
+from dfganext.models.folder import FEATURES_FILE
+from dfganext.models.novelty import MAX_IMAGES, Neighbours
 from dfganext.report import figures
 from dfganext.settings import Autoencoder, load_settings
 from dfganext.tracking import lineage, runs

@@ -102,7 +102,8 @@ def detector(folder: Path, good: bool, threshold: float = 0.5, architecture: str
 
 def add_rule(folder: Path, **values: float | None) -> Path:
     """Give the detector in `folder` a rule for decisions, and the features of a few training images."""
-    from dfganext.models.novelty import FEATURES_FILE, Neighbours
+    from dfganext.models.folder import FEATURES_FILE
+    from dfganext.models.novelty import Neighbours
 
     model, config = classifier.load(folder)
     pixels = np.stack([config.prepare(images.decode(png(number % 2, number))) for number in range(12)])

@@ -9,10 +9,25 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import density, explain, harness, pictures, predict, resize, scale, serve, summary, train_cpu, training
+from benchmarks import (
+    density,
+    engines,
+    explain,
+    harness,
+    pictures,
+    predict,
+    resize,
+    scale,
+    score,
+    serve,
+    summary,
+    train_cpu,
+    training,
+)
 from benchmarks.harness import Child, Goal, Table
 from dfganext import images, runtime
 from dfganext.models import classifier
+from dfganext.models.folder import WEIGHTS_FILE
 
 
 def test_row_has_medians_ratio_share_of_limit_and_goal():
@@ -196,13 +211,21 @@ def test_served_rival_predicts_the_same_probabilities(tmp_path):
     (tmp_path / "facts.json").write_text(json.dumps(facts | {"mean": config.mean, "std": config.std}))
     rival = Classifier()
     rival.load_context(
-        SimpleNamespace(artifacts={"weights": tmp_path / classifier.WEIGHTS_FILE, "config": tmp_path / "facts.json"})
+        SimpleNamespace(artifacts={"weights": tmp_path / WEIGHTS_FILE, "config": tmp_path / "facts.json"})
     )
     data = [pictures.encoded(64, seed, "JPEG") for seed in range(3)]
     pixels = np.stack([config.prepare(images.decode(one)) for one in data])
     expected = 1 / (1 + np.exp(-classifier.predict_logits(model, config, pixels)))
     records = rival.predict(None, {"image": [base64.b64encode(one).decode() for one in data]})
     np.testing.assert_allclose([record["p_fake"] for record in records], expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_engines_are_compared_with_pytorch():
+    table = Table("engines")
+    engines.compare(table, "test_convnext", 32, rounds=1, calls=1)
+    assert len(table.rows) == 6 and {row["against"] for row in table.rows} == {engines.AGAINST}
+    assert all(float(row["ratio"]) > 0 for row in table.rows)
 
 
 @pytest.mark.slow
@@ -215,8 +238,18 @@ def test_serving_is_compared_with_its_rival_with_each_engine_and_precision():
 
 def test_scale_runs_with_the_shipped_settings(tmp_path):
     assert scale.subsample(40)[0] > 0
+    assert scale.near_duplicates(40)[0] > 0
     pictures.folder_of(tmp_path, 4, scale.SIZE, "PNG")
     assert scale.resize(str(tmp_path), 4)[0] > 0
+
+
+@pytest.mark.slow
+def test_score_is_compared_with_bare_processes():
+    pytest.importorskip("ray")
+    table = Table("score")
+    score.compare(table, "test_convnext", 32, count=20, rounds=1, starts=0)
+    (row,) = table.rows
+    assert row["measure"] == "rate" and float(row["ratio"]) == pytest.approx(float(row["share_of_limit"]), rel=1e-3)
 
 
 def test_maps_are_compared_with_pytorch_grad_cam():

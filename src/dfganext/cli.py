@@ -451,7 +451,8 @@ def _progress(out: Console, json_rows: bool) -> Progress:
 
 def _load(uri: str | None, threshold: float | None, stack: ExitStack) -> tuple[Detector, DataFrame | None]:
     """A detector, and the list of its training images if it has one."""
-    from dfganext.inference.detector import NOT_CALIBRATED, Detector
+    from dfganext.inference.detector import Detector
+    from dfganext.inference.operating_point import NOT_CALIBRATED
     from dfganext.report import card
     from dfganext.report.text import SAMPLE_WARNING
     from dfganext.tracking import registry

@@ -4,7 +4,8 @@ import helpers
 import yaml
 
 from dfganext.demo import facts
-from dfganext.inference.detector import NOT_CALIBRATED, Detector
+from dfganext.inference.detector import Detector
+from dfganext.inference.operating_point import NOT_CALIBRATED
 from dfganext.report.text import SAMPLE, SAMPLE_WARNING
 from dfganext.tracking import registry
 

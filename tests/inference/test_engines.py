@@ -13,6 +13,7 @@ from helpers import add_rule, detector, png
 from dfganext.errors import UserError
 from dfganext.inference import engines, export, onnx_model
 from dfganext.inference.detector import Detector
+from dfganext.models.folder import ONNX_FILE
 from dfganext.scoring import model as scoring_model
 from dfganext.training import compute
 
@@ -24,7 +25,7 @@ def exported(tmp_path_factory, request):
     """The folder of a detector with a rule and an ONNX model; test_resnet has batch normalisation."""
     folder = tmp_path_factory.mktemp("exported") / "model"
     add_rule(detector(folder, good=True, architecture=request.param), novel_above=0.01)
-    onnx_model.write(Detector.load(folder), folder / engines.ONNX_FILE, "advice")
+    onnx_model.write(Detector.load(folder), folder / ONNX_FILE, "advice")
     return folder
 
 
@@ -112,7 +113,7 @@ def test_a_gpu_computes_without_an_engine(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_damaged_model_is_one_sentence(tmp_path, name):
-    file = tmp_path / engines.ONNX_FILE
+    file = tmp_path / ONNX_FILE
     for data in (b"", b"no model" * 100):
         file.write_bytes(data)
         with pytest.raises(UserError, match=r"(ONNX Runtime|OpenVINO) cannot read .*model\.onnx"):

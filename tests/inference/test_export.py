@@ -14,6 +14,7 @@ from dfganext import images
 from dfganext.errors import UserError
 from dfganext.inference import engines, export, onnx_model
 from dfganext.inference.detector import Detector
+from dfganext.models.folder import ONNX_FILE
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_a_batch_of_any_size_is_taken(tmp_path):
 
     source = add_rule(detector(tmp_path / "source", good=True))
     export.to_onnx(source, tmp_path / "onnx", {})
-    session = onnxruntime.InferenceSession(tmp_path / "onnx" / export.ONNX_FILE, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / ONNX_FILE, providers=["CPUExecutionProvider"])
     loaded = Detector.load(source)
     for count in (1, 5):
         pixels = np.stack([loaded.config.prepare(images.decode(png(number % 2, number))) for number in range(count)])

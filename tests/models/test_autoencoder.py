@@ -6,6 +6,7 @@ import torch
 
 from dfganext.errors import UserError
 from dfganext.models import autoencoder
+from dfganext.models.folder import WEIGHTS_FILE
 
 
 @pytest.mark.parametrize(("size", "dimension"), [(256, 16384), (152, 5776), (96, 2304)])
@@ -42,8 +43,8 @@ def test_saved_and_loaded(tmp_path):
     again = autoencoder.load(tmp_path).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
     (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / autoencoder.WEIGHTS_FILE).write_bytes(b"xxxxxxxxxxxx")
-    (tmp_path / "unreadable" / autoencoder.WEIGHTS_FILE).mkdir(parents=True)
+    (tmp_path / "damaged" / WEIGHTS_FILE).write_bytes(b"xxxxxxxxxxxx")
+    (tmp_path / "unreadable" / WEIGHTS_FILE).mkdir(parents=True)
     for name in ("none", "damaged", "unreadable"):
         with pytest.raises(UserError, match=rf"^No autoencoder can be loaded from {tmp_path / name} \(.*`dvc repro"):
             autoencoder.load(tmp_path / name)

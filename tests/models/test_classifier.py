@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from dfganext.errors import UserError
 from dfganext.models import classifier
+from dfganext.models.folder import CONFIG_FILE, WEIGHTS_FILE
 
 TINY = "test_convnext"
 
@@ -100,7 +101,7 @@ def test_precision_and_device_of_training_are_saved_and_may_be_missing(tmp_path)
     config = dataclasses.replace(config, precision="bfloat16", device="cuda")
     classifier.save(tmp_path, model.state_dict(), config)
     assert classifier.load(tmp_path)[1] == config
-    file = tmp_path / classifier.CONFIG_FILE
+    file = tmp_path / CONFIG_FILE
     values = json.loads(file.read_text())
     del values["precision"], values["device"]
     file.write_text(json.dumps(values))
@@ -112,7 +113,7 @@ def test_a_folder_without_a_model(tmp_path):
         classifier.load(tmp_path)
     model, config = classifier.build(TINY, "ce", 64)
     classifier.save(tmp_path, model.state_dict(), config)
-    (tmp_path / classifier.WEIGHTS_FILE).write_bytes(b"\0" * 100)
+    (tmp_path / WEIGHTS_FILE).write_bytes(b"\0" * 100)
     with pytest.raises(UserError, match=r"No classifier can be loaded .*SafetensorError"):
         classifier.load(tmp_path)
 
@@ -139,7 +140,7 @@ def without(key):
 def test_a_damaged_or_foreign_folder_is_named_with_the_reason(tmp_path, change, reason):
     model, config = classifier.build(TINY, "ce", 64)
     classifier.save(tmp_path, model.state_dict(), config)
-    file = tmp_path / classifier.CONFIG_FILE
+    file = tmp_path / CONFIG_FILE
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
     with pytest.raises(UserError, match=rf"from {tmp_path} \(.*{reason}") as caught:
         classifier.load(tmp_path)

@@ -18,6 +18,14 @@ class CrashError(Exception):
     """Ray's RayActorError."""
 
 
+class FailureError(Exception):
+    """Ray's RayTaskError, of an exception that a worker raised."""
+
+    def __init__(self, cause):
+        super().__init__("a traceback")
+        self.cause = cause
+
+
 class SimulatedRay:
     """The functions of Ray that `PartRunner` calls, from several threads. Notes the workers that are running."""
 
@@ -73,6 +81,7 @@ class SimulatedRay:
         module, exceptions = ModuleType("ray"), ModuleType("ray.exceptions")
         module.get, module.kill = self.get, self.kill
         exceptions.RayActorError = exceptions.OutOfMemoryError = CrashError
+        exceptions.RayTaskError = FailureError
         monkeypatch.setitem(sys.modules, "ray", module)
         monkeypatch.setitem(sys.modules, "ray.exceptions", exceptions)
         written = {}
@@ -129,6 +138,18 @@ def test_an_image_that_crashes_its_worker_once_is_predicted(monkeypatch):
     crashes = iter([False, True, False, True])
     results, written = SimulatedRay(lambda path: next(crashes, False)).run(monkeypatch, parts_of(4, 4))
     assert results == [PartResult("part-0", 4)] and not any(row.error for row in written["part-0"])
+
+
+def test_a_worker_that_cannot_load_the_model_ends_the_run_with_its_sentence(monkeypatch):
+    ray = SimulatedRay(lambda path: False)
+
+    def ready(number):
+        raise FailureError(UserError("No classifier can be loaded from the model."))
+
+    ray.ready = ready
+    with pytest.raises(UserError, match=r"^No classifier can be loaded from the model\.$"):
+        ray.run(monkeypatch, parts_of(4, 2))
+    assert not ray.alive
 
 
 def test_workers_that_do_not_start_end_the_run(monkeypatch):

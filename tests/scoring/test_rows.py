@@ -1,6 +1,7 @@
 import io
 import json
 import threading
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -105,6 +106,8 @@ ADDRESSES = ["{root}/out", "local://{root}/out"]
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_one_of_several_models_gets_a_folder(tmp_path, address, monkeypatch):
     monkeypatch.setattr(stores, "SETTLE_SECONDS", 1.5)  # more than a busy machine keeps a thread waiting
+    if address.startswith("local:"):  # as in an object store
+        monkeypatch.setattr(stores, "_link", lambda *_: False)
     for attempt in range(2):
         place, answers = address.format(root=tmp_path / str(attempt)), {}
         start = threading.Barrier(6)
@@ -138,20 +141,35 @@ def test_a_folder_that_another_model_claimed_is_refused(tmp_path, address):
     assert rows.claim(folder, model_of("b", 0.3)).version == "b"
 
 
+@pytest.mark.parametrize("hard_links", [True, False])
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_a_run_waits_for_other_writers_only_while_there_are_no_rows(tmp_path, monkeypatch, address):
+def test_a_run_waits_for_other_writers_only_while_there_are_no_rows(tmp_path, monkeypatch, address, hard_links):
+    """Where a file can be made at once for all writers, the one that makes it does not wait."""
+    if not hard_links:
+        monkeypatch.setattr(Path, "hardlink_to", fails_with(OSError(1, "Operation not permitted")))
     folder, waits = stores.Folder.at(address.format(root=tmp_path)), []
     monkeypatch.setattr(stores.time, "sleep", waits.append)
     rows.claim(folder, model_of("a"))
-    rows.claim(folder, model_of("a"))
-    assert waits == [stores.SETTLE_SECONDS] * 2  # the record may be new, and another writer about to replace it
+    assert len(waits) == (0 if hard_links else 1)
+    rows.claim(folder, model_of("a"))  # another writer may be about to replace a new record
+    assert waits == [stores.SETTLE_SECONDS] * (1 if hard_links else 2)
     folder.write("part-0.parquet", b"rows")
+    waits.clear()
     rows.claim(folder, model_of("a"))
-    assert len(waits) == 2
+    assert not waits
+    assert sorted(folder.names()) == [rows.RECORD, "part-0.parquet"] and len(list((tmp_path / "out").iterdir())) == 2
+
+
+def fails_with(error):
+    def fails(*_):
+        raise error
+
+    return fails
 
 
 def test_a_writer_that_replaces_a_new_record_stops_all_other_models(tmp_path, monkeypatch):
     """Object stores have no conditional write: a writer that saw an empty folder may write after another one has."""
+    monkeypatch.setattr(stores, "_link", lambda *_: False)
     folder = stores.Folder.at(f"local://{tmp_path}/out")
     late = json.dumps({"model": {"sha256": "b" * 64, "version": "b", "threshold": 0.3}}).encode()
     for already in (False, True):

@@ -180,6 +180,15 @@ def test_a_given_threshold(here, local_ray, capsys):
     assert "name another folder, or that model with --model and --threshold" in capsys.readouterr().err
 
 
+def test_a_damaged_model_is_one_sentence(here, local_ray, capsys):
+    """Workers find it: this process does not load the model."""
+    (here / "model" / "model.safetensors").write_bytes(b"damaged")
+    assert score("in", "out", "--model", "model") == 2
+    error = capsys.readouterr().err
+    assert "No classifier can be loaded from the model (" in error
+    assert "Traceback" not in error and len(error.strip().splitlines()) == 1, error
+
+
 def test_images_and_rows_in_an_object_store(here, local_ray, capsys):
     """With local://, pyarrow reads the disk like an object store."""
     shutil.rmtree(here / "in" / "1")

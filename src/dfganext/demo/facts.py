@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfganext.evaluation.decision import DecisionRule
-from dfganext.inference.detector import NOT_CALIBRATED, Detector
+from dfganext.inference.detector import Detector
+from dfganext.inference.operating_point import NOT_CALIBRATED
 from dfganext.report import card
 from dfganext.report.text import SAMPLE_WARNING, percent
 from dfganext.tracking import registry, store

@@ -8,44 +8,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
-from dfganext import images, labels, paths
-from dfganext.errors import UserError
+from dfganext import images, labels
 from dfganext.evaluation import calibration
 from dfganext.evaluation.decision import DecisionRule, decide
 from dfganext.inference import engines
-from dfganext.inference.engines import ONNX_FILE, Engine
+from dfganext.inference.engines import Engine
+from dfganext.inference.operating_point import read_operating_point
 from dfganext.models import classifier
 from dfganext.models.classifier import ClassifierConfig
-from dfganext.models.novelty import FEATURES_FILE, Neighbours
+from dfganext.models.folder import FEATURES_FILE, ONNX_FILE, OPERATING_POINT_FILE
+from dfganext.models.novelty import Neighbours
 from dfganext.training import compute
-
-OPERATING_POINT_FILE = "operating_point.json"
-
-NOT_CALIBRATED = "This model has no temperature, so 1 is used: p_fake is not calibrated."
-
-_WHAT_TO_DO = (
-    f"`dvc repro evaluate` writes one ({paths.OPERATING_POINT.as_posix()}): put it beside the weights that were evaluated; "
-    "or give `dfganext predict` a threshold with --threshold."
-)
-
-
-class OperatingPoint(BaseModel):
-    """The content of an operating point's file; None where a value is missing."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-
-    threshold: float | None = None
-    temperature: float | None = Field(default=None, gt=0)
-    precision: Literal["float32", "bfloat16"] = "float32"
-    engine: Literal["torch", "onnxruntime", "openvino"] = "torch"
-    decision: DecisionRule | None = None
 
 
 @dataclass(frozen=True)
@@ -144,17 +123,13 @@ class Detector:
             UserError: the folder has no classifier, or a damaged one; the file is missing or is not an operating point; the engine
                 is not installed.
         """
-        if threshold is not None and not 0 <= threshold <= 1:  # NaN neither
-            raise UserError(f"The threshold {threshold:g} is not between 0 and 1: give another.")
-        model, config = classifier.load(folder)
         file = operating_point or folder / OPERATING_POINT_FILE
-        point = _read_operating_point(file, threshold)
-        needs_features = point.decision is not None and point.decision.novel_above is not None
-        neighbours = Neighbours.load(file.parent / FEATURES_FILE) if needs_features else None
+        point = read_operating_point(file, threshold)
+        model, config = classifier.load(folder)
+        neighbours = Neighbours.load(file.parent / FEATURES_FILE) if point.needs_features else None
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        values, name = dict(point), point.engine
-        del values["engine"]
-        engine = None
+        values = dict(point)
+        name, engine = values.pop("engine"), None
         if name != "torch" and device.type == "cpu":
             engine = engines.load(name, file.parent / ONNX_FILE, _uses_bfloat16(point.precision, device))
         return cls(model.to(device), config, **values, neighbours=neighbours, engine=engine)
@@ -257,29 +232,3 @@ class Detector:
 
 def _uses_bfloat16(precision: str, device: torch.device) -> bool:
     return precision == "bfloat16" and compute.precision("auto", device) == torch.bfloat16
-
-
-def _read_operating_point(path: Path, threshold: float | None) -> OperatingPoint:
-    """The operating point of a file. UserError if the file is missing, wrong or incomplete.
-
-    A given threshold replaces the file's. The file then may be missing or lack the temperature.
-    """
-    point = OperatingPoint()
-    try:
-        point = OperatingPoint.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        if threshold is None:
-            raise UserError(f"{path} is missing: {_WHAT_TO_DO}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); `dvc repro evaluate` writes one.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        reason = ": ".join([*map(str, first["loc"]), first["msg"]])
-        raise UserError(f"{path} is not an operating point ({reason}); `dvc repro evaluate` writes one.") from error
-    if threshold is not None:
-        rule = point.decision
-        decision = None if rule is None else rule.with_threshold(threshold)
-        return point.model_copy(update={"threshold": threshold, "decision": decision})
-    if missing := [name for name in ("threshold", "temperature") if getattr(point, name) is None]:
-        raise UserError(f"{path} has no {' and no '.join(missing)}: {_WHAT_TO_DO}")
-    return point

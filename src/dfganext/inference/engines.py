@@ -17,8 +17,6 @@ import torch
 
 from dfganext.errors import UserError, reason
 
-ONNX_FILE = "model.onnx"
-
 MAX_DIFFERENCE = 1e-4
 """Of p_fake and novelty, between an engine and PyTorch in float32."""
 

@@ -12,10 +12,8 @@ import torch
 
 from dfganext.errors import UserError
 from dfganext.inference import onnx_model
-from dfganext.inference.detector import OPERATING_POINT_FILE, Detector
-from dfganext.inference.engines import ONNX_FILE
-from dfganext.models.classifier import CONFIG_FILE, WEIGHTS_FILE
-from dfganext.models.novelty import FEATURES_FILE
+from dfganext.inference.detector import Detector
+from dfganext.models.folder import CONFIG_FILE, FEATURES_FILE, ONNX_FILE, OPERATING_POINT_FILE, WEIGHTS_FILE
 
 SCRIPT_FILE = "predict.py"
 

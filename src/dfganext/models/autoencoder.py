@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from dfganext.errors import UserError, reason
 from dfganext.models.batches import batches
+from dfganext.models.folder import WEIGHTS_FILE
 
-WEIGHTS_FILE = "model.safetensors"
 CHANNELS = (64, 32, 16)
 
 BATCH_SIZE = 32

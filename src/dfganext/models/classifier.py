@@ -27,12 +27,10 @@ from dfganext.errors import UserError, reason
 from dfganext.images import prepare
 from dfganext.labels import FAKE, REAL
 from dfganext.models.batches import batches
+from dfganext.models.folder import CONFIG_FILE, WEIGHTS_FILE
 from dfganext.settings import weights_file
 
 Logits = TypeVar("Logits", Tensor, np.ndarray)
-
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))

@@ -13,8 +13,6 @@ from safetensors.numpy import load_file, save
 
 from dfganext.errors import UserError, reason
 
-FEATURES_FILE = "features.safetensors"
-
 NEIGHBOURS = 10
 """Novelty is the distance to the neighbour of this rank, or to the last if there are fewer."""
 

@@ -17,6 +17,7 @@ from itertools import chain
 from tqdm import tqdm
 
 from dfganext.errors import UserError
+from dfganext.inference.operating_point import NOT_CALIBRATED
 from dfganext.scoring import model as models
 from dfganext.scoring import rows
 from dfganext.scoring.cluster import ray_for
@@ -56,15 +57,14 @@ def score(
         threshold: an image is fake where p_fake is above it; by default the model's own.
 
     Raises:
-        UserError: Ray cannot be reached, there is no image or no model, out holds something else, or its rows cannot be written.
+        UserError: Ray cannot be reached, there is no image or no model, a worker cannot load the model, out holds something else,
+            or its rows cannot be written.
             Parts that were written stay, and the next run continues from there.
     """
     listing = images_at(places)
     folder = Folder.at(out)
     detector = models.load(model, threshold)
     if not detector.calibrated:
-        from dfganext.inference.detector import NOT_CALIBRATED
-
         print(f"dfganext: {NOT_CALIBRATED}", file=sys.stderr)
     plan = Plan(listing, rows.ScoredRows.read(folder), part_images)
     parts = iter(plan)

@@ -10,6 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dfganext.errors import UserError
+from dfganext.inference.operating_point import read_operating_point
+from dfganext.models.folder import CONFIG_FILE, FEATURES_FILE, ONNX_FILE, OPERATING_POINT_FILE, WEIGHTS_FILE
+from dfganext.tracking import registry
+
 if TYPE_CHECKING:
     from dfganext.inference.detector import Detector
 
@@ -31,46 +36,50 @@ class Model:
 
 
 def load(uri: str | None, threshold: float | None = None) -> Model:
-    """Read a detector's files, after loading it as a check; its operating point is that of `Detector.load`.
+    """Read a detector's files. Workers load it, so that this process does not need PyTorch.
 
     Raises:
-        UserError: there is no detector, or it has no operating point and no threshold is given.
+        UserError: there is no detector, a file cannot be read, or it has no operating point and no threshold is given.
     """
-    import torch
-
-    from dfganext.inference.detector import OPERATING_POINT_FILE, Detector
-    from dfganext.inference.engines import ONNX_FILE
-    from dfganext.models.classifier import CONFIG_FILE, WEIGHTS_FILE
-    from dfganext.models.novelty import FEATURES_FILE
-    from dfganext.tracking import registry
-
     address = registry.pinned(uri)
     with registry.resolve(address) as folder:
-        detector = Detector.load(folder, device=torch.device("cpu"), threshold=threshold)
-        files = {name: (folder / name).read_bytes() for name in (WEIGHTS_FILE, CONFIG_FILE)}
-        if detector.neighbours is not None:
-            files[FEATURES_FILE] = (folder / FEATURES_FILE).read_bytes()
-        if detector.engine is not None:
-            files[ONNX_FILE] = (folder / ONNX_FILE).read_bytes()
-    point = {name: getattr(detector, name) for name in ("threshold", "temperature", "precision")}
-    if detector.engine is not None:
-        point["engine"] = detector.engine.name
-    point["decision"] = None if detector.decision is None else asdict(detector.decision)
+        point = read_operating_point(folder / OPERATING_POINT_FILE, threshold)
+        names = [WEIGHTS_FILE, CONFIG_FILE]
+        names += [FEATURES_FILE] if point.needs_features else []
+        names += [ONNX_FILE] if point.engine != "torch" else []
+        files = {name: _read(folder / name) for name in names}
+    temperature = 1.0 if point.temperature is None else point.temperature
+    values: dict[str, Any] = {"threshold": point.threshold, "temperature": temperature, "precision": point.precision}
+    if point.engine != "torch":
+        values["engine"] = point.engine
+    values["decision"] = None if point.decision is None else asdict(point.decision)
     identity = hashlib.sha256()
     for data in files.values():
         identity.update(hashlib.sha256(data).digest())
-    identity.update(json.dumps(list(point.values())).encode())
-    files[OPERATING_POINT_FILE] = json.dumps(point).encode()
+    identity.update(json.dumps(list(values.values())).encode())
+    files[OPERATING_POINT_FILE] = json.dumps(values).encode()
     sha256 = identity.hexdigest()
     version = address if address.startswith("models:/") else f"sha256:{sha256[:16]}"
-    return Model(files, version, sha256, detector.threshold, detector.temperature, detector.calibrated)
+    return Model(files, version, sha256, values["threshold"], temperature, point.temperature is not None)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be read ({error.strerror}): name another model, or ask for a new copy."
+        ) from error
 
 
 def detector_of(files: Mapping[str, Any]) -> Detector:
-    """The detector of these files, given by name as bytes or arrays of bytes."""
+    """The detector of these files, given by name as bytes or arrays of bytes. UserError if they are damaged."""
     from dfganext.inference.detector import Detector
 
     with tempfile.TemporaryDirectory() as temporary:
         for name, data in files.items():
             Path(temporary, name).write_bytes(data)
-        return Detector.load(Path(temporary))
+        try:
+            return Detector.load(Path(temporary))
+        except UserError as error:
+            raise UserError(str(error).replace(temporary, "the model")) from None

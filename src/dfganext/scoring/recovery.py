@@ -40,9 +40,9 @@ class PartRunner:
         write: Callable[[Part, Sequence[Row]], PartResult],
     ) -> None:
         import ray
-        from ray.exceptions import OutOfMemoryError, RayActorError
+        from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
-        self.ray, self.crashes = ray, (RayActorError, OutOfMemoryError)
+        self.ray, self.crashes, self.failure = ray, (RayActorError, OutOfMemoryError), RayTaskError
         self.start_worker, self.workers, self.threshold, self.write = start_worker, workers, threshold, write
         self._waiting: SimpleQueue[Any] = SimpleQueue()  # references to parts; None ends a thread
         self._results: SimpleQueue[PartResult | BaseException] = SimpleQueue()
@@ -54,7 +54,7 @@ class PartRunner:
         """The results of parts, given as references, in the order in which they are done.
 
         Raises:
-            UserError: workers cannot start.
+            UserError: workers cannot start, or cannot load the model.
         """
         threads = min(self.workers, len(parts))
         for part in [*parts, *[None] * threads]:
@@ -98,6 +98,8 @@ class PartRunner:
                 self.ray.get(worker.ready.remote())
             except self.crashes as error:
                 reason = str(error).strip().splitlines()[-1].strip()
+            except self.failure as error:
+                raise error.cause from None  # as the worker raised it: Ray's text is a traceback
             else:
                 return worker
         raise UserError(f"Workers cannot start ({reason}): free memory or correct the installation, and start again.")

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -99,25 +100,18 @@ class Folder:
             with self.filesystem.open_output_stream(f"{self.path}/{name}") as stream:
                 stream.write(data)
             return
-        target = Path(self.path, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{name}.{uuid.uuid4().hex}.tmp")  # readers of Parquet folders skip it
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())  # otherwise a power cut may leave the name without the content
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _complete(Path(self.path, name), data) as temporary:
+            temporary.replace(Path(self.path, name))
 
     def create(self, name: str, data: bytes) -> None:
-        """Write a file if it does not exist. OSError.
+        """Write a file if it does not exist; of several writers, one succeeds. OSError.
 
-        Of several writers within SETTLE_SECONDS, the last one succeeds, since object stores have no conditional write. While the
+        Object stores have no conditional write: there, the last of several writers within SETTLE_SECONDS succeeds. While the
         folder holds no other file, this waits until none of the writers that saw an empty folder can still write.
         """
         names = self.names()
+        if self.filesystem.type_name == "local" and name not in names and _link(Path(self.path, name), data):
+            return
         if name not in names:
             self.write(name, data)
         if names <= {name}:
@@ -201,6 +195,33 @@ def images_at(places: Sequence[str]) -> Listing:
         )
     folder = Folder.at(addresses[0])
     return Listing(folder.name, folder.images(), folder.read_image, remote=True)
+
+
+@contextmanager
+def _complete(target: Path, data: bytes) -> Iterator[Path]:
+    """A temporary file with these contents beside `target`, whose folder is made where it does not exist. OSError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")  # readers of Parquet folders skip it
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # otherwise a power cut may leave the name without the content
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _link(target: Path, data: bytes) -> bool:
+    """Make a file unless it exists, at once for all writers; False on a file system without hard links. Other OSErrors."""
+    with _complete(target, data) as temporary:
+        try:
+            target.hardlink_to(temporary)
+        except FileExistsError:
+            pass
+        except OSError:
+            return False
+    return True
 
 
 def _local_images(places: Sequence[str]) -> Iterator[Found]:

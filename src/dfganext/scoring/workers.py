@@ -57,14 +57,15 @@ class Worker:
     """
 
     def __init__(self, files: Any, read: Callable[[str], bytes | Unread], threads: int, writer: Writer) -> None:
-        import torch
-
-        torch.set_num_threads(1)  # a worker has one core
-        self.detector = model.detector_of(files)
+        self.files = files
         self.read, self.threads, self.writer = read, threads, writer
 
     def ready(self) -> None:
-        """Returns once the worker has started."""
+        """Load the detector. UserError if that cannot be done."""
+        import torch
+
+        torch.set_num_threads(1)  # a worker has one core
+        self.detector = model.detector_of(self.files)
 
     def score_part(self, part: Part) -> PartResult:
         """Predict a part's images and write their rows."""

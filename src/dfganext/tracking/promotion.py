@@ -22,9 +22,9 @@ import torch
 from dfganext import files
 from dfganext.errors import UserError
 from dfganext.inference import onnx_model
-from dfganext.inference.detector import OPERATING_POINT_FILE, Detector
-from dfganext.inference.engines import MAX_DIFFERENCE, ONNX_FILE
-from dfganext.models.novelty import FEATURES_FILE
+from dfganext.inference.detector import Detector
+from dfganext.inference.engines import MAX_DIFFERENCE
+from dfganext.models.folder import FEATURES_FILE, ONNX_FILE, OPERATING_POINT_FILE
 from dfganext.settings import Promote
 from dfganext.tracking import registry, store
 from dfganext.tracking.comparison import Candidate, Comparison, Data, compare, probabilities_of

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from modulefinder import ModuleFinder
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -28,12 +28,12 @@ import pandas as pd
 import dfganext
 from dfganext import files, images, pipeline
 from dfganext.errors import UserError
-from dfganext.inference.detector import OPERATING_POINT_FILE, Detector
-from dfganext.inference.engines import ONNX_FILE
-from dfganext.models.classifier import CONFIG_FILE, WEIGHTS_FILE
-from dfganext.models.novelty import FEATURES_FILE
+from dfganext.models.folder import CONFIG_FILE, FEATURES_FILE, ONNX_FILE, OPERATING_POINT_FILE, WEIGHTS_FILE
 from dfganext.tracking import store
 from dfganext.tracking.store import Client, NotFoundError
+
+if TYPE_CHECKING:
+    from dfganext.inference.detector import Detector
 
 MODEL = "df-ganext"
 CHAMPION = "champion"
@@ -287,6 +287,8 @@ def load(client: Client, version: Any) -> tuple[Detector, pd.DataFrame | None] |
     Returns:
         Its detector, and its training images as in `Contents`; these are None if the version has no list of them.
     """
+    from dfganext.inference.detector import Detector  # imports PyTorch
+
     uri = f"models:/{MODEL}/{version.version}"
     with tempfile.TemporaryDirectory() as temporary:
         try:

@@ -1,0 +1,94 @@
+"""`dfganext score` on JPEG files of 256 pixels with two workers, against two bare processes.
+
+A bare process loads the same model and predicts its half of the images in batches, with one thread: no plan, no parts, no rows, no
+recovery. Both are whole commands, with their start. The table has the start alone too: the command on as many images as workers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from benchmarks import pictures
+from benchmarks.harness import ROOT, Goal, Table, alternate
+from dfganext.models import classifier
+
+ARCHITECTURE, SIZE, COUNT, ROUNDS, STARTS = "tf_efficientnet_lite0", 256, 10_000, 1, 3
+WORKERS = 2
+
+BARE = """
+import sys
+from pathlib import Path
+
+from dfganext import runtime
+
+runtime.prepare()
+import torch
+
+from dfganext.data.discovery import BATCH_FILES
+from dfganext.inference.detector import Detector
+
+torch.set_num_threads(1)
+model, images, number, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+files = sorted(file for file in images.rglob("*") if file.is_file())[number::workers]
+detector = Detector.load(model)
+for start in range(0, len(files), BATCH_FILES):
+    detector.predict([file.read_bytes() for file in files[start : start + BATCH_FILES]])
+"""
+
+SCORE = "import sys; from dfganext.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def main() -> None:
+    table = Table("score")
+    compare(table, ARCHITECTURE, SIZE, COUNT, ROUNDS, STARTS)
+    table.write("timm", "ray", "pyarrow")
+
+
+def compare(table: Table, architecture: str, size: int, count: int, rounds: int, starts: int) -> None:
+    """Images per second of whole commands, and the seconds of their start, measured `starts` times."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model, config = classifier.build(architecture, "ce", size, seed=0)
+        classifier.save(folder / "model", model.state_dict(), config)
+        (folder / "model" / "operating_point.json").write_text(json.dumps({"threshold": 0.5, "temperature": 1.0}))
+        pictures.folder_of(folder / "few", WORKERS, size, "JPEG")
+        pictures.folder_of(folder / "all", count, size, "JPEG")
+        runs = iter(range(10**6))
+
+        def ours(images: str) -> None:
+            words = ["score", str(folder / images), str(folder / f"rows{next(runs)}"), "--workers", str(WORKERS)]
+            run([[sys.executable, "-c", SCORE, *words, "--model", str(folder / "model")]])
+
+        def bare(images: str) -> None:
+            words = [sys.executable, "-c", BARE, str(folder / "model"), str(folder / images)]
+            run([[*words, str(number), str(WORKERS)] for number in range(WORKERS)])
+
+        start = alternate({"ours": lambda: ours("few"), "bare": lambda: bare("few")}, starts) if starts else {}
+        whole = alternate({"ours": lambda: ours("all"), "bare": lambda: bare("all")}, rounds, warm_up=False)
+    case, against = f"{architecture}, {size} px, {count} images", f"{WORKERS} bare processes"
+    rates = {name: [count / one for one in seconds] for name, seconds in whole.items()}
+    limit = median(rates["bare"])
+    goal = Goal("share_of_limit", least=0.85)
+    table.add(case, "rate", "images per second", rates["ours"], rates["bare"], limit, goal, "higher", against)
+    goal = Goal("ours", most=10)
+    table.add(
+        f"{architecture}, {WORKERS} images", "start", "s", start["ours"], start["bare"], goal=goal, against=against
+    )
+
+
+def run(commands: list[list[str]]) -> None:
+    """Run commands at the same time. RuntimeError if one fails."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    started = [subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL) for words in commands]
+    if any(process.wait() for process in started):
+        raise RuntimeError("a command has failed")
+
+
+if __name__ == "__main__":
+    main()
