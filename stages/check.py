@@ -1,4 +1,4 @@
-"""Check params.yaml, data.dvc and DVC's lock, and write what DVC cannot detect itself: library versions and the weights file."""
+"""Check params.yaml, data.dvc, DVC's lock and the engine, and write what DVC cannot detect: library versions, the weights file."""
 
 import json
 import sys
@@ -8,6 +8,7 @@ import yaml
 
 from dfganext import files, paths, pipeline, versions
 from dfganext.errors import UserError
+from dfganext.inference import engines
 from dfganext.settings import load_settings, weights_file
 
 
@@ -26,6 +27,8 @@ def main() -> None:
             "data/real and data/fake and run `dvc add data`."
         )
     remove_damaged_lock()
+    if settings.promote.engine != "torch":
+        engines.require(settings.promote.engine)
     files.write_json(paths.VERSIONS, versions.installed())
     link_weights(settings.convnext.weights)
 

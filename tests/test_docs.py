@@ -152,6 +152,8 @@ NOT_RUN = {
         "pip install",
         "pip install 'df-ganext[demo]'",
         "pip install 'df-ganext[scale]'",
+        "pip install 'df-ganext[onnx]'",
+        "pip install 'df-ganext[openvino]'",
         "pip install 'df-ganext[pipeline]'",
         "pip install 'df-ganext[pipeline,server]'",
         "pipx install pre-commit",

@@ -1,5 +1,6 @@
-"""The check stage: which data.dvc files it refuses."""
+"""The check stage: which data.dvc files and settings it refuses."""
 
+import importlib.util
 import json
 import re
 
@@ -47,6 +48,30 @@ def test_a_file_that_dvc_cannot_read(workspace, content):
     (workspace / "data.dvc").write_bytes(content)
     with pytest.raises(
         UserError, match=r"data\.dvc is not a file that DVC can read: restore it with `git checkout data\.dvc`"
+    ):
+        check.main()
+
+
+def test_an_engine_that_is_not_installed_is_named_before_anything_runs(workspace, monkeypatch):
+    (workspace / "data").mkdir()
+    params = workspace / "params.yaml"
+    params.write_text(params.read_text().replace("engine: torch", "engine: openvino"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"OpenVINO is not installed: pip install 'df-ganext\[openvino\]'"):
+        check.main()
+    params.write_text(params.read_text().replace("engine: openvino", "engine: torch"))
+    check.main()
+
+
+def test_bfloat16_needs_an_engine_that_has_it(workspace):
+    (workspace / "data").mkdir()
+    params = workspace / "params.yaml"
+    text = params.read_text().replace("engine: torch", "engine: onnxruntime")
+    params.write_text(
+        text.replace("  precision: float32     # of the served", "  precision: bfloat16     # of the served")
+    )
+    with pytest.raises(
+        UserError, match=r"params\.yaml: promote\.engine: onnxruntime computes in float32; set promote\.precision"
     ):
         check.main()
 

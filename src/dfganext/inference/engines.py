@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from dfganext.errors import UserError, reason
 
@@ -71,6 +70,7 @@ def load(name: str, file: Path, bfloat16: bool = False) -> Engine:
 
 def _onnxruntime(model: bytes, bfloat16: bool) -> Callable[[np.ndarray], list[np.ndarray]]:
     import onnxruntime
+    import torch
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -81,6 +81,7 @@ def _onnxruntime(model: bytes, bfloat16: bool) -> Callable[[np.ndarray], list[np
 def _openvino(model: bytes, bfloat16: bool) -> Callable[[np.ndarray], list[np.ndarray]]:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # `import openvino` would send an event
     import openvino
+    import torch
 
     options = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
