@@ -76,10 +76,9 @@ def compare(table: Table, architecture: str, size: int, count: int, rounds: int,
     limit = median(rates["bare"])
     goal = Goal("share_of_limit", least=0.85)
     table.add(case, "rate", "images per second", rates["ours"], rates["bare"], limit, goal, "higher", against)
-    goal = Goal("ours", most=10)
-    table.add(
-        f"{architecture}, {WORKERS} images", "start", "s", start["ours"], start["bare"], goal=goal, against=against
-    )
+    if start:
+        case, goal = f"{architecture}, {WORKERS} images", Goal("ours", most=10)
+        table.add(case, "start", "s", start["ours"], start["bare"], goal=goal, against=against)
 
 
 def run(commands: list[list[str]]) -> None:
