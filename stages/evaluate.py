@@ -12,8 +12,7 @@ from dfganext.data import arrays
 from dfganext.data.split import SPLITS, TEST, VALIDATION
 from dfganext.evaluation import calibration, evaluate, metrics
 from dfganext.evaluation.evaluate import Results
-from dfganext.models import autoencoder, classifier
-from dfganext.models.folder import FEATURES_FILE
+from dfganext.models import autoencoder, classifier, folder
 from dfganext.models.novelty import MAX_IMAGES, Neighbours
 from dfganext.report import figures
 from dfganext.settings import Autoencoder, load_settings
@@ -45,7 +44,7 @@ def main() -> None:
 
         operating_point = {"threshold": threshold, "temperature": temperature, "chosen_on": VALIDATION}
         files.write_json(paths.OPERATING_POINT, {**operating_point, "decision": asdict(rule)}, files.EXACT)
-        neighbours.save(paths.EVALUATION / FEATURES_FILE)
+        neighbours.save(paths.EVALUATION / folder.FEATURES_FILE)
         files.write_json(paths.EVALUATE_METRICS, scores)
         files.write_table(paths.PREDICTIONS, predictions)
         files.write_table(paths.RELIABILITY, evaluate.reliability(test.labels, on_test.logits, temperature))
