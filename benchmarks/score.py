@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from benchmarks import pictures
 from benchmarks.harness import ROOT, Goal, Table, alternate
@@ -84,7 +85,8 @@ def compare(table: Table, architecture: str, size: int, count: int, rounds: int,
 def run(commands: list[list[str]]) -> None:
     """Run commands at the same time. RuntimeError if one fails."""
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    started = [subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL) for words in commands]
+    options: dict[str, Any] = {"env": environment, "stdout": subprocess.DEVNULL, "start_new_session": True}
+    started = [subprocess.Popen(words, **options) for words in commands]
     if any(process.wait() for process in started):
         raise RuntimeError("a command has failed")
 
