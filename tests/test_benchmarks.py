@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -243,13 +244,19 @@ def test_scale_runs_with_the_shipped_settings(tmp_path):
     assert scale.resize(str(tmp_path), 4)[0] > 0
 
 
-@pytest.mark.slow
-def test_score_is_compared_with_bare_processes():
-    pytest.importorskip("ray")
+def test_score_is_compared_with_bare_processes_on_the_same_images(monkeypatch):
+    """Which commands are timed; the commands themselves are not run."""
+    commands = []
+    monkeypatch.setattr(score, "run", commands.append)
     table = Table("score")
-    score.compare(table, "test_convnext", 32, count=20, rounds=1, starts=0)
-    (row,) = table.rows
-    assert row["measure"] == "rate" and float(row["ratio"]) == pytest.approx(float(row["share_of_limit"]), rel=1e-3)
+    score.compare(table, "test_convnext", 32, count=4, rounds=1, starts=1)
+    assert [row["measure"] for row in table.rows] == ["rate", "start"]
+    assert all(float(row["ratio"]) > 0 for row in table.rows)
+    ours, bare = ([one for one in commands if len(one) == count] for count in (1, score.WORKERS))
+    assert [Path(one[0][4]).name for one in ours] == [Path(one[0][4]).name for one in bare] == ["few", "few", "all"]
+    assert [[words[5:] for words in one] for one in bare] == [[["0", "2"], ["1", "2"]]] * 3
+    assert len({one[0][5] for one in ours}) == 3  # each run has a folder of rows of its own
+    compile(score.BARE, "bare", "exec")
 
 
 def test_maps_are_compared_with_pytorch_grad_cam():
