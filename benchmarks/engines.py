@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.harness import Table, alternate
+from benchmarks.harness import Table, bursts
 from dfganext.inference import engines, onnx_model
 from dfganext.inference.detector import Detector
 from dfganext.models import classifier
@@ -44,11 +44,9 @@ def compare(table: Table, architecture: str, size: int, rounds: int, calls: int)
                 shift = np.abs(contenders[name](pixels) - exact.scores(pixels)).max()
                 assert shift <= (1e-2 if fast else engines.MAX_DIFFERENCE), f"{name}: p_fake differs by {shift}"
             for count in (1, BATCH):
-                times: dict[str, list[float]] = {name: [] for name in contenders}
-                for _ in range(rounds):
-                    for name, scores in contenders.items():
-                        seconds = alternate({name: partial(scores, pixels[:count])}, -(-calls // count))[name]
-                        times[name] += [1e3 * one / count for one in seconds]
+                calls_of = {name: partial(scores, pixels[:count]) for name, scores in contenders.items()}
+                seconds = bursts(calls_of, rounds, -(-calls // count))
+                times = {name: [1e3 * one / count for one in found] for name, found in seconds.items()}
                 for name in names:
                     case = f"{architecture}, {size} px, {name}, {precision}, batches of {count}"
                     table.add(case, "time", "ms per image", times[name], times["torch"], against=AGAINST)

@@ -154,6 +154,18 @@ def alternate(
     return seconds
 
 
+def bursts(contenders: Mapping[str, Callable[[], object]], turns: int, calls: int) -> dict[str, list[float]]:
+    """Seconds of each call. In a turn, each contender is called several times in succession, after one call that does not count;
+    another one begins each turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
+    for turn in range(turns):
+        first = turn * len(names) // turns
+        for name in names[first:] + names[:first]:
+            seconds[name] += alternate({name: contenders[name]}, calls)[name]
+    return seconds
+
+
 def plain_environment() -> dict[str, str]:
     """This process's environment without the variables that `runtime.prepare` set, with this Python first on PATH."""
     kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE")}

@@ -100,10 +100,15 @@ def resize(folder: str, count: int) -> tuple[float, float]:
     return time.perf_counter() - start, peak_mib()
 
 
+def score_command(images: Path, out: Path, model: Path) -> list[str]:
+    """`dfganext score` of this checkout; PYTHONPATH must name its src."""
+    code = "import sys; from dfganext.cli import main; sys.exit(main(sys.argv[1:]))"
+    return [sys.executable, "-c", code, "score", str(images), str(out), "--model", str(model)]
+
+
 def score(images: Path, out: Path, model: Path) -> tuple[float, float]:
     """Seconds of the command, and the peak of its processes' unshared memory, in MiB."""
-    code = "import sys; from dfganext.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "score", str(images), str(out), "--model", str(model)]
+    command = score_command(images, out, model)
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     start = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
@@ -149,9 +154,9 @@ def first(folder: Path, count: int) -> Path:
     return target
 
 
-def detector(folder: Path) -> Path:
-    """Write a tiny untrained detector to `folder`; returns it."""
-    model, config = classifier.build("test_convnext", "ce", SIZE, seed=0)
+def detector(folder: Path, architecture: str = "test_convnext", size: int = SIZE) -> Path:
+    """Write an untrained detector, by default a tiny one, to `folder`; returns it."""
+    model, config = classifier.build(architecture, "ce", size, seed=0)
     classifier.save(folder, model.state_dict(), config)
     (folder / "operating_point.json").write_text(json.dumps({"threshold": 0.5, "temperature": 1.0}))
     return folder

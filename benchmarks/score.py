@@ -6,7 +6,6 @@ recovery. Both are whole commands, with their start. The table has the start alo
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,9 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import pictures
+from benchmarks import pictures, scale
 from benchmarks.harness import ROOT, Goal, Table, alternate
-from dfganext.models import classifier
 
 ARCHITECTURE, SIZE, COUNT, ROUNDS, STARTS = "tf_efficientnet_lite0", 256, 10_000, 1, 3
 WORKERS = 2
@@ -42,8 +40,6 @@ for start in range(0, len(files), BATCH_FILES):
     detector.predict([file.read_bytes() for file in files[start : start + BATCH_FILES]])
 """
 
-SCORE = "import sys; from dfganext.cli import main; sys.exit(main(sys.argv[1:]))"
-
 
 def main() -> None:
     table = Table("score")
@@ -55,19 +51,17 @@ def compare(table: Table, architecture: str, size: int, count: int, rounds: int,
     """Images per second of whole commands, and the seconds of their start, measured `starts` times."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        model, config = classifier.build(architecture, "ce", size, seed=0)
-        classifier.save(folder / "model", model.state_dict(), config)
-        (folder / "model" / "operating_point.json").write_text(json.dumps({"threshold": 0.5, "temperature": 1.0}))
+        model = scale.detector(folder / "model", architecture, size)
         pictures.folder_of(folder / "few", WORKERS, size, "JPEG")
         pictures.folder_of(folder / "all", count, size, "JPEG")
         runs = iter(range(10**6))
 
         def ours(images: str) -> None:
-            words = ["score", str(folder / images), str(folder / f"rows{next(runs)}"), "--workers", str(WORKERS)]
-            run([[sys.executable, "-c", SCORE, *words, "--model", str(folder / "model")]])
+            command = scale.score_command(folder / images, folder / f"rows{next(runs)}", model)
+            run([[*command, "--workers", str(WORKERS)]])
 
         def bare(images: str) -> None:
-            words = [sys.executable, "-c", BARE, str(folder / "model"), str(folder / images)]
+            words = [sys.executable, "-c", BARE, str(model), str(folder / images)]
             run([[*words, str(number), str(WORKERS)] for number in range(WORKERS)])
 
         start = alternate({"ours": lambda: ours("few"), "bare": lambda: bare("few")}, starts) if starts else {}

@@ -31,7 +31,7 @@ import pandas as pd
 import torch
 
 from benchmarks import pictures
-from benchmarks.harness import Goal, Table, alternate, plain_environment
+from benchmarks.harness import Goal, Table, alternate, bursts, plain_environment
 from dfganext import images
 from dfganext.inference import onnx_model
 from dfganext.inference.detector import Detector
@@ -143,13 +143,8 @@ def one_at_a_time(
     """Time of a request, and of its forward pass alone; all models must give the same probability."""
     contenders: dict[str, Callable[[], object]] = dict(requests)
     contenders |= {f"forward {name}": forward for name, forward in forwards.items()}
-    milliseconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(turns):
-        names = list(contenders)
-        first = turn * len(names) // turns  # another one begins each turn
-        for name in names[first:] + names[:first]:
-            seconds = alternate({name: contenders[name]}, burst - 1)[name]
-            milliseconds[name] += [1e3 * one for one in seconds]
+    seconds = bursts(contenders, turns, burst - 1)
+    milliseconds = {name: [1e3 * one for one in times] for name, times in seconds.items()}
     medians = {name: statistics.median(times) for name, times in milliseconds.items()}
     exact = requests["torch float32"]()[0]["p_fake"]
     for engine, precision in KINDS:

@@ -57,9 +57,8 @@ def score(
         threshold: an image is fake where p_fake is above it; by default the model's own.
 
     Raises:
-        UserError: Ray cannot be reached, there is no image or no model, a worker cannot load the model, out holds something else,
-            or its rows cannot be written.
-            Parts that were written stay, and the next run continues from there.
+        UserError: Ray cannot be reached, no image or no model is found, a worker cannot load the model, out contains other files,
+            or rows cannot be written. Parts that were written stay, and the next run continues from there.
     """
     listing = images_at(places)
     folder = Folder.at(out)

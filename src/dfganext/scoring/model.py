@@ -39,7 +39,7 @@ def load(uri: str | None, threshold: float | None = None) -> Model:
     """Read a detector's files. Workers load it, so that this process does not need PyTorch.
 
     Raises:
-        UserError: there is no detector, a file cannot be read, or it has no operating point and no threshold is given.
+        UserError: no detector is found, a file cannot be read, or neither an operating point nor a threshold is given.
     """
     address = registry.pinned(uri)
     with registry.resolve(address) as folder:
