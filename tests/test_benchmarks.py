@@ -259,6 +259,15 @@ def test_score_is_compared_with_bare_processes_on_the_same_images(monkeypatch):
     compile(score.BARE, "bare", "exec")
 
 
+@pytest.mark.slow
+def test_score_is_compared_with_bare_processes():
+    pytest.importorskip("ray")
+    table = Table("score")
+    score.compare(table, "test_convnext", 32, count=20, rounds=1, starts=0)
+    (row,) = table.rows
+    assert row["measure"] == "rate" and float(row["ratio"]) == pytest.approx(float(row["share_of_limit"]), rel=1e-3)
+
+
 def test_maps_are_compared_with_pytorch_grad_cam():
     table = Table("explain")
     explain.compare(table, "test_convnext", 4, size=64, rounds=1)

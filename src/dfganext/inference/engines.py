@@ -10,11 +10,16 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dfganext.errors import UserError, reason
+
+if TYPE_CHECKING:
+    import openvino
 
 MAX_DIFFERENCE = 1e-4
 """Of p_fake and novelty, between an engine and PyTorch in float32."""
@@ -79,8 +84,6 @@ def _onnxruntime(model: bytes, bfloat16: bool) -> Callable[[np.ndarray], list[np
 
 
 def _openvino(model: bytes, bfloat16: bool) -> Callable[[np.ndarray], list[np.ndarray]]:
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # `import openvino` would send an event
-    import openvino
     import torch
 
     options = {
@@ -88,11 +91,23 @@ def _openvino(model: bytes, bfloat16: bool) -> Callable[[np.ndarray], list[np.nd
         "INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32",
         "PERFORMANCE_HINT": "LATENCY",
     }
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(model, b""), "CPU", options)
+    compiled = _openvino_core().compile_model(_openvino_core().read_model(model, b""), "CPU", options)
 
     def compute(pixels: np.ndarray) -> list[np.ndarray]:
         found = compiled([pixels])
         return [np.array(found[name]) for name in ("p_fake", "novelty")]
 
     return compute
+
+
+@cache
+def _openvino_core() -> openvino.Core:
+    """OpenVINO, one for the whole process.
+
+    On processors with AMX, each gives the thread an alternate signal stack and restores the previous one when it is deleted. Where
+    the older of two is deleted first, that stack no longer exists, and the next signal, such as the end of a child, is a crash.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # `import openvino` would send an event
+    import openvino
+
+    return openvino.Core()
