@@ -104,11 +104,9 @@ class Contents:
     def identity(self) -> dict[str, str]:
         """Two versions with the same identity are the same: sha256 of the detector's files, the code and the requirements."""
         code = "".join(f"{name} {files.sha256_of(file)}\n" for name, file in served_code().items())
+        found = self.files
         return {
-            **{
-                f"{IDENTITY_NAMES[name]}.sha256": files.sha256_of(self.files[name])
-                for name in IDENTITY_NAMES.keys() & self.files
-            },
+            **{f"{tag}.sha256": files.sha256_of(found[name]) for name, tag in IDENTITY_NAMES.items() if name in found},
             "code.sha256": hashlib.sha256(code.encode()).hexdigest(),
             "requirements.sha256": hashlib.sha256("\n".join(self.requirements()).encode()).hexdigest(),
         }
