@@ -3,6 +3,8 @@
 import base64
 import csv
 import json
+import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ from benchmarks import (
     density,
     engines,
     explain,
+    first_run,
     harness,
     pictures,
     predict,
@@ -266,6 +269,19 @@ def test_score_is_compared_with_bare_processes():
     score.compare(table, "test_convnext", 32, count=20, rounds=1, starts=0)
     (row,) = table.rows
     assert row["measure"] == "rate" and float(row["ratio"]) == pytest.approx(float(row["share_of_limit"]), rel=1e-3)
+
+
+def test_stages_are_timed_by_what_dvc_prints(tmp_path):
+    lines = ["setting up", "Running stage 'check':", "> python -m stages.check", "Running stage 'resize':"]
+    script = "import time\nfor line in " + repr(lines) + ":\n    print(line, flush=True)\n    time.sleep(0.3)"
+    stages, whole = first_run.timed_stages([sys.executable, "-c", script], tmp_path, dict(os.environ))
+    assert list(stages) == ["check", "resize"]
+    assert 0.6 <= stages["check"] < whole - 0.6 and 0.3 <= stages["resize"] < whole - 0.9
+
+
+def test_error_has_the_output_of_a_first_run_that_fails(tmp_path):
+    with pytest.raises(RuntimeError, match=r"failed:\nno space left"):
+        first_run.timed_stages(["sh", "-c", "echo no space left; exit 3"], tmp_path, dict(os.environ))
 
 
 def test_maps_are_compared_with_pytorch_grad_cam():
