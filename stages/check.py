@@ -1,8 +1,9 @@
-"""Check params.yaml, data.dvc, DVC's lock and the engine, and write what DVC cannot detect: library versions, the weights file."""
+"""Check params.yaml, data.dvc, DVC's lock and the engine, and write what DVC cannot detect: library versions, weights files."""
 
 import json
 import sys
 import time
+from pathlib import Path
 
 import yaml
 
@@ -30,25 +31,25 @@ def main() -> None:
     if settings.promote.engine != "torch":
         engines.require(settings.promote.engine)
     files.write_json(paths.VERSIONS, versions.installed())
-    link_weights(settings.convnext.weights)
+    link_weights(paths.WEIGHTS, "convnext.weights", settings.convnext.weights)
+    link_weights(paths.TEACHER, "convnext.teacher.weights", settings.convnext.teacher.weights)
 
 
-def link_weights(weights: str) -> None:
-    """Make artifacts/weights a symbolic link to the file of `convnext.weights`, so that DVC compares its content.
+def link_weights(link: Path, setting: str, weights: str | None) -> None:
+    """Make `link` a symbolic link to the file of a setting, so that DVC compares its content.
 
-    For imagenet and random, it is a file with that word. UserError if the file does not exist.
+    For imagenet, random and null, it is a file with that word. UserError if the file does not exist.
     """
-    link = paths.WEIGHTS
-    file = weights_file(weights)
+    file = None if weights is None else weights_file(weights)
     if file is not None and not file.is_file():
         raise UserError(
-            f"convnext.weights: {file} is not a file; give random, imagenet, or the path of a .safetensors or .pth file, an "
+            f"{setting}: {file} is not a file; give random, imagenet, or the path of a .safetensors or .pth file, an "
             "absolute one for queued experiments."
         )
     link.parent.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
     if file is None:
-        link.write_text(f"{weights}\n", encoding="utf-8")
+        link.write_text(f"{weights or 'null'}\n", encoding="utf-8")
     else:
         link.symlink_to(file.resolve())
 

@@ -31,7 +31,7 @@ def train(settings: Settings, group: distributed.Group) -> None:
     if not group.is_main:
         training.train(*arguments, group=group)
         return
-    reads = [paths.SPLIT, images, paths.WEIGHTS]
+    reads = [paths.SPLIT, images, paths.WEIGHTS, paths.TEACHER]
     with (
         checkpoints.resumable("train_convnext", inputs) as checkpoint,
         runs.stage_run("train_convnext", settings, reads=reads, makes=[paths.CONVNEXT]) as run,

@@ -95,6 +95,9 @@ RUN_BY = {
     "test_a_profile_for_robust_training_turns_on_every_degradation": [
         "python -m dfganext.settings profiles/robust.yaml"
     ],
+    "test_the_profile_from_scratch_has_a_teacher_and_no_weights": [
+        "python -m dfganext.settings profiles/from-scratch.yaml"
+    ],
     "test_stability_names_the_copies_that_change_the_decision": ["dfganext predict photo.jpg --stability"],
     "test_evaluate_prints_a_table": ["dfganext evaluate PATH...", "dfganext evaluate labelled/"],
     "test_evaluate_leaves_out_near_duplicates_of_training_images": [
@@ -189,6 +192,10 @@ NOT_RUN = {
         "dvc exp run -S convnext.architecture=tf_efficientnet_lite0 -S convnext.weights=FILE -S convnext.match=order "
         "-S convnext.size=256 -S convnext.epochs=14 -S convnext.batch_size=32 -S convnext.lr=0.0015 "
         "-S convnext.precision=float32 -S subsample.validation=0.1",
+    ],
+    "needs ImageNet weights; tests/training/test_distillation.py and test_check_stage.py use a teacher's file": [
+        "dvc exp run -S convnext.architecture=tf_efficientnet_lite0 -S convnext.weights=imagenet -S convnext.size=256",
+        "mkdir -p models && cp -r artifacts/models/convnext models/teacher",
     ],
     "needs a container engine; tests/inference/test_server.py runs the Dockerfile's steps": [
         "docker build --tag df-ganext .",

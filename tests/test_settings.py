@@ -123,6 +123,15 @@ def test_a_rule_about_two_keys_names_the_source(values):
         settings.from_mapping(values, source="mine.yaml")
 
 
+@pytest.mark.parametrize(("given", "missing"), [("architecture", "weights"), ("weights", "architecture")])
+def test_a_teacher_needs_its_architecture_and_its_weights(values, given, missing):
+    values["convnext"]["teacher"][given] = "resnet18"
+    with pytest.raises(
+        UserError, match=rf"^params\.yaml: convnext\.teacher\.{missing}: a teacher needs its architecture and "
+    ):
+        settings.from_mapping(values)
+
+
 def test_numbers_as_yaml_1_1_reads_them(values):
     assert settings.from_mapping(changed(values, "convnext.lr", "1e-4")).convnext.lr == 1e-4
     rotation = settings.from_mapping(changed(values, "convnext.augment.rotation", 5)).convnext.augment.rotation
@@ -198,6 +207,13 @@ def test_a_profile_for_robust_training_turns_on_every_degradation(params):
     settings.apply_profile(ROOT / "profiles/robust.yaml", params)
     augment = settings.load_settings(params).convnext.augment
     assert all(getattr(augment, name).p > 0 for name in settings.STRENGTHS)
+
+
+def test_the_profile_from_scratch_has_a_teacher_and_no_weights(params):
+    settings.apply_profile(ROOT / "profiles/from-scratch.yaml", params)
+    convnext = settings.load_settings(params).convnext
+    assert (convnext.architecture, convnext.weights) == ("convnext_tiny", "random")
+    assert convnext.teacher.architecture == "tf_efficientnet_lite0" and convnext.augment.crop < convnext.size
 
 
 def test_a_profile_keeps_comments_order_and_other_lines(params):

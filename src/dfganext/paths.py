@@ -13,6 +13,7 @@ DVC_LOCK = Path(".dvc/tmp/rwlock")
 ARTIFACTS = Path("artifacts")
 VERSIONS = ARTIFACTS / "versions.json"
 WEIGHTS = ARTIFACTS / "weights"
+TEACHER = ARTIFACTS / "teacher"
 RAW = ARTIFACTS / "raw"
 MANIFEST = ARTIFACTS / "manifest.csv"
 REJECTS = ARTIFACTS / "rejects.csv"

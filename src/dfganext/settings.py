@@ -113,6 +113,22 @@ class Augment:
 
 
 @dataclass(frozen=True, config=RULES)
+class Teacher:
+    """A trained classifier to imitate, or none. strength: weight of the imitation beside the loss."""
+
+    architecture: Text | None
+    weights: Text | None
+    strength: Positive
+
+    def __post_init__(self) -> None:
+        if (self.architecture is None) != (self.weights is None):
+            missing = "architecture" if self.architecture is None else "weights"
+            raise UserError(
+                f"convnext.teacher.{missing}: a teacher needs its architecture and its weights; set both, or null for both."
+            )
+
+
+@dataclass(frozen=True, config=RULES)
 class Convnext:
     architecture: Text
     weights: Text
@@ -129,6 +145,7 @@ class Convnext:
     average: Annotated[Number, Field(ge=0, lt=1)]
     precision: Literal["auto", "float32", "bfloat16"]
     augment: Augment
+    teacher: Teacher
 
     def __post_init__(self) -> None:
         if self.augment.crop is not None and self.augment.crop > self.size:

@@ -104,6 +104,22 @@ def test_the_weights_file_is_linked_so_that_dvc_compares_its_content(workspace, 
     assert weights.read_bytes() == b"second", "the file itself is never written to"
 
 
+def test_the_teachers_weights_are_linked_too(workspace, tmp_path_factory):
+    weights = tmp_path_factory.mktemp("teacher") / "model.safetensors"
+    weights.write_bytes(b"teacher")
+    with_weights(workspace, "random")
+    assert paths.TEACHER.read_text() == "null\n"
+    file = workspace / "params.yaml"
+    text = file.read_text().replace("    architecture: null", "    architecture: resnet18")
+    file.write_text(text.replace("    weights: null", f"    weights: {weights}"))
+    check.main()
+    assert paths.TEACHER.is_symlink() and paths.TEACHER.read_bytes() == b"teacher"
+    weights.unlink()
+    with pytest.raises(UserError, match=r"^convnext\.teacher\.weights: \S+model\.safetensors is not a file"):
+        check.main()
+    assert paths.WEIGHTS.read_text() == "random\n"
+
+
 def test_a_missing_weights_file_is_named(workspace):
     with pytest.raises(UserError, match=r"convnext\.weights: gone\.pth is not a file; give random, imagenet"):
         with_weights(workspace, "gone.pth")

@@ -101,6 +101,7 @@ stages:
         ("src/evaluation/__pycache__/metrics.pyc", True, True),
         ("src/report.py", True, True),
         ("artifacts/weights", False, True),
+        ("artifacts/teacher", False, True),
         ("torch", False, True),
         ("timm", True, True),
     ],
@@ -116,6 +117,7 @@ def test_evaluations_match_only_with_the_same_code_libraries_and_weights(
         (workspace / name).write_text("1")
     (workspace / "src/evaluation/__pycache__").mkdir()
     paths.WEIGHTS.write_text("random")
+    paths.TEACHER.write_text("null")
     evaluate(shipped)
     (before,) = lineage.evaluations(paths.SPLIT)
     assert before.parts == {"convnext", "autoencoder"}

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 @dataclass
 class Run:
-    """failure: what happens in the process `rank` when the epoch `epoch`, counted from 0, begins; with -1, before all epochs."""
+    """failure: what happens in the process `rank` when the epoch `epoch`, counted from 0, begins; with -1, before all epochs.
+    teacher: file with the weights of a test_efficientnet to imitate."""
 
     folder: str
     processes: int = 2
@@ -29,6 +30,7 @@ class Run:
     rank: int = 1
     epoch: int = 1
     lr: float = 3e-3
+    teacher: str | None = None
 
 
 def command(run: Run) -> list[str]:
@@ -62,6 +64,7 @@ def train(run: Run, group: Group = distributed.SINGLE_PROCESS):
         lr_step=2,
         precision="float32",
         augment=STRONG,
+        teacher=settings.Teacher("test_efficientnet" if run.teacher else None, run.teacher, 1.0),
     )
     load_epoch = EpochLoader.epoch
 

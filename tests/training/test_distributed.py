@@ -71,6 +71,20 @@ def test_two_processes_give_the_result_of_one(one_process, two_processes):
     assert_close(one_process, two_processes)
 
 
+def test_two_processes_imitate_a_teacher(two_processes, tmp_path):
+    """Each rank standardises the teacher's maps over its own images, so this is not one process's result; the ranks agree."""
+    weights = tmp_path / "teacher.pth"
+    torch.save(model.build("test_efficientnet", "ce", 32, seed=3)[0].state_dict(), weights)
+    histories = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        histories.append(launch(tmp_path / name, teacher=str(weights), epochs=1))
+    first, again = histories
+    assert_same(first, again)
+    assert first["best_state"].keys() == two_processes["best_state"].keys()
+    assert first["epochs"] != two_processes["epochs"][:1]
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     """A run whose second process was killed at the start of the second epoch: folder, exit code, output lines and messages."""

@@ -58,7 +58,13 @@ def outputs_of(loss: str) -> int:
 
 
 def build(
-    architecture: str, loss: str, size: int, weights: str = "random", seed: int = 0, match: str = "name"
+    architecture: str,
+    loss: str,
+    size: int,
+    weights: str = "random",
+    seed: int = 0,
+    match: str = "name",
+    setting: str = "convnext",
 ) -> tuple[nn.Module, ClassifierConfig]:
     """Make a classifier with a fresh head.
 
@@ -69,6 +75,7 @@ def build(
         weights: "random", "imagenet" (from the Hugging Face hub), or the path of a .safetensors or .pth file.
         seed: of the random initial values.
         match: assign the tensors of a weights file by "name", or in "order", for files from other code bases.
+        setting: section of params.yaml with `architecture` and `weights`, for error messages.
 
     Raises:
         UserError: the architecture is unknown, or cannot be made for this size; or the weights cannot be loaded or do not fit.
@@ -80,13 +87,13 @@ def build(
             model = _create(architecture, outputs_of(loss), size, seed, pretrained=True)
         except Exception as error:  # the hub's libraries raise many kinds
             raise UserError(
-                f"convnext.weights: the ImageNet weights of {architecture} cannot be loaded from the Hugging Face hub "
+                f"{setting}.weights: the ImageNet weights of {architecture} cannot be loaded from the Hugging Face hub "
                 f"({reason(error)}); check the network and the hub's cache (HF_HOME, by default ~/.cache/huggingface), or set "
-                "convnext.weights to random or to the path of a .safetensors or .pth file."
+                f"{setting}.weights to the path of a .safetensors or .pth file."
             ) from error
     file = weights_file(weights)
     if file is not None:
-        _load_backbone(model, file, match)
+        _load_backbone(model, file, match, setting)
     if weights != "random":
         _reset_head(model, seed)
     normalise = timm.data.resolve_model_data_config(model)
@@ -284,17 +291,17 @@ def _reset_head(model: nn.Module, seed: int) -> None:
         nn.init.zeros_(head.bias)
 
 
-def _load_backbone(model: nn.Module, path: Path, match: str) -> None:
+def _load_backbone(model: nn.Module, path: Path, match: str, setting: str) -> None:
     """Load all weights but the head's from a file."""
     if not path.is_file():
         raise UserError(
-            f"convnext.weights: there is no file {path}; give random, imagenet or the path of a .safetensors or .pth file."
+            f"{setting}.weights: there is no file {path}; give random, imagenet or the path of a .safetensors or .pth file."
         )
     try:
         state = timm.models.load_state_dict(str(path), use_ema=False, weights_only=True)
     except Exception as error:  # files from elsewhere can be wrong in any way
         raise UserError(
-            f"convnext.weights: {path} cannot be read as weights ({reason(error)}); give a .safetensors file, or a .pth "
+            f"{setting}.weights: {path} cannot be read as weights ({reason(error)}); give a .safetensors file, or a .pth "
             "file that holds only tensors."
         ) from error
     classifier = model.pretrained_cfg["classifier"]  # type: ignore[index]
@@ -310,6 +317,6 @@ def _load_backbone(model: nn.Module, path: Path, match: str) -> None:
         model.load_state_dict(fitting | {name: own[name] for name in kept})
     except RuntimeError as error:
         raise UserError(
-            f"convnext.weights: {path} does not fit convnext.architecture ({reason(error)}); give a file of this "
+            f"{setting}.weights: {path} does not fit {setting}.architecture ({reason(error)}); give a file of this "
             "architecture, or, if its tensors only have other names, set convnext.match to order."
         ) from error

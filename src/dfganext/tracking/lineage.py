@@ -26,12 +26,13 @@ STAGES = {
 
 
 def provenance() -> dict[str, str]:
-    """Tags of an evaluation in this workspace, by model: sha256 of code, library versions and weights file."""
+    """Tags of an evaluation in this workspace, by model: sha256 of code, library versions and weights files."""
     tags = {}
     for part, stages in STAGES.items():
         inputs: dict[str, object] = {stage: versions.declared(stage, Path(), paths.VERSIONS) for stage in stages}
         if part == NETWORK:
-            inputs["weights"] = files.sha256_of(paths.WEIGHTS) if paths.WEIGHTS.is_file() else None
+            for name, file in (("weights", paths.WEIGHTS), ("teacher", paths.TEACHER)):
+                inputs[name] = files.sha256_of(file) if file.is_file() else None
         tags[f"provenance.{part}"] = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     return tags
 

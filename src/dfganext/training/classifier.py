@@ -1,4 +1,7 @@
-"""Train the classifier: AdamW, StepLR, cross entropy or binary cross entropy, best epoch by validation accuracy."""
+"""Train the classifier: AdamW, StepLR, cross entropy or binary cross entropy, best epoch by validation accuracy.
+
+With a teacher, the loss includes the imitation of its feature maps: see `distillation`.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from dfganext.models.classifier import ClassifierConfig
 from dfganext.settings import Convnext, Machine
 from dfganext.training import checkpoints, compute, loop
 from dfganext.training.augment import AugmentedImages, Batch, EpochLoader
+from dfganext.training.distillation import Distillation
 from dfganext.training.distributed import SINGLE_PROCESS, Group
 from dfganext.training.loop import History, Metrics, OnEpoch, TrainingState
 
@@ -60,7 +64,11 @@ class ClassifierTask:
         self.model: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)
         # each rank computes with one image at least, even where a batch has fewer images than there are ranks
         dry_run(self.model, self.config, self.precision, max(self.loader.smallest_batch, group.world_size))
-        self.replica = group.replicate(self.model)
+        self.distillation: Distillation | None = None
+        if settings.teacher.architecture is not None:
+            size = settings.augment.crop or settings.size
+            self.distillation = Distillation(self.model, settings.architecture, settings.teacher, size, seed)
+        self.replica = group.replicate(self.model if self.distillation is None else self.distillation.student)
 
     def losses(self, batch: Batch) -> Iterator[tuple[Tensor, tuple[slice, Tensor]]]:
         """Yields the loss of this rank's shard; with it come the shard's position and, without gradient, logits of "fake".
@@ -68,11 +76,20 @@ class ClassifierTask:
         Gradients are averaged over ranks. The weight makes their mean the gradient of the mean loss over the global batch.
         """
         images, labels = (part.to(self.device, non_blocking=True) for part in (batch.images, batch.labels))
-        outputs = forward(self.replica, classifier.preprocess(images, self.config), self.precision)
+        outputs, imitation = self._forward(images)
         shard_size = batch.position.stop - batch.position.start
         weight = shard_size * self.group.world_size / batch.global_size
         logits = classifier.fake_logits(outputs).detach()[:shard_size]
-        yield classification_loss(outputs, labels) * weight, (batch.position, logits)
+        yield (classification_loss(outputs, labels) + imitation) * weight, (batch.position, logits)
+
+    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Outputs of the head, and the loss of the imitation of the teacher, if there is one."""
+        inputs = classifier.preprocess(images, self.config)
+        if self.distillation is None:
+            return forward(self.replica, inputs, self.precision), 0.0
+        with compute.autocast(self.device, self.precision):
+            outputs, maps = self.replica(inputs)
+            return outputs.float(), self.distillation.loss(maps, images)
 
     def train_metrics(self, epoch: int, outputs: list[tuple[slice, Tensor]]) -> Metrics:
         """Metrics of the training images, from the logits computed during the epoch."""
@@ -96,21 +113,25 @@ class ClassifierTask:
         return epoch_metrics(labels, self.group.sum(logits))
 
 
-def training_state(model: nn.Module, settings: Convnext, steps: int) -> TrainingState:
+def training_state(
+    model: nn.Module, settings: Convnext, steps: int, projections: nn.Module | None = None
+) -> TrainingState:
     """AdamW for the parameters of `model`, with the schedule of the learning rate and the average of weights from the settings.
 
     Args:
         steps: batches in an epoch.
+        projections: trained with the model.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    parameters = [*model.parameters(), *(projections.parameters() if projections is not None else ())]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     average = ModelEmaV3(model, settings.average, use_warmup=True) if settings.average else None
     if settings.schedule == "one_cycle":
         cycle = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, settings.lr, settings.epochs * steps, cycle_momentum=False
         )
-        return TrainingState(model, optimizer, cycle, every_batch=True, average=average)
+        return TrainingState(model, optimizer, cycle, every_batch=True, average=average, projections=projections)
     step = torch.optim.lr_scheduler.StepLR(optimizer, settings.lr_step, settings.lr_gamma)
-    return TrainingState(model, optimizer, step, average=average)
+    return TrainingState(model, optimizer, step, average=average, projections=projections)
 
 
 def dry_run(model: nn.Module, config: ClassifierConfig, precision: torch.dtype, smallest_batch: int = 2) -> None:
@@ -142,7 +163,7 @@ def dry_run(model: nn.Module, config: ClassifierConfig, precision: torch.dtype, 
 
 def forward(network: nn.Module, images: Tensor, precision: torch.dtype) -> Tensor:
     """Outputs of the head in float32, computed in `precision` where PyTorch considers that safe."""
-    with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+    with compute.autocast(images.device, precision):
         return network(images).float()
 
 
@@ -173,9 +194,10 @@ def training_inputs(
         settings, machine: as `compute.resolve` returns them, without `auto`.
     """
     values = asdict(replace(settings, processes=1))  # training may resume with another number of processes
-    file = classifier.weights_file(settings.weights)
-    if file is not None and file.is_file():
-        values["weights"] = files.sha256_of(file)
+    for section in (values, values["teacher"]):
+        file = section["weights"] and classifier.weights_file(section["weights"])
+        if file and file.is_file():
+            section["weights"] = files.sha256_of(file)
     images = {"train": checkpoints.hash_images(train), "validation": checkpoints.hash_images(validation)}
     return {"convnext": values, "loss": loss, "seed": seed, "device": machine.device, "images": images}
 
@@ -198,5 +220,6 @@ def train(
     """
     compute.make_repeatable()
     task = ClassifierTask(train, validation, settings, loss, seed, machine, group)
-    state = training_state(task.model, settings, task.loader.steps)
+    projections = None if task.distillation is None else task.distillation.student.projections
+    state = training_state(task.model, settings, task.loader.steps, projections)
     return loop.fit(task, state, settings.epochs, seed, checkpoint, on_epoch, group), task.config

@@ -35,6 +35,11 @@ def name_of(precision: torch.dtype) -> Literal["float32", "bfloat16"]:
     return "bfloat16" if precision == torch.bfloat16 else "float32"
 
 
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """A context in which PyTorch computes in `precision` where it considers that safe."""
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+
+
 def resolve(machine: Machine, setting: str) -> tuple[Machine, Literal["float32", "bfloat16"]]:
     """Replace `auto` by what it means on this machine, for the device and for the precision.
 

@@ -80,6 +80,7 @@ class TrainingState:
 
     scheduler: steps after each epoch, or with every_batch after each batch.
     average: moving average of the weights, updated after each batch. steps: batches so far.
+    projections: trained with the model and not kept: those of `distillation`.
     """
 
     model: nn.Module
@@ -89,6 +90,7 @@ class TrainingState:
     every_batch: bool = False
     average: ModelEmaV3 | None = None
     steps: int = 0
+    projections: nn.Module | None = None
 
     @property
     def result(self) -> nn.Module:
@@ -112,6 +114,7 @@ class TrainingState:
             "scheduler": self.scheduler.state_dict(),
             "history": vars(self.history),
             "steps": self.steps,
+            "projections": None if self.projections is None else self.projections.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -122,6 +125,8 @@ class TrainingState:
         self.scheduler.load_state_dict(state["scheduler"])
         self.history = History(**state["history"])
         self.steps = state["steps"]
+        if self.projections is not None:
+            self.projections.load_state_dict(state["projections"])
 
 
 def fit(
