@@ -216,6 +216,12 @@ def test_the_profile_from_scratch_has_a_teacher_and_no_weights(params):
     assert convnext.teacher.architecture == "tf_efficientnet_lite0" and convnext.augment.crop < convnext.size
 
 
+def test_a_description_names_the_teacher(params):
+    settings.apply_profile(ROOT / "profiles/from-scratch.yaml", params)
+    described = settings.describe(settings.load_settings(params))
+    assert described == "convnext_tiny, random weights, taught by tf_efficientnet_lite0, 256 px, loss ce"
+
+
 def test_a_profile_keeps_comments_order_and_other_lines(params):
     before = params.read_text().splitlines()
     settings.apply_profile(ROOT / "profiles/paper.yaml", params)

@@ -292,11 +292,12 @@ def from_mapping(values: object, source: str = "params.yaml") -> Settings:
 
 
 def describe(settings: Settings) -> str:
-    """Architecture, initial weights, image size and loss, in a few words."""
+    """Architecture, initial weights, teacher, image size and loss, in a few words."""
     network = settings.convnext
     names = {"random": "random weights", "imagenet": "ImageNet weights"}
     weights = names.get(network.weights, Path(network.weights).name)
-    return f"{network.architecture}, {weights}, {network.size} px, loss {settings.loss}"
+    taught = f", taught by {network.teacher.architecture}" if network.teacher.architecture else ""
+    return f"{network.architecture}, {weights}{taught}, {network.size} px, loss {settings.loss}"
 
 
 def flatten(settings: Settings) -> dict[str, Any]:
