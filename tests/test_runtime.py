@@ -90,8 +90,21 @@ def test_freed_memory_is_not_cleared_again():
 def test_blocks_above_the_threshold_are_kept_on_request():
     once = LAYERS * LARGE // os.sysconf("SC_PAGESIZE")
     assert probe("prepared", LARGE).mapped > LAYERS * LARGE
-    kept = probe("keep_all", LARGE, THP_MEM_ALLOC_ENABLE="0")
+    kept = probe("keep_all", LARGE)
     assert kept.mapped == 0 and kept.faults < 5 * once
+
+
+@glibc
+def test_memory_that_is_kept_has_no_gaps_of_large_pages():
+    code = "import os; from dfganext import runtime; runtime.prepare(keep_all={}); print(os.environ.get('THP_MEM_ALLOC_ENABLE'))"
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("THP_", "MALLOC_"))}
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code.format(kept)], env=plain, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for kept in (True, False)
+    ]
+    assert found == ["None", "1"]
 
 
 @glibc

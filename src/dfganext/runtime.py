@@ -53,18 +53,20 @@ def prepare(keep_all: bool = False, server: bool = False) -> None:
     Python looks for cyclic garbage less often.
 
     By default, glibc returns the memory of tensors to the system when they are freed, and the system clears the same pages
-    again in the next step: a third of the time of a training on a CPU. This keeps freed memory, in large pages. Variables of
-    the environment that the user has set stay.
+    again in the next step: a third of the time of a training on a CPU. This keeps freed memory, in large pages except with
+    `keep_all`. Variables of the environment that the user has set stay.
 
     Args:
         keep_all: keep blocks above `MMAP_THRESHOLD` too, which a training step at 256 pixels has many of. For a process that ends
-            with its work; elsewhere, free space between such blocks would add up.
+            with its work; elsewhere, free space between such blocks would add up. PyTorch aligns blocks in large pages to 2 MiB,
+            which leaves gaps between them, so this sets no large pages.
         server: return what large requests have used.
     """
     warnings.filterwarnings("ignore", module="PIL")
     gc.set_threshold(*GARBAGE_THRESHOLDS)
     os.environ.setdefault("GOMP_SPINCOUNT", SERVER_SPIN_COUNT if server else SPIN_COUNT)
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch's: transparent huge pages
+    if not keep_all:
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch's: transparent huge pages
     chosen = [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES")) and name != ARENAS]
     if chosen or not sys.platform.startswith("linux"):
         return
