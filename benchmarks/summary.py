@@ -12,7 +12,7 @@ from benchmarks.harness import RESULTS
 LINES = (
     ("density", "exact kernel density, d = 16,384, of {points} points", r"(?P<points>\d+) points"),
     ("resize", "{format} of 1024 px to 256, {filter}", r"(?P<format>\w+) 1024 to 256, (?P<filter>\w+)$"),
-    ("train_cpu", "an epoch on the CPU at {size} px", r"(?P<size>\d+) px"),
+    ("train_cpu", "an epoch on the CPU, {case}", r"(?P<case>.+)"),
     ("train_gpu", "an epoch on the GPU at {size} px", r"(?P<size>\d+) px"),
     ("engines", "the forward pass of one image, {case}", r"(?P<case>.+), batches of 1$"),
     ("serve", "one served image, {kind}", r"one image, (?P<kind>.+)"),

@@ -206,6 +206,16 @@ def test_training_on_a_cpu_is_compared_with_its_rival():
     assert cases(table) == {("32 px, test_convnext, batches of 16", train_cpu.AGAINST)}
 
 
+@pytest.mark.slow
+def test_training_is_compared_with_memory_as_glibc_manages_it():
+    table = Table("train_cpu")
+    train_cpu.compare_memory(table, "test_efficientnet", 32, 32, 16, rounds=1)
+    measured = {row["measure"]: row for row in table.rows}
+    assert list(measured) == ["time", "processor time in the kernel", "memory"]
+    assert all(float(row["ours"]) >= 0 and float(row["rival"]) >= 0 for row in table.rows)
+    assert float(measured["memory"]["ours"]) > 100 and float(measured["processor time in the kernel"]["ours"]) <= 100
+
+
 def test_served_rival_predicts_the_same_probabilities(tmp_path):
     from benchmarks.served_rival import Classifier
 
