@@ -55,7 +55,7 @@ def train(settings, **options) -> loop.History:
 def test_the_logits_are_those_of_the_classifier(architecture):
     model = model_of.build(architecture, "ce", 160, seed=1)[0].eval()
     images = torch.randn(2, 3, 160, 160)
-    (first, *_) = feature_maps(model, architecture, images)
+    (first, *_) = feature_maps(model, "convnext", architecture, images)
     with torch.no_grad():
         outputs, (predicted,) = Student(model, [(0, first.shape[1], 7)])(images)
         assert torch.allclose(outputs, model(images), atol=1e-6)
@@ -162,7 +162,10 @@ def test_a_checkpoint_belongs_to_the_teachers_content(settings, tmp_path):
     [
         (("test_efficientnet", "gone.pth"), r"convnext\.teacher\.weights: there is no file gone\.pth"),
         (("test_convnext", "WEIGHTS"), r"WEIGHTS does not fit convnext\.teacher\.architecture"),
-        (("no_such_net", "WEIGHTS"), r"timm has no model 'no_such_net'"),
+        (
+            ("no_such_net", "WEIGHTS"),
+            r"convnext\.teacher\.architecture: no_such_net cannot be used .*timm has no model 'no_such_net'",
+        ),
     ],
 )
 def test_a_teacher_that_cannot_be_loaded_is_named(settings, weights, teacher, message):
@@ -184,6 +187,15 @@ def test_maps_are_compared_at_the_size_of_the_crops(settings):
     assert torch.isfinite(loss)
 
 
+def test_of_many_maps_of_one_size_the_deepest_is_used(settings):
+    """A vision transformer's maps all have a side of 10, as one of the teacher's."""
+    model = model_of.build("test_vit", "ce", 160)[0]
+    distillation = Distillation(model, "test_vit", settings.teacher, 160, 0)
+    assert (distillation.student.indices, distillation.indices) == ([5], [3])
+    _, maps = distillation.student(torch.randn(2, 3, 160, 160))
+    assert torch.isfinite(distillation.loss(maps, torch.zeros(2, 160, 160, 3, dtype=torch.uint8)))
+
+
 def test_one_image_has_a_finite_loss(distillation):
     """Its deepest map has one pixel, whose variance is 0."""
     _, maps = distillation.student(torch.randn(1, 3, 32, 32))
@@ -194,7 +206,7 @@ def test_one_image_has_a_finite_loss(distillation):
 class Odd(torch.nn.Conv2d):
     """A network with one feature map, of a size that no other network has."""
 
-    def forward_intermediates(self, images, indices=None, intermediates_only=False):
+    def forward_intermediates(self, images, intermediates_only=False):
         return [torch.zeros(len(images), 4, 31, 31)]
 
 
@@ -206,5 +218,5 @@ def test_networks_without_maps_of_one_size_are_refused(settings):
 
 
 def test_a_network_without_feature_maps_is_named(settings):
-    with pytest.raises(UserError, match=r"convnext\.teacher: timm gives no feature maps of plain"):
+    with pytest.raises(UserError, match=r"convnext\.architecture: timm gives no feature maps of plain"):
         Distillation(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1)), "plain", settings.teacher, 32, 0)

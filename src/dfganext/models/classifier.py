@@ -80,7 +80,7 @@ def build(
     Raises:
         UserError: the architecture is unknown, or cannot be made for this size; or the weights cannot be loaded or do not fit.
     """
-    with network_errors(architecture, size):
+    with network_errors(architecture, size, setting):
         model = _create(architecture, outputs_of(loss), size, seed)
     if weights == "imagenet":
         try:
@@ -89,7 +89,7 @@ def build(
             raise UserError(
                 f"{setting}.weights: the ImageNet weights of {architecture} cannot be loaded from the Hugging Face hub "
                 f"({reason(error)}); check the network and the hub's cache (HF_HOME, by default ~/.cache/huggingface), or set "
-                f"{setting}.weights to the path of a .safetensors or .pth file."
+                f"{setting}.weights to random or to the path of a .safetensors or .pth file."
             ) from error
     file = weights_file(weights)
     if file is not None:
@@ -251,7 +251,7 @@ def _no_map(model: nn.Module, why: str) -> UserError:
 
 
 @contextmanager
-def network_errors(architecture: str, size: int) -> Iterator[None]:
+def network_errors(architecture: str, size: int, setting: str = "convnext") -> Iterator[None]:
     """Translate errors raised by a network to a UserError. Wrap only its creation and its calls.
 
     Architectures raise many kinds of errors for a size that they do not support.
@@ -262,7 +262,7 @@ def network_errors(architecture: str, size: int) -> Iterator[None]:
         raise
     except Exception as error:
         raise UserError(
-            f"convnext.architecture: {architecture} cannot be used with images of {size} pixels ({reason(error)}); choose "
+            f"{setting}.architecture: {architecture} cannot be used with images of {size} pixels ({reason(error)}); choose "
             "another, or change convnext.size, convnext.batch_size or machine.device."
         ) from error
 

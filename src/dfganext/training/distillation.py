@@ -31,13 +31,13 @@ class Student(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Images (N, 3, H, W) -> the head's logits, and for each pair the predicted map, (N, C, h, w)."""
-        final, maps = self.model.forward_intermediates(images, indices=self.indices)  # type: ignore[operator]
-        predicted = [projection(own) for projection, own in zip(self.projections, maps, strict=True)]
+        final, maps = self.model.forward_intermediates(images)  # type: ignore[operator]
+        predicted = [projection(maps[index]) for projection, index in zip(self.projections, self.indices, strict=True)]
         return self.model.forward_head(final), predicted  # type: ignore[operator]
 
 
 class Distillation:
-    """A frozen teacher, and the student that imitates those of its feature maps that have the size of one of the student's.
+    """A frozen teacher, and the student that imitates its feature maps: of each size that both have, the deepest of each.
 
     Args:
         model: the classifier to train.
@@ -59,9 +59,10 @@ class Distillation:
         )
         self.teacher = teacher.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
         blank = torch.zeros((1, 3, size, size), device=device)
-        own, others = feature_maps(model, architecture, blank), feature_maps(teacher, settings.architecture, blank)
-        by_size = {one.shape[2:]: index for index, one in enumerate(others)}  # the last, and deepest, of each size
-        shared = [(index, by_size[one.shape[2:]]) for index, one in enumerate(own) if one.shape[2:] in by_size]
+        own = feature_maps(model, "convnext", architecture, blank)
+        others = feature_maps(teacher, "convnext.teacher", settings.architecture, blank)
+        mine, theirs = ({one.shape[2:]: index for index, one in enumerate(maps)} for maps in (own, others))  # the last
+        shared = [(index, theirs[shape]) for shape, index in mine.items() if shape in theirs]
         if not shared:
             raise UserError(
                 f"convnext.teacher: no feature map of {settings.architecture} has the size of one of {architecture}'s; choose "
@@ -84,8 +85,8 @@ class Distillation:
         """
         with torch.no_grad():
             inputs = classifier.preprocess(images, self.config)
-            maps = self.teacher.forward_intermediates(inputs, indices=self.indices, intermediates_only=True)  # type: ignore[operator]
-            targets = [standardise(one.float()) for one in maps]
+            maps = self.teacher.forward_intermediates(inputs, intermediates_only=True)  # type: ignore[operator]
+            targets = [standardise(maps[index].float()) for index in self.indices]
         errors = [F.mse_loss(mine.float(), target) for mine, target in zip(predicted, targets, strict=True)]
         return self.strength * torch.stack(errors).mean()
 
@@ -97,15 +98,18 @@ def standardise(maps: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def feature_maps(model: nn.Module, architecture: str, images: Tensor) -> list[Tensor]:
-    """The feature maps of each stage of a timm classifier: images (N, 3, H, W) -> (N, C, h, w) each. UserError if it has none."""
+def feature_maps(model: nn.Module, setting: str, architecture: str, images: Tensor) -> list[Tensor]:
+    """The feature maps of each stage of a timm classifier: images (N, 3, H, W) -> (N, C, h, w) each.
+
+    UserError, which names the setting's architecture, if it has none.
+    """
     if not hasattr(model, "forward_intermediates"):
         raise UserError(
-            f"convnext.teacher: timm gives no feature maps of {architecture}; choose another architecture, or set the "
-            "teacher's architecture and weights to null."
+            f"{setting}.architecture: timm gives no feature maps of {architecture}; choose another, or set the architecture and "
+            "weights of convnext.teacher to null."
         )
     was_training = model.training
-    with classifier.network_errors(architecture, images.shape[-1]):
+    with classifier.network_errors(architecture, images.shape[-1], setting):
         maps: list[Tensor] = model.eval().forward_intermediates(images, intermediates_only=True)  # type: ignore[operator]
     model.train(was_training)
     return maps
