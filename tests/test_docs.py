@@ -98,6 +98,7 @@ RUN_BY = {
     "test_the_profile_from_scratch_has_a_teacher_and_no_weights": [
         "python -m dfganext.settings profiles/from-scratch.yaml"
     ],
+    "test_a_lock_file_that_was_cut_off_comes_back_from_git": ["git checkout dvc.lock"],
     "test_stability_names_the_copies_that_change_the_decision": ["dfganext predict photo.jpg --stability"],
     "test_evaluate_prints_a_table": ["dfganext evaluate PATH...", "dfganext evaluate labelled/"],
     "test_evaluate_leaves_out_near_duplicates_of_training_images": [

@@ -14,10 +14,12 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from filelock import FileLock
 from helpers import shrink
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
+from voluptuous import Invalid
 
 from dfganext import paths
 
@@ -57,10 +59,20 @@ class Project:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+                if self.lock_is_damaged():
+                    self.run("git", "checkout", "dvc.lock")  # as docs/troubleshooting.md says
                 return True
             log.seek(0)
             assert code == 0, log.read()
             return False
+
+    def lock_is_damaged(self) -> bool:
+        """Whether DVC cannot read dvc.lock: it writes the file in place, and a kill may cut it off."""
+        try:
+            COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(self.read("dvc.lock")))
+        except (Invalid, yaml.YAMLError):
+            return True
+        return False
 
     def read(self, path: str | Path) -> str:
         return (self.folder / path).read_text(encoding="utf-8")

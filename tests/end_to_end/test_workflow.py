@@ -244,6 +244,18 @@ def test_a_clone_without_the_cache_makes_the_same_bytes(reproduced, tmp_path):
         assert (row["label"], row["decision"]) == (expected["predicted"], expected["decision"])
 
 
+def test_a_lock_file_that_was_cut_off_comes_back_from_git(reproduced):
+    whole = reproduced.read("dvc.lock")
+    assert not reproduced.lock_is_damaged()
+    reproduced.write("dvc.lock", whole[: whole.rindex("md5:")])
+    assert reproduced.lock_is_damaged()
+    said = reproduced.run("dvc", "repro", fails=True)
+    assert "dvc.lock' validation failed" in said or "dvc.lock' is invalid" in said
+    reproduced.run("git", "checkout", "dvc.lock")
+    assert reproduced.read("dvc.lock") == whole
+    reproduced.run("dvc", "status")
+
+
 def test_own_images(origin, tmp_path):
     project = origin.clone(tmp_path / "own")
     rng = np.random.default_rng(0)
