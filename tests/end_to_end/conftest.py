@@ -60,19 +60,35 @@ class Project:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 if self.lock_is_damaged():
-                    self.run("git", "checkout", "dvc.lock")  # as docs/troubleshooting.md says
+                    self.restore_lock()
                 return True
             log.seek(0)
             assert code == 0, log.read()
             return False
 
     def lock_is_damaged(self) -> bool:
-        """Whether DVC cannot read dvc.lock: it writes the file in place, and a kill may cut it off."""
+        """Whether dvc.lock, which DVC writes in place, is cut off: DVC cannot read it, or it lacks a stage that is committed."""
+        if not (self.folder / "dvc.lock").exists():
+            return False
+        text = self.read("dvc.lock")
         try:
-            COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(self.read("dvc.lock")))
+            stages = COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(text)).get("stages", {})
         except (Invalid, yaml.YAMLError):
             return True
-        return False
+        committed = (
+            yaml.safe_load(self.run("git", "show", "HEAD:dvc.lock")) if self.lock_is_committed() else {"stages": {}}
+        )
+        return not text.endswith("\n") or not set(committed["stages"]) <= set(stages)
+
+    def lock_is_committed(self) -> bool:
+        return self.run("git", "ls-files", "dvc.lock") != ""
+
+    def restore_lock(self) -> None:
+        """As docs/troubleshooting.md says."""
+        if self.lock_is_committed():
+            self.run("git", "checkout", "dvc.lock")
+        else:
+            (self.folder / "dvc.lock").unlink()
 
     def read(self, path: str | Path) -> str:
         return (self.folder / path).read_text(encoding="utf-8")
