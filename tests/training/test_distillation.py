@@ -17,6 +17,7 @@ from dfganext.training import classifier, loop
 from dfganext.training.distillation import Distillation, Student, feature_maps
 
 IMAGES = torch.from_numpy(TRAIN.pixels[:8])
+NOBODY = Teacher(None, None, 2.0)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def settings(shipped, weights):
 @pytest.fixture
 def distillation(settings):
     model, _ = model_of.build("test_convnext", "ce", 32, seed=5)
-    return Distillation(model, "test_convnext", settings.teacher, 32, seed=5)
+    return Distillation(model, settings.teacher, 32, seed=5)
 
 
 def train(settings, **options) -> loop.History:
@@ -55,7 +56,7 @@ def train(settings, **options) -> loop.History:
 def test_the_logits_are_those_of_the_classifier(architecture):
     model = model_of.build(architecture, "ce", 160, seed=1)[0].eval()
     images = torch.randn(2, 3, 160, 160)
-    (first, *_) = feature_maps(model, "convnext", architecture, images)
+    (first, *_) = feature_maps(model, "convnext", images)
     with torch.no_grad():
         outputs, (predicted,) = Student(model, [(0, first.shape[1], 7)])(images)
         assert torch.allclose(outputs, model(images), atol=1e-6)
@@ -90,12 +91,12 @@ def maps_of_the_teacher(weights: str) -> list[torch.Tensor]:
     return found
 
 
-def test_loss_is_the_mean_squared_error_of_standardised_maps(distillation, weights):
+def test_error_is_the_mean_squared_error_of_standardised_maps(distillation, weights):
     maps = [maps_of_the_teacher(weights)[index] for index in distillation.indices]
-    assert float(distillation.loss(maps, IMAGES)) == pytest.approx(0, abs=1e-6)
+    assert float(distillation.error(maps, IMAGES)) == pytest.approx(0, abs=1e-6)
     guesses = [one + offset for offset, one in enumerate(maps, 1)]
-    expected = 2.0 * np.mean([offset**2 for offset in range(1, len(maps) + 1)])
-    assert float(distillation.loss(guesses, IMAGES)) == pytest.approx(expected, rel=1e-4)
+    expected = np.mean([offset**2 for offset in range(1, len(maps) + 1)])
+    assert float(distillation.error(guesses, IMAGES)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_student_learns_to_predict_the_maps_and_the_teacher_stays(distillation):
@@ -105,7 +106,7 @@ def test_the_student_learns_to_predict_the_maps_and_the_teacher_stays(distillati
     losses = []
     for _ in range(40):
         _, maps = distillation.student(inputs)
-        loss = distillation.loss(maps, IMAGES)
+        loss = distillation.error(maps, IMAGES)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -118,16 +119,40 @@ def test_training_adds_the_imitation_to_the_loss(settings):
     task = classifier.ClassifierTask(TRAIN, VALIDATION, settings, "ce", 5, CPU)
     batch = next(task.loader.epoch(0))
     model = task.model.train()
-    ((loss, _),) = task.losses(batch)
+    ((loss, shard),) = task.losses(batch)
     inputs = model_of.preprocess(batch.images, task.config)
     outputs, maps = task.distillation.student(inputs)
-    expected = F.cross_entropy(model(inputs), batch.labels) + task.distillation.loss(maps, batch.images)
+    error = task.distillation.error(maps, batch.images)
+    expected = F.cross_entropy(model(inputs), batch.labels) + 2.0 * error
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert float(shard.imitation_error) == pytest.approx(float(error), rel=1e-5)
     assert outputs.shape == (16, 2)
 
 
+def test_the_epochs_error_is_the_mean_over_the_images(settings):
+    """The last batch is smaller."""
+    task = classifier.ClassifierTask(TRAIN, VALIDATION, dataclasses.replace(settings, batch_size=9), "ce", 5, CPU)
+    sizes = [len(images) for images in task.loader.global_batches(0)]
+    assert min(sizes) < max(sizes) == 9
+    starts = np.cumsum([0, *sizes])
+    shards = [
+        classifier.Shard(slice(start, start + size), torch.zeros(size), torch.tensor(float(size)))
+        for start, size in zip(starts, sizes, strict=False)
+    ]
+    scores = task.train_metrics(0, shards)
+    assert scores["imitation_error"] == pytest.approx(np.average(sizes, weights=sizes))
+
+
+def test_the_error_falls_and_is_reported_only_with_a_teacher(settings):
+    first, second = train(settings).epochs
+    assert 0 < second["train_imitation_error"] < first["train_imitation_error"]
+    assert all(
+        "train_imitation_error" not in row for row in train(dataclasses.replace(settings, teacher=NOBODY)).epochs
+    )
+
+
 def test_the_trained_classifier_has_its_own_tensors_alone_and_other_weights(settings):
-    plain = train(dataclasses.replace(settings, teacher=Teacher(None, None, 2.0)))
+    plain = train(dataclasses.replace(settings, teacher=NOBODY))
     taught = train(settings)
     assert taught.best_state.keys() == plain.best_state.keys()
     assert not same(taught, plain)
@@ -190,21 +215,23 @@ def test_maps_are_compared_at_the_size_of_the_crops(settings):
 def test_of_many_maps_of_one_size_the_deepest_is_used(settings):
     """A vision transformer's maps all have a side of 10, as one of the teacher's."""
     model = model_of.build("test_vit", "ce", 160)[0]
-    distillation = Distillation(model, "test_vit", settings.teacher, 160, 0)
+    distillation = Distillation(model, settings.teacher, 160, 0)
     assert (distillation.student.indices, distillation.indices) == ([5], [3])
     _, maps = distillation.student(torch.randn(2, 3, 160, 160))
-    assert torch.isfinite(distillation.loss(maps, torch.zeros(2, 160, 160, 3, dtype=torch.uint8)))
+    assert torch.isfinite(distillation.error(maps, torch.zeros(2, 160, 160, 3, dtype=torch.uint8)))
 
 
 def test_one_image_has_a_finite_loss(distillation):
     """Its deepest map has one pixel, whose variance is 0."""
     _, maps = distillation.student(torch.randn(1, 3, 32, 32))
     assert maps[-1].shape[2:] == (1, 1)
-    assert torch.isfinite(distillation.loss(maps, IMAGES[:1]))
+    assert torch.isfinite(distillation.error(maps, IMAGES[:1]))
 
 
 class Odd(torch.nn.Conv2d):
     """A network with one feature map, of a size that no other network has."""
+
+    pretrained_cfg = {"architecture": "odd"}  # noqa: RUF012 - as timm's networks have it
 
     def forward_intermediates(self, images, intermediates_only=False):
         return [torch.zeros(len(images), 4, 31, 31)]
@@ -214,9 +241,11 @@ def test_networks_without_maps_of_one_size_are_refused(settings):
     with pytest.raises(
         UserError, match=r"convnext\.teacher: no feature map of test_efficientnet has the size of one of odd"
     ):
-        Distillation(Odd(3, 4, 1), "odd", settings.teacher, 32, 0)
+        Distillation(Odd(3, 4, 1), settings.teacher, 32, 0)
 
 
 def test_a_network_without_feature_maps_is_named(settings):
+    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))
+    plain.pretrained_cfg = {"architecture": "plain"}
     with pytest.raises(UserError, match=r"convnext\.architecture: timm gives no feature maps of plain"):
-        Distillation(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1)), "plain", settings.teacher, 32, 0)
+        Distillation(plain, settings.teacher, 32, 0)

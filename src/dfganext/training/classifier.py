@@ -1,6 +1,6 @@
 """Train the classifier: AdamW, StepLR, cross entropy or binary cross entropy, best epoch by validation accuracy.
 
-With a teacher, the loss includes the imitation of its feature maps: see `distillation`.
+With a teacher, the loss includes the error of the imitation of its feature maps: see `distillation`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,16 @@ from dfganext.training.augment import AugmentedImages, Batch, EpochLoader
 from dfganext.training.distillation import Distillation
 from dfganext.training.distributed import SINGLE_PROCESS, Group
 from dfganext.training.loop import History, Metrics, OnEpoch, TrainingState
+
+
+@dataclass(frozen=True)
+class Shard:
+    """This rank's part of a batch, without gradient: its position among the epoch's images, its logits of "fake", and the error
+    of the imitation of the teacher's feature maps."""
+
+    position: slice
+    logits: Tensor
+    imitation_error: Tensor
 
 
 class ClassifierTask:
@@ -67,38 +77,45 @@ class ClassifierTask:
         self.distillation: Distillation | None = None
         if settings.teacher.architecture is not None:
             size = settings.augment.crop or settings.size
-            self.distillation = Distillation(self.model, settings.architecture, settings.teacher, size, seed)
+            self.distillation = Distillation(self.model, settings.teacher, size, seed)
         self.replica = group.replicate(self.model if self.distillation is None else self.distillation.student)
 
-    def losses(self, batch: Batch) -> Iterator[tuple[Tensor, tuple[slice, Tensor]]]:
-        """Yields the loss of this rank's shard; with it come the shard's position and, without gradient, logits of "fake".
+    def losses(self, batch: Batch) -> Iterator[tuple[Tensor, Shard]]:
+        """Yields the loss of this rank's shard, and the shard.
 
         Gradients are averaged over ranks. The weight makes their mean the gradient of the mean loss over the global batch.
         """
         images, labels = (part.to(self.device, non_blocking=True) for part in (batch.images, batch.labels))
-        outputs, imitation = self._forward(images)
+        outputs, imitation_error = self._forward(images)
+        loss = classification_loss(outputs, labels)
+        if self.distillation is not None:
+            loss = loss + self.distillation.strength * imitation_error
         shard_size = batch.position.stop - batch.position.start
         weight = shard_size * self.group.world_size / batch.global_size
         logits = classifier.fake_logits(outputs).detach()[:shard_size]
-        yield (classification_loss(outputs, labels) + imitation) * weight, (batch.position, logits)
+        yield loss * weight, Shard(batch.position, logits, imitation_error.detach())
 
-    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Outputs of the head, and the loss of the imitation of the teacher, if there is one."""
+    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs of the head, and the error of the imitation of the teacher; 0 without one."""
         inputs = classifier.preprocess(images, self.config)
         if self.distillation is None:
-            return forward(self.replica, inputs, self.precision), 0.0
+            return forward(self.replica, inputs, self.precision), torch.zeros(())
         with compute.autocast(self.device, self.precision):
             outputs, maps = self.replica(inputs)
-            return outputs.float(), self.distillation.loss(maps, images)
+            return outputs.float(), self.distillation.error(maps, images)
 
-    def train_metrics(self, epoch: int, outputs: list[tuple[slice, Tensor]]) -> Metrics:
-        """Metrics of the training images, from the logits computed during the epoch."""
+    def train_metrics(self, epoch: int, outputs: list[Shard]) -> Metrics:
+        """Metrics of the training images, from what was computed during the epoch."""
         labels = self.labels[np.concatenate(self.loader.global_batches(epoch))]
         logits = np.zeros(len(labels), np.float32)
-        for position, shard in outputs:
-            logits[position] = shard.cpu().numpy()
+        for shard in outputs:
+            logits[shard.position] = shard.logits.cpu().numpy()
         # the logits of each image are zero on all ranks but one
-        return epoch_metrics(labels, self.group.sum(logits).astype(float))
+        scores = epoch_metrics(labels, self.group.sum(logits).astype(float))
+        if self.distillation is not None:
+            errors = sum(float(shard.imitation_error) * len(shard.logits) for shard in outputs)
+            scores["imitation_error"] = float(self.group.sum(np.array(errors))) / len(labels)
+        return scores
 
     def validate(self, model: nn.Module) -> Metrics:
         """Metrics of the validation images, each rank predicting a shard of the batches."""

@@ -41,7 +41,6 @@ class Distillation:
 
     Args:
         model: the classifier to train.
-        architecture: its name, for error messages.
         settings: the teacher's architecture and weights, and the strength of the imitation.
         size: width and height of what is trained on, images or crops, in pixels.
         seed: of the initial values of the student's projections.
@@ -50,7 +49,7 @@ class Distillation:
         UserError: the teacher cannot be loaded, or one of the two has no feature maps, or they have no size in common.
     """
 
-    def __init__(self, model: nn.Module, architecture: str, settings: Teacher, size: int, seed: int) -> None:
+    def __init__(self, model: nn.Module, settings: Teacher, size: int, seed: int) -> None:
         assert settings.architecture is not None and settings.weights is not None
         device = next(model.parameters()).device
         self.strength = settings.strength
@@ -59,13 +58,12 @@ class Distillation:
         )
         self.teacher = teacher.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
         blank = torch.zeros((1, 3, size, size), device=device)
-        own = feature_maps(model, "convnext", architecture, blank)
-        others = feature_maps(teacher, "convnext.teacher", settings.architecture, blank)
+        own, others = feature_maps(model, "convnext", blank), feature_maps(teacher, "convnext.teacher", blank)
         mine, theirs = ({one.shape[2:]: index for index, one in enumerate(maps)} for maps in (own, others))  # the last
         shared = [(index, theirs[shape]) for shape, index in mine.items() if shape in theirs]
         if not shared:
             raise UserError(
-                f"convnext.teacher: no feature map of {settings.architecture} has the size of one of {architecture}'s; choose "
+                f"convnext.teacher: no feature map of {settings.architecture} has the size of one of {name_of(model)}'s; choose "
                 "another teacher."
             )
         self.indices = [other for _, other in shared]
@@ -74,8 +72,8 @@ class Distillation:
             pairs = [(index, own[index].shape[1], others[other].shape[1]) for index, other in shared]
             self.student = Student(model, pairs).to(device)
 
-    def loss(self, predicted: list[Tensor], images: Tensor) -> Tensor:
-        """Mean squared error of the predicted maps, averaged over the maps, times the strength.
+    def error(self, predicted: list[Tensor], images: Tensor) -> Tensor:
+        """Mean squared error of the predicted maps, averaged over the maps.
 
         Each channel of the teacher's maps is standardised over these images: predicting its mean has an error of 1.
 
@@ -88,7 +86,7 @@ class Distillation:
             maps = self.teacher.forward_intermediates(inputs, intermediates_only=True)  # type: ignore[operator]
             targets = [standardise(maps[index].float()) for index in self.indices]
         errors = [F.mse_loss(mine.float(), target) for mine, target in zip(predicted, targets, strict=True)]
-        return self.strength * torch.stack(errors).mean()
+        return torch.stack(errors).mean()
 
 
 def standardise(maps: Tensor) -> Tensor:
@@ -97,19 +95,24 @@ def standardise(maps: Tensor) -> Tensor:
     return (maps - mean) / (variance + 1e-5).sqrt()
 
 
+def name_of(model: nn.Module) -> str:
+    """timm's name of a network that timm made."""
+    return str(model.pretrained_cfg["architecture"])  # type: ignore[index]
+
+
 @torch.no_grad()
-def feature_maps(model: nn.Module, setting: str, architecture: str, images: Tensor) -> list[Tensor]:
+def feature_maps(model: nn.Module, setting: str, images: Tensor) -> list[Tensor]:
     """The feature maps of each stage of a timm classifier: images (N, 3, H, W) -> (N, C, h, w) each.
 
     UserError, which names the setting's architecture, if it has none.
     """
     if not hasattr(model, "forward_intermediates"):
         raise UserError(
-            f"{setting}.architecture: timm gives no feature maps of {architecture}; choose another, or set the architecture and "
-            "weights of convnext.teacher to null."
+            f"{setting}.architecture: timm gives no feature maps of {name_of(model)}; choose another, or set the architecture "
+            "and weights of convnext.teacher to null."
         )
     was_training = model.training
-    with classifier.network_errors(architecture, images.shape[-1], setting):
+    with classifier.network_errors(name_of(model), images.shape[-1], setting):
         maps: list[Tensor] = model.eval().forward_intermediates(images, intermediates_only=True)  # type: ignore[operator]
     model.train(was_training)
     return maps
