@@ -62,6 +62,7 @@ RUN_BY = {
         "dfganext predict photo.jpg",
     ],
     "test_training_in_two_processes_is_one_run_with_the_same_curves": ["dvc repro NAME", "dvc repro evaluate"],
+    "test_another_weights_file_of_the_same_name_trains_again": ["dvc repro train_convnext"],
     "test_plots_are_shown": ["dvc plots show"],
     "test_the_table_of_experiments_has_settings_and_metrics": ["make experiments"],
     "test_own_images": ["dvc remove data.dvc", "dvc add data"],
@@ -96,7 +97,8 @@ RUN_BY = {
         "python -m dfganext.settings profiles/robust.yaml"
     ],
     "test_the_profile_from_scratch_has_a_teacher_and_no_weights": [
-        "python -m dfganext.settings profiles/from-scratch.yaml"
+        "python -m dfganext.settings profiles/from-scratch.yaml",
+        "python -m dfganext.settings profiles/from-scratch-2.yaml",
     ],
     "test_a_lock_file_that_was_cut_off_comes_back_from_git": ["git checkout dvc.lock"],
     "test_stability_names_the_copies_that_change_the_decision": ["dfganext predict photo.jpg --stability"],
@@ -197,6 +199,7 @@ NOT_RUN = {
     "needs ImageNet weights; tests/training/test_distillation.py and test_check_stage.py use a teacher's file": [
         "dvc exp run -S convnext.architecture=tf_efficientnet_lite0 -S convnext.weights=imagenet -S convnext.size=256",
         "mkdir -p models && cp -r artifacts/models/convnext models/teacher",
+        "cp -r artifacts/models/convnext models/crops",
     ],
     "needs a container engine; tests/inference/test_server.py runs the Dockerfile's steps": [
         "docker build --tag df-ganext .",

@@ -214,6 +214,10 @@ def test_the_profile_from_scratch_has_a_teacher_and_no_weights(params):
     convnext = settings.load_settings(params).convnext
     assert (convnext.architecture, convnext.weights) == ("convnext_tiny", "random")
     assert convnext.teacher.architecture == "tf_efficientnet_lite0" and convnext.augment.crop < convnext.size
+    settings.apply_profile(ROOT / "profiles/from-scratch-2.yaml", params)
+    larger = settings.load_settings(params).convnext
+    assert larger.weights == "models/crops/model.safetensors"
+    assert convnext.augment.crop < larger.augment.crop < larger.size and larger.teacher == convnext.teacher
 
 
 def test_a_description_names_the_teacher(params):
