@@ -38,10 +38,26 @@ def rows_of(workspace: Path) -> pd.DataFrame:
     and ROC AUC with their 95 % intervals, fakes_found and real_called_fake (shares), unsure, novel and decided_accuracy;
     seed, settings_sha256, commit and hardware.
     """
+    return described(workspace, [_test_split(workspace), *_degraded(workspace), *_external(workspace)])
+
+
+def require_current(workspace: Path, *stages: str) -> None:
+    """UserError if results of these stages are not those of the workspace's sources, settings and data."""
+    done = subprocess.run(["dvc", "status", "--json", *stages], cwd=workspace, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"`dvc status` failed ({done.stderr.strip()}): run in a clone of the repository.")
+    changed = json.loads(done.stdout)
+    if changed:
+        raise UserError(
+            f"The results of {', '.join(changed)} are out of date: run `dvc repro {' '.join(stages)}` first."
+        )
+
+
+def described(workspace: Path, measured: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows of measurements, with the data and the settings before them, and with the seed, the commit and the hardware after."""
     chosen = settings.load_settings(workspace / paths.PARAMS)
-    tests = [_test_split(workspace), *_degraded(workspace), *_external(workspace)]
     network = chosen.convnext
-    common = {
+    before = {
         "data": chosen.report.data or f"{chosen.download.source}, {files.sha256_of(workspace / paths.SPLIT)[:8]}",
         "architecture": network.architecture,
         "weights": Path(network.weights).name,
@@ -51,21 +67,21 @@ def rows_of(workspace: Path) -> pd.DataFrame:
     }
     flat = {key: value for key, value in settings.flatten(chosen).items() if not key.startswith("machine.")}
     flat.pop("seed")
-    made_by = {
+    after = {
         "seed": chosen.seed,
         "settings_sha256": hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12],
         "commit": _git(workspace, "log", "-1", "--abbrev=12", "--format=%h", "--", *CODE),
         "hardware": hardware(),
     }
-    return pd.DataFrame([{**common, **test, **made_by} for test in tests])
+    return pd.DataFrame([{**before, **one, **after} for one in measured])
 
 
-def record(file: Path, rows: pd.DataFrame) -> None:
-    """Add rows to a CSV file, in place of rows with the same `IDENTITY`."""
+def record(file: Path, rows: pd.DataFrame, identity: list[str] = IDENTITY) -> None:
+    """Add rows to a CSV file, in place of rows with the same values of `identity`."""
     earlier = pd.read_csv(file, dtype={"commit": str}) if file.is_file() else rows.iloc[:0]
     both = pd.concat([earlier, rows.astype({"commit": str})]) if len(earlier) else rows
     file.parent.mkdir(parents=True, exist_ok=True)
-    files.write_table(file, both.drop_duplicates(IDENTITY, keep="last"))
+    files.write_table(file, both.drop_duplicates(identity, keep="last"))
 
 
 def _test_split(workspace: Path) -> dict[str, Any]:
@@ -134,6 +150,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="a CSV file, for example results/faces140k.csv")
     options = parser.parse_args()
     try:
+        require_current(Path(), "evaluate", "robustness", "external")
         rows = rows_of(Path())
         record(options.file, rows)
     except UserError as error:

@@ -73,6 +73,7 @@ RUN_BY = {
         "make table1 SEEDS=5",
         "make table1 SEEDS=3",
         "make report",
+        "python -m benchmarks.tables results/mine-tables.csv",
     ],
     "test_one_row_per_test": ["python -m benchmarks.evidence results/mine.csv"],
     "test_missing_architectures_are_queued_and_run": ["make architectures SEEDS=3"],

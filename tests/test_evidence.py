@@ -75,3 +75,22 @@ def test_a_missing_result_is_named(workspace):
     (workspace / paths.ROBUSTNESS).unlink()
     with pytest.raises(UserError, match=r"plots/robustness\.csv is missing: run `dvc repro` to create it"):
         evidence.rows_of(workspace)
+
+
+def test_results_of_an_earlier_experiment_are_not_recorded(tmp_path):
+    def run(*command: str) -> None:
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "dvc.yaml").write_text("stages: {evaluate: {cmd: cp in out, deps: [in], outs: [out]}}\n")
+    (tmp_path / "in").write_text("1")
+    run("git", "init", "--quiet")
+    run("dvc", "init", "--quiet")
+    with pytest.raises(UserError, match="of evaluate are out of date: run `dvc repro evaluate` first"):
+        evidence.require_current(tmp_path, "evaluate")
+    run("dvc", "repro", "--quiet")
+    evidence.require_current(tmp_path, "evaluate")
+    (tmp_path / "in").write_text("2")
+    with pytest.raises(UserError, match="out of date"):
+        evidence.require_current(tmp_path, "evaluate")
+    with pytest.raises(UserError, match=r"`dvc status` failed .*nothing"):
+        evidence.require_current(tmp_path, "nothing")

@@ -3,6 +3,7 @@
 import json
 import re
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -90,3 +91,8 @@ def test_table1_has_its_rows_once_and_the_page_shows_them(experiments):
     table = page[page.index('id="table1"') : page.index('id="detector"')]
     assert "make table1" not in table and "McNemar p" in table
     assert len(re.findall(r"\b20</small>", table)) == 5, "each row has seed 20"
+    experiments.run("python", "-m", "benchmarks.tables", "results/mine-tables.csv")
+    recorded = pd.read_csv(experiments.folder / "results/mine-tables.csv", dtype={"seeds": str})
+    accuracies = recorded[(recorded.table == "I") & (recorded.measure == "accuracy")]
+    assert list(accuracies.seeds.fillna("")) == [*["20"] * 5, ""], "the spectrum baseline has no seed"
+    assert set(recorded.table) >= {"I", "II", "claims"}

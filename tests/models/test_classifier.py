@@ -83,6 +83,19 @@ def test_features_are_what_the_head_receives(architecture):
     assert not model.get_classifier()._forward_pre_hooks
 
 
+@pytest.mark.parametrize("architecture", ["test_vit", "swin_tiny_patch4_window7_224"])
+def test_a_network_for_crops_is_the_same_network(architecture, tmp_path):
+    model, config = classifier.build(architecture, "ce", 64, any_size=True)
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    classifier.save(tmp_path, model.state_dict(), config)
+    for other in (classifier.build(architecture, "ce", 64)[0], classifier.load(tmp_path)[0]):
+        for name, tensor in other.state_dict().items():
+            assert torch.equal(tensor, model.state_dict()[name]), name
+        expected = classifier.predict_logits(other, config, images)
+        assert classifier.predict_logits(model, config, images) == pytest.approx(expected, abs=1e-6)
+    assert len(classifier.predict_logits(model, config, images[:, :48, :48])) == 3
+
+
 def test_a_model_with_two_heads_has_features():
     """DeiT and LeViT are distilled: a second head learns from a teacher."""
     model, config = classifier.build("levit_128s", "ce", 224)

@@ -182,7 +182,7 @@ def test_the_dry_run_says_what_failed(monkeypatch, where, error):
         monkeypatch.setattr(torch.Tensor, "backward", failing)
     words = rf"^convnext\.architecture: test_convnext cannot be used with images of 32 pixels \({type(error).__name__}: {error}\)"
     with pytest.raises(UserError, match=words):
-        classifier.dry_run(model, config, torch.float32)
+        classifier.dry_run(model, config, torch.float32, config.size)
 
 
 @pytest.mark.parametrize("name", ["preprocess", "to_grid"])
@@ -194,7 +194,7 @@ def test_a_bug_outside_the_network_keeps_its_type(monkeypatch, name):
 
     monkeypatch.setattr(classifier_model, name, failing)
     with pytest.raises(TypeError, match="a bug"):
-        classifier.dry_run(model, config, torch.float32)
+        classifier.dry_run(model, config, torch.float32, config.size)
 
 
 class Unreplicated(Group):
@@ -234,7 +234,7 @@ def test_the_dry_run_changes_nothing(architecture, dropout):
     model, config = classifier_model.build(architecture, "ce", 32)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    classifier.dry_run(model, config, torch.float32)
+    classifier.dry_run(model, config, torch.float32, config.size)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training and all(weight.grad is None for weight in model.parameters())
@@ -427,15 +427,27 @@ def test_a_stopped_run_with_a_cycle_and_an_average_ends_with_the_same_bytes(sett
     assert same(expected, train(settings, checkpoint=tmp_path / "checkpoint.pt"))
 
 
-def test_crops_are_trained_on_and_whole_images_validated(settings):
+def task_of_crops(settings, architecture, crop):
+    """Images of 64 pixels, trained on in crops."""
     train, validation = (
         dataclasses.replace(one, pixels=one.pixels.repeat(2, axis=1).repeat(2, axis=2)) for one in (TRAIN, VALIDATION)
     )
-    settings = dataclasses.replace(settings, size=64, augment=dataclasses.replace(STRONG, crop=32))
-    task = classifier.ClassifierTask(train, validation, settings, "ce", 5, CPU)
+    augment = dataclasses.replace(STRONG, crop=crop)
+    settings = dataclasses.replace(settings, architecture=architecture, size=64, augment=augment)
+    return classifier.ClassifierTask(train, validation, settings, "ce", 5, CPU)
+
+
+@pytest.mark.parametrize("architecture", ["test_convnext", "test_vit", "swin_tiny_patch4_window7_224"])
+def test_crops_are_trained_on_and_whole_images_validated(settings, architecture):
+    task = task_of_crops(settings, architecture, 32)
     seen = []
     task.model.register_forward_pre_hook(lambda network, inputs: seen.append(inputs[0].shape[-1]))
     next(task.losses(next(task.loader.epoch(0))))
     assert seen == [32]
     task.validate(task.model)
     assert set(seen[1:]) == {64}
+
+
+def test_an_architecture_that_cannot_train_on_crops_is_refused_before_training(settings):
+    with pytest.raises(UserError, match=r"levit_128s .*images of 32 pixels .*change .*convnext\.augment\.crop"):
+        task_of_crops(settings, "levit_128s", 32)

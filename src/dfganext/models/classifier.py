@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -65,6 +65,7 @@ def build(
     seed: int = 0,
     match: str = "name",
     setting: str = "convnext",
+    any_size: bool = False,
 ) -> tuple[nn.Module, ClassifierConfig]:
     """Make a classifier with a fresh head.
 
@@ -76,15 +77,17 @@ def build(
         seed: of the random initial values.
         match: assign the tensors of a weights file by "name", or in "order", for files from other code bases.
         setting: section of params.yaml with `architecture` and `weights`, for error messages.
+        any_size: the network must take images of other sizes too, such as crops; transformers that can do so compute their masks
+            or position embeddings anew for each batch. Its weights and its outputs for images of `size` are the same.
 
     Raises:
         UserError: the architecture is unknown, or cannot be made for this size; or the weights cannot be loaded or do not fit.
     """
     with network_errors(architecture, size, setting):
-        model = _create(architecture, outputs_of(loss), size, seed)
+        model = _create(architecture, outputs_of(loss), size, seed, any_size)
     if weights == "imagenet":
         try:
-            model = _create(architecture, outputs_of(loss), size, seed, pretrained=True)
+            model = _create(architecture, outputs_of(loss), size, seed, any_size, pretrained=True)
         except Exception as error:  # the hub's libraries raise many kinds
             raise UserError(
                 f"{setting}.weights: the ImageNet weights of {architecture} cannot be loaded from the Hugging Face hub "
@@ -115,6 +118,11 @@ def fake_logits(outputs: Logits) -> Logits:
     if outputs.shape[1] == 2:
         return outputs[:, FAKE] - outputs[:, REAL]
     return outputs[:, 0]
+
+
+def name_of(model: nn.Module) -> str:
+    """timm's name of a network that timm made."""
+    return str(model.pretrained_cfg["architecture"])  # type: ignore[index]
 
 
 def head(model: nn.Module) -> nn.Module:
@@ -244,9 +252,9 @@ def to_grid(features: object, model: nn.Module) -> Tensor:
 
 
 def _no_map(model: nn.Module, why: str) -> UserError:
-    name = model.pretrained_cfg["architecture"]  # type: ignore[index]
     return UserError(
-        f"convnext.architecture: no Grad-CAM map can be made of {name}, whose {why}; choose another, such as convnext_tiny."
+        f"convnext.architecture: no Grad-CAM map can be made of {name_of(model)}, whose {why}; choose another, such as "
+        "convnext_tiny."
     )
 
 
@@ -263,11 +271,13 @@ def network_errors(architecture: str, size: int, setting: str = "convnext") -> I
     except Exception as error:
         raise UserError(
             f"{setting}.architecture: {architecture} cannot be used with images of {size} pixels ({reason(error)}); choose "
-            "another, or change convnext.size, convnext.batch_size or machine.device."
+            "another, or change convnext.size, convnext.augment.crop, convnext.batch_size or machine.device."
         ) from error
 
 
-def _create(architecture: str, outputs: int, size: int, seed: int, pretrained: bool = False) -> nn.Module:
+def _create(
+    architecture: str, outputs: int, size: int, seed: int, any_size: bool = False, pretrained: bool = False
+) -> nn.Module:
     if not timm.is_model(architecture):  # timm would take it for the address of a model
         raise ValueError(f"timm has no model {architecture!r}")
 
@@ -275,11 +285,13 @@ def _create(architecture: str, outputs: int, size: int, seed: int, pretrained: b
         torch.manual_seed(seed)
         return timm.create_model(architecture, pretrained=pretrained, num_classes=outputs, **options)
 
+    # transformers need the size; to accept others as well, Swin has the first of these options, ViT the second
+    attempts = [{"img_size": size, "strict_img_size": False}, {"img_size": size, "dynamic_img_size": True}]
     with torch.random.fork_rng(devices=[]):
-        try:
-            return create(img_size=size)  # transformers need it
-        except TypeError:
-            return create()
+        for options in [*(attempts if any_size else ()), {"img_size": size}]:
+            with suppress(TypeError):
+                return create(**options)
+        return create()
 
 
 def _reset_head(model: nn.Module, seed: int) -> None:

@@ -67,17 +67,23 @@ class ClassifierTask:
             pin_memory=self.device.type == "cuda",
             group=group,
         )
+        crop = settings.augment.crop or settings.size
         model, config = classifier.build(
-            settings.architecture, loss, settings.size, settings.weights, seed, settings.match
+            settings.architecture,
+            loss,
+            settings.size,
+            settings.weights,
+            seed,
+            settings.match,
+            any_size=crop != settings.size,
         )
         self.config = replace(config, precision=compute.name_of(self.precision), device=self.device.type)
         self.model: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)
         # each rank computes with one image at least, even where a batch has fewer images than there are ranks
-        dry_run(self.model, self.config, self.precision, max(self.loader.smallest_batch, group.world_size))
+        dry_run(self.model, self.config, self.precision, crop, max(self.loader.smallest_batch, group.world_size))
         self.distillation: Distillation | None = None
         if settings.teacher.architecture is not None:
-            size = settings.augment.crop or settings.size
-            self.distillation = Distillation(self.model, settings.teacher, size, seed)
+            self.distillation = Distillation(self.model, settings.teacher, crop, seed)
         self.replica = group.replicate(self.model if self.distillation is None else self.distillation.student)
 
     def losses(self, batch: Batch) -> Iterator[tuple[Tensor, Shard]]:
@@ -151,30 +157,37 @@ def training_state(
     return TrainingState(model, optimizer, step, average=average, projections=projections)
 
 
-def dry_run(model: nn.Module, config: ClassifierConfig, precision: torch.dtype, smallest_batch: int = 2) -> None:
+def dry_run(
+    model: nn.Module, config: ClassifierConfig, precision: torch.dtype, crop: int, smallest_batch: int = 2
+) -> None:
     """Check with blank images that `model` can predict, be explained by Grad-CAM and train. Works on a copy of it.
 
     Args:
+        crop: width and height of the images that it trains on, in pixels.
         smallest_batch: images in the smallest training batch: batch normalisation cannot train on one image.
 
     Raises:
         UserError: the architecture cannot do one of these at this size, or memory runs out.
     """
     device = next(model.parameters()).device
-    blank = torch.zeros((min(smallest_batch, 2), config.size, config.size, 3), dtype=torch.uint8, device=device)
-    images = classifier.preprocess(blank, config)
     features: list[object] = []
+
+    def blank(size: int) -> Tensor:
+        images = torch.zeros((min(smallest_batch, 2), size, size, 3), dtype=torch.uint8, device=device)
+        return classifier.preprocess(images, config)
+
+    whole, part = blank(config.size), blank(crop)
     # dropout must not change the random numbers drawn later
-    with (
-        torch.random.fork_rng([device] if device.type == "cuda" else []),
-        classifier.network_errors(config.architecture, config.size),
-    ):
-        network = copy.deepcopy(model)
-        classifier.map_layer(network).register_forward_hook(lambda layer, inputs, output: features.append(output))
-        with torch.no_grad():
-            forward(network.eval(), images, precision)
-        outputs = forward(network.train(), images, precision)
-        classification_loss(outputs, torch.zeros(len(blank), dtype=torch.int64, device=device)).backward()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with classifier.network_errors(config.architecture, config.size):
+            network = copy.deepcopy(model)
+            classifier.map_layer(network).register_forward_hook(lambda layer, inputs, output: features.append(output))
+            with torch.no_grad():
+                forward(network.eval(), whole, precision)
+        with classifier.network_errors(config.architecture, crop):
+            outputs = forward(network.train(), part, precision)
+            labels = torch.zeros(len(outputs), dtype=torch.int64, device=device)
+            classification_loss(outputs, labels).backward()
     classifier.to_grid(features[0], model)
 
 

@@ -63,8 +63,8 @@ class Distillation:
         shared = [(index, theirs[shape]) for shape, index in mine.items() if shape in theirs]
         if not shared:
             raise UserError(
-                f"convnext.teacher: no feature map of {settings.architecture} has the size of one of {name_of(model)}'s; choose "
-                "another teacher."
+                f"convnext.teacher: no feature map of {settings.architecture} has the size of one of "
+                f"{classifier.name_of(model)}'s; choose another teacher."
             )
         self.indices = [other for _, other in shared]
         with torch.random.fork_rng([]):
@@ -95,24 +95,20 @@ def standardise(maps: Tensor) -> Tensor:
     return (maps - mean) / (variance + 1e-5).sqrt()
 
 
-def name_of(model: nn.Module) -> str:
-    """timm's name of a network that timm made."""
-    return str(model.pretrained_cfg["architecture"])  # type: ignore[index]
-
-
 @torch.no_grad()
 def feature_maps(model: nn.Module, setting: str, images: Tensor) -> list[Tensor]:
     """The feature maps of each stage of a timm classifier: images (N, 3, H, W) -> (N, C, h, w) each.
 
     UserError, which names the setting's architecture, if it has none.
     """
+    architecture = classifier.name_of(model)
     if not hasattr(model, "forward_intermediates"):
         raise UserError(
-            f"{setting}.architecture: timm gives no feature maps of {name_of(model)}; choose another, or set the architecture "
+            f"{setting}.architecture: timm gives no feature maps of {architecture}; choose another, or set the architecture "
             "and weights of convnext.teacher to null."
         )
     was_training = model.training
-    with classifier.network_errors(name_of(model), images.shape[-1], setting):
+    with classifier.network_errors(architecture, images.shape[-1], setting):
         maps: list[Tensor] = model.eval().forward_intermediates(images, intermediates_only=True)  # type: ignore[operator]
     model.train(was_training)
     return maps
