@@ -129,8 +129,8 @@ def _changed(workspace: Path, chosen: settings.Settings) -> str:
     """The settings that differ from those committed, but for the seed."""
     committed = settings.from_mapping(yaml.safe_load(_git(workspace, "show", f"HEAD:{paths.PARAMS}")))
     before, after = (settings.as_texts(settings.flatten(one)) for one in (committed, chosen))
-    # of a weights file only the name: its folder is this machine's
-    after["convnext.weights"] = Path(after["convnext.weights"]).name
+    for file in ("convnext.weights", "convnext.teacher.weights"):  # only the name: its folder is this machine's
+        after[file] = Path(after[file]).name
     ignored = ("seed", "machine.")
     names = [name for name in after if after[name] != before[name] and not name.startswith(ignored)]
     return "; ".join(f"{name}={after[name]}" for name in names)

@@ -62,6 +62,18 @@ def test_settings_that_differ_from_those_committed_are_named(workspace):
     assert set(rows.settings) == {"convnext.epochs=9"} and set(rows.seed) == {3}
 
 
+def test_files_of_weights_are_named_without_their_folders(workspace):
+    params = (workspace / paths.PARAMS).read_text().replace("weights: random", "weights: /home/me/w.pth")
+    params = params.replace("architecture: null", "architecture: resnet18").replace(
+        "weights: null", "weights: /home/me/t.pth"
+    )
+    (workspace / paths.PARAMS).write_text(params)
+    changed = set(evidence.rows_of(workspace).settings[0].split("; "))
+    assert changed == {
+        "convnext.weights=w.pth", "convnext.teacher.architecture=resnet18", "convnext.teacher.weights=t.pth"
+    }  # fmt: skip
+
+
 def test_the_same_run_replaces_its_rows_and_others_stay(workspace, tmp_path):
     rows = evidence.rows_of(workspace)
     file = tmp_path / "results" / "x.csv"

@@ -72,6 +72,20 @@ def test_weights_of_one_architecture_fit_no_other(run):
         run([[]], "--architectures")
 
 
+@pytest.mark.parametrize("setting", ["weights", "teacher.weights"])
+def test_a_file_of_weights_must_have_an_absolute_path(run, setting):
+    params = paths.PARAMS.read_text()
+    if setting == "weights":
+        params = params.replace("weights: random", "weights: w.pth")
+    else:
+        params = params.replace("architecture: null", "architecture: resnet18").replace(
+            "weights: null", "weights: w.pth"
+        )
+    paths.PARAMS.write_text(params)
+    with pytest.raises(UserError, match=rf"^convnext\.{setting}: .* give the absolute path, /\S+/root/w\.pth\.$"):
+        run([[]])
+
+
 def test_missing_results_are_explained(run, complete):
     with pytest.raises(UserError, match=r"dvc queue logs.*restored results from its cache.*--force .*-S loss=ce"):
         run([[], []])

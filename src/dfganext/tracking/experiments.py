@@ -13,7 +13,7 @@ import uuid
 from dfganext import paths, pipeline
 from dfganext.errors import UserError
 from dfganext.report import architectures, table1
-from dfganext.settings import load_settings, weights_file
+from dfganext.settings import Convnext, load_settings, weights_file
 from dfganext.tracking import lineage
 
 
@@ -36,6 +36,7 @@ def main() -> None:
     _dvc("repro", "--quiet", "check", "subsample")
     missing = table.experiments(lineage.evaluations(paths.SPLIT), settings, seeds)
     if missing:
+        _require_absolute_paths(settings.convnext)
         for values in missing:
             _queue(values)
         _dvc("exp", "run", "--run-all")  # prints their logs, and exits with 0 also where one failed
@@ -48,6 +49,16 @@ def main() -> None:
             f"store has no record of them: run `dvc exp run --force {changes} evaluate`."
         )
     print(f"{name[0].upper()}{name[1:]} has all rows with {seeds} seeds.")
+
+
+def _require_absolute_paths(settings: Convnext) -> None:
+    """UserError if an experiment, in a folder of its own, would not find a file of weights."""
+    for setting, weights in (("weights", settings.weights), ("teacher.weights", settings.teacher.weights)):
+        file = None if weights is None else weights_file(weights)
+        if file is not None and not file.is_absolute():
+            raise UserError(
+                f"convnext.{setting}: queued experiments run in folders of their own; give the absolute path, {file.resolve()}."
+            )
 
 
 def _queue(values: dict[str, object]) -> None:
