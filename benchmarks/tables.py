@@ -1,48 +1,44 @@
 """Record the tables of this workspace's page: Table I, Table II, the architectures, and what the paper's claims are worth here.
 
     python -m benchmarks.tables results/faces140k-tables.csv
+    python -m benchmarks.tables results/faces140k-tables.csv --only I architectures
 
-Run it where reports/index.html is up to date: after `dvc repro`, `make table1` or `make architectures`. It appends to the file.
-Rows of the same settings, seed and commit replace earlier ones.
+Run it after `make table1`, `make architectures` or `make report`. It appends to the file. Rows of the same settings, seed and commit
+replace earlier ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import pandas as pd
 
 from benchmarks.evidence import IDENTITY, described, record, require_current
 from dfganext import paths
 from dfganext.errors import UserError
 from dfganext.evaluation import intervals
-from dfganext.report import evidence, verdicts
+from dfganext.report import architectures, evidence, table1, verdicts
 from dfganext.report.evidence import Evidence
-from dfganext.report.table1 import Row, compare, groups_of, is_fake
-from dfganext.settings import load_settings
+from dfganext.report.table1 import Record, Row, compare, groups_of, is_fake
+from dfganext.settings import Settings, load_settings
 from dfganext.tracking import lineage
 
+Values = Iterator[dict[str, Any]]
+"""Rows of the file, with some of COLUMNS."""
 
-def measurements(found: Evidence) -> list[dict[str, Any]]:
-    """Columns: table, row, measure, value with its 95 % interval (low, high), seeds, and text."""
-    rows = [
-        *_accuracies("I", found.rows),
-        *_spectrum(found),
-        *_accuracies("architectures", found.architectures),
-        *_differences(found.architectures),
-        *_densities(found.density),
-        *_claims(found),
-    ]
-    columns = dict.fromkeys(("table", "row", "measure", "value", "low", "high", "seeds", "text"))
-    return [columns | row for row in rows]
+COLUMNS = ("table", "row", "measure", "value", "low", "high", "seeds", "text")
+"""low and high: 95 % interval of the value."""
 
 
-def _accuracies(table: str, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+def accuracies(rows: Sequence[Row]) -> Values:
+    """Of the rows of a table that have evaluations."""
     for row in rows:
         if row.records:
-            name = {"table": table, "row": row.key, "seeds": " ".join(map(str, row.seeds)), "text": row.variation}
+            name = {"row": row.key, "seeds": " ".join(map(str, row.seeds)), "text": row.variation}
             low, high = row.interval
             yield name | {"measure": "accuracy", "value": row.mean, "low": low, "high": high}
             if row.std is not None:
@@ -50,23 +46,24 @@ def _accuracies(table: str, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
             yield name | {"measure": "ROC AUC", "value": row.roc_auc}
 
 
-def _spectrum(found: Evidence) -> Iterator[dict[str, Any]]:
-    name = {"table": "I", "row": "spectrum", "text": "logistic regression on DCT spectra, fake where p_fake > 0.5"}
-    table = found.baseline_predictions
-    low, high = intervals.proportion((table.p_fake > 0.5).to_numpy() == is_fake(table), groups_of(table))
-    yield name | {"measure": "accuracy", "value": found.baseline["accuracy_at_half"], "low": low, "high": high}
-    low, high = found.baseline["intervals"]["roc_auc"]
-    yield name | {"measure": "ROC AUC", "value": found.baseline["roc_auc"], "low": low, "high": high}
+def spectrum(scores: dict[str, Any], predictions: pd.DataFrame) -> Values:
+    """Of the baseline; arguments as in metrics/baseline.json and its predictions."""
+    name = {"row": "spectrum", "text": "logistic regression on DCT spectra, fake where p_fake > 0.5"}
+    correct = (predictions.p_fake > 0.5).to_numpy() == is_fake(predictions)
+    low, high = intervals.proportion(correct, groups_of(predictions))
+    yield name | {"measure": "accuracy", "value": scores["accuracy_at_half"], "low": low, "high": high}
+    low, high = scores["intervals"]["roc_auc"]
+    yield name | {"measure": "ROC AUC", "value": scores["roc_auc"], "low": low, "high": high}
 
 
-def _differences(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+def differences(rows: Sequence[Row]) -> Values:
+    """Of the first row to each other one, for the first seed that both have."""
     first, *others = rows
     for other in others:
         gap = compare(first, other)
         if gap is not None:
             low, high = gap["interval"]
             yield {
-                "table": "architectures",
                 "row": other.key,
                 "measure": f"accuracy of {first.model} minus this one's",
                 "value": gap["difference"],
@@ -77,40 +74,68 @@ def _differences(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
             }
 
 
-def _densities(density: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def densities(scores: dict[str, Any]) -> Values:
+    """Of Table II; argument as in metrics/density.json."""
     for protocol in ("paper", "tree", "heldout"):
         for label in ("real", "fake"):
             for measure in ("mean", "std"):
-                value = density[protocol][label][measure]
-                yield {
-                    "table": "II",
-                    "row": f"{protocol}, {label}",
-                    "measure": f"{measure} of the log density",
-                    "value": value,
-                }
-    low, high = density["heldout"]["roc_auc_interval"]
-    name = {"table": "II", "row": "heldout", "measure": "ROC AUC of lower density means fake"}
-    yield name | {"value": density["heldout"]["roc_auc"], "low": low, "high": high}
-    yield {"table": "II", "row": "paper", "measure": "lone point", "value": density["paper"]["lone_point"]}
+                value = scores[protocol][label][measure]
+                yield {"row": f"{protocol}, {label}", "measure": f"{measure} of the log density", "value": value}
+    yield {"row": "paper", "measure": "lone point", "value": scores["paper"]["lone_point"]}
+    low, high = scores["heldout"]["roc_auc_interval"]
+    auc = {"row": "heldout", "measure": "ROC AUC of lower density means fake", "value": scores["heldout"]["roc_auc"]}
+    yield auc | {"low": low, "high": high}
 
 
-def _claims(found: Evidence) -> Iterator[dict[str, Any]]:
+def claims(found: Evidence) -> Values:
+    """The verdicts, as the measure."""
     for one in verdicts.all_claims(found):
-        yield {"table": "claims", "row": one.letter, "measure": one.verdict, "text": f"{one.effect}. {one.because}"}
+        yield {"row": one.letter, "measure": one.verdict, "text": f"{one.effect}. {one.because}"}
+
+
+class Table(NamedTuple):
+    """A table: the stages whose results it needs, and its values from the settings and the recorded evaluations."""
+
+    stages: tuple[str, ...]
+    values: Callable[[Settings, list[Record]], Values]
+
+
+def _table1(settings: Settings, records: list[Record]) -> Values:
+    yield from accuracies(table1.collect(records, settings))
+    yield from spectrum(evidence.read(paths.BASELINE_METRICS), evidence.read(paths.BASELINE / "predictions.csv"))
+
+
+def _architectures(settings: Settings, records: list[Record]) -> Values:
+    rows = architectures.collect(records, settings)
+    yield from accuracies(rows)
+    yield from differences(rows)
+
+
+TABLES = {
+    "I": Table(("baseline",), _table1),
+    "II": Table(("density",), lambda settings, records: densities(evidence.read(paths.DENSITY_METRICS))),
+    "architectures": Table(("subsample",), _architectures),
+    "claims": Table(("report",), lambda settings, records: claims(evidence.load(settings, records))),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Record the tables of this workspace's page.")
     parser.add_argument("file", type=Path, help="a CSV file, for example results/faces140k-tables.csv")
+    parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES), help="these tables (all)")
     options = parser.parse_args()
     try:
-        require_current(Path(), "evaluate", "density", "report")
-        found = evidence.load(load_settings(), lineage.evaluations(paths.SPLIT))
-        rows = described(Path(), measurements(found))
-        record(options.file, rows, [*IDENTITY[:-1], "table", "row", "measure"])
+        require_current(Path(), *(stage for name in options.only for stage in TABLES[name].stages))
+        settings, records = load_settings(), lineage.evaluations(paths.SPLIT)
+        values = [
+            dict.fromkeys(COLUMNS) | {"table": name} | one
+            for name in options.only
+            for one in TABLES[name].values(settings, records)
+        ]
+        record(options.file, described(Path(), values), [*IDENTITY[:-1], "table", "row", "measure"])
     except UserError as error:
         sys.exit(f"error: {error}")
-    print(f"{options.file}: {len(rows)} values of {rows['table'].nunique()} tables")
+    print(f"{options.file}: {len(values)} values of {', '.join(options.only)}")
 
 
 if __name__ == "__main__":
