@@ -17,8 +17,22 @@ def names(entries) -> list[str]:
 def test_every_output_is_in_paths():
     known = {value.as_posix() for value in vars(paths).values() if isinstance(value, Path)}
     for stage, spec in STAGES.items():
-        for out in names(spec.get("outs", []) + spec.get("metrics", [])):
+        for out in names(spec.get("outs", []) + spec.get("metrics", []) + spec.get("plots", [])):
             assert out in known, f"{stage}: {out}"
+
+
+def test_dvc_can_restore_every_stage_but_those_that_must_run_in_each_clone():
+    """DVC keeps no results of a stage with an output that it does not cache, unless that is a metric or a plot."""
+    for stage, spec in STAGES.items():
+        uncached = [
+            out
+            for one in spec.get("outs", [])
+            if isinstance(one, dict)
+            for out in one.values()
+            if out.get("cache") is False
+        ]
+        assert all(out.get("persist") for out in uncached), stage
+        assert bool(uncached) == (stage in ("check", "report", "promote")), stage
 
 
 def test_every_declared_setting_and_source_file_exists():

@@ -6,6 +6,7 @@ import re
 import pandas as pd
 import pytest
 import yaml
+from test_workflow import stages_in
 
 from dfganext import paths
 
@@ -96,3 +97,12 @@ def test_table1_has_its_rows_once_and_the_page_shows_them(experiments):
     accuracies = recorded[(recorded.table == "I") & (recorded.measure == "accuracy")]
     assert list(accuracies.seeds.fillna("")) == [*["20"] * 5, ""], "the spectrum baseline has no seed"
     assert set(recorded.table) >= {"I", "II", "claims"}
+
+
+def test_settings_that_ran_before_are_restored_from_the_cache(experiments, reproduced):
+    output = experiments.run(
+        "dvc", "exp", "run", "--name", "back", "-S", "loss=ce", "evaluate", "robustness", "external"
+    )
+    assert stages_in(output) == ["check"], "it compares the settings"
+    for metrics in (paths.EVALUATE_METRICS, paths.ROBUSTNESS, paths.EXTERNAL_METRICS):
+        assert experiments.read(metrics) == reproduced.read(metrics)

@@ -249,7 +249,8 @@ def test_a_lock_file_that_was_cut_off_comes_back_from_git(reproduced):
     assert not reproduced.lock_is_damaged()
     reproduced.write("dvc.lock", whole[: whole.index("  robustness:")])
     assert reproduced.lock_is_damaged()
-    assert stages_in(reproduced.run("dvc", "repro", "--dry", "robustness")) == ["robustness"]
+    restored = reproduced.run("dvc", "repro", "--dry", "robustness")
+    assert stages_in(restored) == [] and "Stage 'robustness' is cached" in restored
     reproduced.write("dvc.lock", whole[: whole.rindex("path:")])
     assert reproduced.lock_is_damaged()
     said = reproduced.run("dvc", "repro", fails=True)
