@@ -65,7 +65,7 @@ def differences(rows: Sequence[Row]) -> Values:
             low, high = gap["interval"]
             yield {
                 "row": other.key,
-                "measure": f"accuracy of {first.model} minus this one's",
+                "measure": f"accuracy of {first.key} minus this one's",
                 "value": gap["difference"],
                 "low": low,
                 "high": high,
@@ -101,7 +101,9 @@ class Table(NamedTuple):
 
 
 def _table1(settings: Settings, records: list[Record]) -> Values:
-    yield from accuracies(table1.collect(records, settings))
+    rows = table1.collect(records, settings)
+    yield from accuracies(rows)
+    yield from differences(rows)
     yield from spectrum(evidence.read(paths.BASELINE_METRICS), evidence.read(paths.BASELINE / "predictions.csv"))
 
 

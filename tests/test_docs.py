@@ -71,7 +71,6 @@ RUN_BY = {
     "test_table1_has_its_rows_once_and_the_page_shows_them": [
         "make table1",
         "make table1 SEEDS=5",
-        "make table1 SEEDS=3",
         "make report",
         "python -m benchmarks.tables results/mine-tables.csv",
     ],
