@@ -247,16 +247,19 @@ def test_a_clone_without_the_cache_makes_the_same_bytes(reproduced, tmp_path):
 def test_a_lock_file_that_was_cut_off_comes_back_from_git(reproduced):
     whole = reproduced.read("dvc.lock")
     assert not reproduced.lock_is_damaged()
-    reproduced.write("dvc.lock", whole[: whole.index("  robustness:")])
-    assert reproduced.lock_is_damaged()
-    restored = reproduced.run("dvc", "repro", "--dry", "robustness")
-    assert stages_in(restored) == [] and "Stage 'robustness' is cached" in restored
-    reproduced.write("dvc.lock", whole[: whole.rindex("path:")])
-    assert reproduced.lock_is_damaged()
-    said = reproduced.run("dvc", "repro", fails=True)
-    assert "dvc.lock' validation failed" in said or "dvc.lock' is invalid" in said
-    reproduced.restore_lock()
-    assert reproduced.read("dvc.lock") == whole
+    try:
+        reproduced.write("dvc.lock", whole[: whole.index("  robustness:")])
+        assert reproduced.lock_is_damaged()
+        restored = reproduced.run("dvc", "repro", "robustness")
+        assert stages_in(restored) == [] and "Stage 'robustness' is cached" in restored
+        reproduced.write("dvc.lock", whole[: whole.rindex("path:")])
+        assert reproduced.lock_is_damaged()
+        said = reproduced.run("dvc", "repro", fails=True)
+        assert "dvc.lock' validation failed" in said or "dvc.lock' is invalid" in said
+        reproduced.restore_lock()
+        assert reproduced.read("dvc.lock") == whole
+    finally:
+        reproduced.write("dvc.lock", whole)
     reproduced.run("dvc", "status")
 
 
