@@ -78,7 +78,7 @@ def described(workspace: Path, measured: list[dict[str, Any]]) -> pd.DataFrame:
 
 def record(file: Path, rows: pd.DataFrame, identity: list[str] = IDENTITY) -> None:
     """Add rows to a CSV file, in place of rows with the same values of `identity`."""
-    earlier = pd.read_csv(file, dtype={"commit": str}) if file.is_file() else rows.iloc[:0]
+    earlier = pd.read_csv(file, dtype={"commit": str, "seeds": str}) if file.is_file() else rows.iloc[:0]
     both = pd.concat([earlier, rows.astype({"commit": str})]) if len(earlier) else rows
     file.parent.mkdir(parents=True, exist_ok=True)
     files.write_table(file, both.drop_duplicates(identity, keep="last"))

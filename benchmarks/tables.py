@@ -69,7 +69,7 @@ def differences(rows: Sequence[Row]) -> Values:
                 "value": gap["difference"],
                 "low": low,
                 "high": high,
-                "seeds": gap["seed"],
+                "seeds": str(gap["seed"]),
                 "text": f"exact McNemar p = {gap['p']:.3g}",
             }
 
