@@ -95,7 +95,8 @@ def test_table1_has_its_rows_once_and_the_page_shows_them(experiments):
     experiments.run("python", "-m", "benchmarks.tables", "results/mine-tables.csv")
     recorded = pd.read_csv(experiments.folder / "results/mine-tables.csv", dtype={"seeds": str})
     accuracies = recorded[(recorded.table == "I") & (recorded.measure == "accuracy")]
-    assert list(accuracies.seeds.fillna("")) == [*["20"] * 5, ""], "the spectrum baseline has no seed"
+    seeds = ["20" in one.split() for one in accuracies.seeds.fillna("")]
+    assert seeds == [True] * 5 + [False], "the spectrum baseline has no seed"
     assert set(recorded.table) >= {"I", "II", "claims"}
 
 
