@@ -29,6 +29,7 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.repaired: list[str] = []
 
     @staticmethod
     def environment() -> dict[str, str]:
@@ -59,12 +60,23 @@ class Project:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-                if self.lock_is_damaged():
-                    self.restore_lock()
+                self.repair()
                 return True
             log.seek(0)
             assert code == 0, log.read()
             return False
+
+    def repair(self) -> None:
+        """Files that DVC writes in place, where a kill has cut them off: as docs/troubleshooting.md says."""
+        if self.lock_is_damaged():
+            self.restore_lock()
+            self.repaired.append("dvc.lock")
+        rwlock = self.folder / ".dvc/tmp/rwlock"
+        try:
+            json.loads(rwlock.read_text() if rwlock.exists() else "{}")
+        except json.JSONDecodeError:
+            self.run("python", "-m", "stages.check")
+            self.repaired.append("rwlock")
 
     def lock_is_damaged(self) -> bool:
         """Whether dvc.lock, which DVC writes in place, is cut off: DVC cannot read it, or it lacks a stage that is committed."""
