@@ -27,8 +27,8 @@ from dfganext.report import evidence
 CODE = ("src", "stages", "dvc.yaml", "params.yaml", "requirements.lock")
 """What determines the results besides the data; the commit recorded is the last that changed one of them."""
 
-IDENTITY = ["settings_sha256", "seed", "commit", "test"]
-"""Columns; a file holds one row for each of their values."""
+RUN = ["settings_sha256", "seed", "commit"]
+"""Columns that identify what made a row."""
 
 
 def rows_of(workspace: Path) -> pd.DataFrame:
@@ -76,12 +76,12 @@ def described(workspace: Path, measured: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame([{**before, **one, **after} for one in measured])
 
 
-def record(file: Path, rows: pd.DataFrame, identity: list[str] = IDENTITY) -> None:
-    """Add rows to a CSV file, in place of rows with the same values of `identity`."""
+def record(file: Path, rows: pd.DataFrame, *names: str) -> None:
+    """Add rows to a CSV file, in place of rows of the same run with the same values in the columns `names`."""
     earlier = pd.read_csv(file, dtype={"commit": str, "seeds": str}) if file.is_file() else rows.iloc[:0]
     both = pd.concat([earlier, rows.astype({"commit": str})]) if len(earlier) else rows
     file.parent.mkdir(parents=True, exist_ok=True)
-    files.write_table(file, both.drop_duplicates(identity, keep="last"))
+    files.write_table(file, both.drop_duplicates([*RUN, *names], keep="last"))
 
 
 def _test_split(workspace: Path) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def main() -> None:
     try:
         require_current(Path(), "evaluate", "robustness", "external")
         rows = rows_of(Path())
-        record(options.file, rows)
+        record(options.file, rows, "test")
     except UserError as error:
         sys.exit(f"error: {error}")
     print(f"{options.file}: {len(rows)} tests of seed {rows.seed[0]}, commit {rows.commit[0]}")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from benchmarks.evidence import IDENTITY, described, record, require_current
+from benchmarks.evidence import described, record, require_current
 from dfganext import paths
 from dfganext.errors import UserError
 from dfganext.evaluation import intervals
@@ -74,6 +74,12 @@ def differences(rows: Sequence[Row]) -> Values:
             }
 
 
+def comparison(rows: Sequence[Row]) -> Values:
+    """Accuracies of the rows of a table, and their differences."""
+    yield from accuracies(rows)
+    yield from differences(rows)
+
+
 def densities(scores: dict[str, Any]) -> Values:
     """Of Table II; argument as in metrics/density.json."""
     for protocol in ("paper", "tree", "heldout"):
@@ -101,22 +107,16 @@ class Table(NamedTuple):
 
 
 def _table1(settings: Settings, records: list[Record]) -> Values:
-    rows = table1.collect(records, settings)
-    yield from accuracies(rows)
-    yield from differences(rows)
+    yield from comparison(table1.collect(records, settings))
     yield from spectrum(evidence.read(paths.BASELINE_METRICS), evidence.read(paths.BASELINE / "predictions.csv"))
-
-
-def _architectures(settings: Settings, records: list[Record]) -> Values:
-    rows = architectures.collect(records, settings)
-    yield from accuracies(rows)
-    yield from differences(rows)
 
 
 TABLES = {
     "I": Table(("baseline",), _table1),
     "II": Table(("density",), lambda settings, records: densities(evidence.read(paths.DENSITY_METRICS))),
-    "architectures": Table(("subsample",), _architectures),
+    "architectures": Table(
+        ("subsample",), lambda settings, records: comparison(architectures.collect(records, settings))
+    ),
     "claims": Table(("report",), lambda settings, records: claims(evidence.load(settings, records))),
 }
 
@@ -134,7 +134,7 @@ def main() -> None:
             for name in options.only
             for one in TABLES[name].values(settings, records)
         ]
-        record(options.file, described(Path(), values), [*IDENTITY[:-1], "table", "row", "measure"])
+        record(options.file, described(Path(), values), "table", "row", "measure")
     except UserError as error:
         sys.exit(f"error: {error}")
     print(f"{options.file}: {len(values)} values of {', '.join(options.only)}")

@@ -78,7 +78,7 @@ def test_the_same_run_replaces_its_rows_and_others_stay(workspace, tmp_path):
     rows = evidence.rows_of(workspace)
     file = tmp_path / "results" / "x.csv"
     for accuracy, seed in ((0.1, 20), (0.2, 21), (0.3, 20)):
-        evidence.record(file, rows.assign(accuracy=accuracy, seed=seed))
+        evidence.record(file, rows.assign(accuracy=accuracy, seed=seed), "test")
     table = pd.read_csv(file)
     assert sorted(zip(table.seed, table.accuracy, strict=True)) == [(20, 0.3)] * 3 + [(21, 0.2)] * 3
 
