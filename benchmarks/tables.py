@@ -20,10 +20,9 @@ import pandas as pd
 from benchmarks.evidence import described, record, require_current
 from dfganext import paths
 from dfganext.errors import UserError
-from dfganext.evaluation import intervals
 from dfganext.report import architectures, evidence, table1, verdicts
 from dfganext.report.evidence import Evidence
-from dfganext.report.table1 import Record, Row, compare, groups_of, is_fake
+from dfganext.report.table1 import Record, Row, compare, interval_at_half
 from dfganext.settings import Settings, load_settings
 from dfganext.tracking import lineage
 
@@ -49,8 +48,7 @@ def accuracies(rows: Sequence[Row]) -> Values:
 def spectrum(scores: dict[str, Any], predictions: pd.DataFrame) -> Values:
     """Of the baseline; arguments as in metrics/baseline.json and its predictions."""
     name = {"row": "spectrum", "text": "logistic regression on DCT spectra, fake where p_fake > 0.5"}
-    correct = (predictions.p_fake > 0.5).to_numpy() == is_fake(predictions)
-    low, high = intervals.proportion(correct, groups_of(predictions))
+    low, high = interval_at_half(predictions)
     yield name | {"measure": "accuracy", "value": scores["accuracy_at_half"], "low": low, "high": high}
     low, high = scores["intervals"]["roc_auc"]
     yield name | {"measure": "ROC AUC", "value": scores["roc_auc"], "low": low, "high": high}

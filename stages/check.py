@@ -40,7 +40,7 @@ def link_weights(link: Path, setting: str, weights: str | None) -> None:
 
     For imagenet, random and null, it is a file with that word. UserError if the file does not exist.
     """
-    file = None if weights is None else weights_file(weights)
+    file = weights_file(weights)
     if file is not None and not file.is_file():
         raise UserError(
             f"{setting}: {file} is not a file; give random, imagenet, or the path of a .safetensors or .pth file, an "

@@ -111,6 +111,10 @@ class Augment:
                     "lower first."
                 )
 
+    def size_of(self, image: int) -> int:
+        """Width and height in pixels of what training reads of an image of `image` pixels: a random crop, or all of it."""
+        return self.crop or image
+
 
 @dataclass(frozen=True, config=RULES)
 class Teacher:
@@ -265,9 +269,9 @@ class Settings:
     machine: Machine
 
 
-def weights_file(weights: str) -> Path | None:
-    """The file that `convnext.weights` names, whether or not it exists; None for "random" and "imagenet"."""
-    return None if weights in ("random", "imagenet") else Path(weights)
+def weights_file(weights: str | None) -> Path | None:
+    """The file that `convnext.weights` or `convnext.teacher.weights` names, whether or not it exists; None for other values."""
+    return None if weights in (None, "random", "imagenet") else Path(weights)
 
 
 def load_settings(path: Path | str = "params.yaml") -> Settings:

@@ -99,8 +99,9 @@ def test_a_full_disk_is_one_sentence_and_the_next_repro_goes_on(reproduced, disk
     stages = list(yaml.safe_load(project.read("dvc.yaml"))["stages"])
     failed, problems, outcomes = set(), [], []
     for stage, kib_free in [(stage, kib) for stage in stages for kib in KIB_FREE] if stress else SHORT:
+        command = ("dvc", "repro", "--single-item", "--force", stage)
         with full(disk, kib_free):
-            code, said = call(project, "dvc", "repro", "--single-item", "--force", stage)
+            code, said = call(project, *command)
         outcomes.append(
             {
                 "stage": stage,
@@ -112,7 +113,7 @@ def test_a_full_disk_is_one_sentence_and_the_next_repro_goes_on(reproduced, disk
         project.run("python", "-m", "stages.check")  # as `make repro` does first
         if code:
             failed.add(stage)
-            project.run("dvc", "repro", stage)
+            project.run(*command)  # as the sentence says
         if "Traceback" in said or (code and not any(words in said for words in SAID)):
             problems.append(f"{stage}, {kib_free} KiB free:\n{said}")
     assert not problems, "\n\n".join(problems)

@@ -61,6 +61,12 @@ def test_kept_after_a_stop_and_removed_after_the_end(workspace):
     assert list(one.parent.iterdir()) == []
 
 
+def test_nothing_is_kept_of_a_run_that_stopped_before_its_first_checkpoint(workspace):
+    with pytest.raises(KeyboardInterrupt), resumable(workspace, lr=1) as checkpoint:
+        raise KeyboardInterrupt
+    assert list(checkpoint.parent.iterdir()) == []
+
+
 def test_found_again_unless_the_stages_code_or_libraries_change(workspace):
     before = path_of(workspace)
     assert before.parent == workspace / ".dfganext" / "checkpoints"
@@ -84,6 +90,7 @@ def test_a_failed_write_leaves_the_checkpoint_as_it_was(tmp_path):
     with pytest.raises(TypeError):
         checkpoints.write(checkpoint, {"epoch": (value for value in ())})  # generators cannot be pickled
     assert torch.load(checkpoint, weights_only=True) == {"epoch": 1}
+    assert list(checkpoint.parent.iterdir()) == [checkpoint]
 
 
 TRAIN, VALIDATION = striped(12, 0), striped(6, 1)

@@ -19,7 +19,7 @@ from dfganext.evaluation import intervals
 from dfganext.labels import ALL
 from dfganext.report import figures, text, verdicts
 from dfganext.report.evidence import Evidence
-from dfganext.report.table1 import compare, groups_of, is_fake
+from dfganext.report.table1 import compare, interval_at_half
 from dfganext.settings import STRENGTHS, Augment, describe, flatten
 
 
@@ -51,7 +51,7 @@ def draw(evidence: Evidence) -> dict[str, Path]:
 
 def render(evidence: Evidence, figure_paths: dict[str, Path]) -> str:
     """The page as HTML, with the figures from `draw` embedded."""
-    paper, table2, spectrum = evidence.paper, evidence.paper["table2"], evidence.baseline_predictions
+    paper, table2 = evidence.paper, evidence.paper["table2"]
     return text.template("page.html", code, autoescape=True).render(
         evidence=evidence,
         paper=paper if evidence.settings.report.paper else None,
@@ -63,9 +63,7 @@ def render(evidence: Evidence, figure_paths: dict[str, Path]) -> str:
         settings={key: value for key, value in flatten(evidence.settings).items() if not key.startswith("machine.")},
         counts=pd.crosstab(evidence.split.split, evidence.split.label).reindex(["train", "validation", "test"]),
         conclusions=verdicts.all_claims(evidence) if evidence.settings.report.paper else [],
-        spectrum_interval=intervals.proportion(
-            (spectrum.p_fake > 0.5).to_numpy() == is_fake(spectrum), groups_of(spectrum)
-        ),
+        spectrum_interval=interval_at_half(evidence.baseline_predictions),
         compare=compare,
         mcnemar=compare(evidence.row("convnext_ce"), evidence.row("convnext_bce")),
         model=describe(evidence.settings),

@@ -6,7 +6,7 @@ from dfganext.evaluation import intervals
 from dfganext.explain.statistics import area_of
 from dfganext.report.evidence import Evidence
 from dfganext.report.rules import RULES, Conclusion, Effect, Measured, decide
-from dfganext.report.table1 import Row, compare, groups_of, is_fake, roc_auc_difference
+from dfganext.report.table1 import Row, by_half, by_logit, compare, groups_of, roc_auc_difference
 from dfganext.report.text import number, percent
 
 COMPETENT = 0.75
@@ -63,9 +63,7 @@ def _gap_to_spectrum(evidence: Evidence, row: Row) -> Effect:
     table = table.drop(columns="p_fake", errors="ignore").merge(
         evidence.baseline_predictions[["path", "p_fake"]], on="path"
     )
-    fake = is_fake(table)
-    ours, theirs = (table.logit > 0).to_numpy() == fake, (table.p_fake > 0.5).to_numpy() == fake
-    gap = intervals.accuracy_difference(ours, theirs, groups_of(table))
+    gap = intervals.accuracy_difference(by_logit(table), by_half(table), groups_of(table))
     return Effect(gap["difference"], gap["interval"], "the spectrum baseline")
 
 

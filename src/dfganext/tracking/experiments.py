@@ -54,7 +54,7 @@ def main() -> None:
 def _require_absolute_paths(settings: Convnext) -> None:
     """UserError if an experiment, in a folder of its own, would not find a file of weights."""
     for setting, weights in (("weights", settings.weights), ("teacher.weights", settings.teacher.weights)):
-        file = None if weights is None else weights_file(weights)
+        file = weights_file(weights)
         if file is not None and not file.is_absolute():
             raise UserError(
                 f"convnext.{setting}: queued experiments run in folders of their own; give the absolute path, {file.resolve()}."

@@ -56,7 +56,7 @@ def compose(augment: Augment, size: int) -> albumentations.Compose:
     ]
     noise = tuple(std / 255 for std in augment.noise.range)
     quality = tuple(map(round, augment.compression.range))
-    crop = augment.crop or size
+    crop = augment.size_of(size)
     steps += [
         A.OneOf(zooms, p=augment.zoom.p),
         A.OneOf(rescales, p=augment.rescale.p),

@@ -38,17 +38,27 @@ def resumable(stage: str, inputs: Mapping[str, object], root: Path = Path()) -> 
     lock = path.with_suffix(".lock")
     with FileLock(lock):
         _remove_abandoned(path.parent, path.stem)
-        yield path
-        # the lock last: a process that waits for it checks that its file still exists
-        for file in (path, partial(path), lock):
-            file.unlink(missing_ok=True)
+        finished = False
+        try:
+            yield path
+            finished = True
+        finally:
+            if finished or not path.exists():
+                # the lock last: a process that waits for it checks that its file still exists
+                for file in (path, partial(path), lock):
+                    file.unlink(missing_ok=True)
 
 
 def write(checkpoint: Path, state: Mapping[str, Any]) -> None:
     """Replace a checkpoint file by a state dictionary, or leave it as it was if writing fails."""
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, partial(checkpoint))
-    partial(checkpoint).replace(checkpoint)
+    try:
+        with partial(checkpoint).open("wb") as file:
+            torch.save(state, file)
+        partial(checkpoint).replace(checkpoint)
+    except BaseException:
+        partial(checkpoint).unlink(missing_ok=True)  # a full disk needs the space
+        raise
 
 
 def partial(checkpoint: Path) -> Path:

@@ -67,7 +67,7 @@ class ClassifierTask:
             pin_memory=self.device.type == "cuda",
             group=group,
         )
-        crop = settings.augment.crop or settings.size
+        crop = settings.augment.size_of(settings.size)
         model, config = classifier.build(
             settings.architecture,
             loss,
@@ -225,7 +225,7 @@ def training_inputs(
     """
     values = asdict(replace(settings, processes=1))  # training may resume with another number of processes
     for section in (values, values["teacher"]):
-        file = section["weights"] and classifier.weights_file(section["weights"])
+        file = classifier.weights_file(section["weights"])
         if file and file.is_file():
             section["weights"] = files.sha256_of(file)
     images = {"train": checkpoints.hash_images(train), "validation": checkpoints.hash_images(validation)}
