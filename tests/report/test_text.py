@@ -15,7 +15,7 @@ from dfganext.report import text
         (text.number(None), "–"),
         (text.number(math.nan), "–"),
         (text.percent(0.99506), "99.51 %"),
-        (text.percent(-0.01, 1, sign=True), "−1.0 %"),
+        (text.points(-0.01, [-0.018, 0.002]), "−1.00 points (−1.8 … 0.2)"),
         (text.percent(math.nan), "–"),
         (text.span([-1, 0.25], 2), "−1.00 … 0.25"),
         (text.span(None), "–"),

@@ -63,9 +63,13 @@ class Effect:
         """0.500 (0.400 … 0.600); with `sign`, +0.500."""
         return f"{text.number(self.value, digits, sign)} ({text.span(self.interval, digits)})"
 
-    def percent(self, sign: bool = False) -> str:
-        """50.00 % (40.0 … 60.0 %); with `sign`, +50.00 %."""
-        return f"{text.percent(self.value, sign=sign)} ({text.percents(self.interval)})"
+    def percent(self) -> str:
+        """50.00 % (40.0 … 60.0 %)."""
+        return f"{text.percent(self.value)} ({text.percents(self.interval)})"
+
+    def points(self) -> str:
+        """+50.00 points (40.0 … 60.0)."""
+        return text.points(self.value, self.interval)
 
 
 Effects = dict[str, list[Effect]]

@@ -26,7 +26,7 @@ def template(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    formats = (number, percent, span, percents, confidence, *filters)
+    formats = (number, percent, points, span, percents, confidence, *filters)
     environment.filters |= {function.__name__: function for function in formats}
     return environment.get_template(name)
 
@@ -38,9 +38,14 @@ def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
 
 
-def percent(value: float | None, digits: int = 2, sign: bool = False) -> str:
+def percent(value: float | None, digits: int = 2) -> str:
     """A share, 0...1, as 50.00 %."""
-    return NONE if value is None or pd.isna(value) else f"{number(100 * value, digits, sign)} %"
+    return NONE if value is None or pd.isna(value) else f"{number(100 * value, digits)} %"
+
+
+def points(difference: float, interval: Sequence[float]) -> str:
+    """A difference of two shares, 0...1, in percentage points: +1.00 points (0.2 … 1.8)."""
+    return f"{number(100 * difference, 2, sign=True)} points ({span([100 * end for end in interval], 1)})"
 
 
 def span(pair: Sequence[float | None] | None, digits: int = 3) -> str:

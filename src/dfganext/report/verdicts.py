@@ -47,7 +47,7 @@ def _best(evidence: Evidence) -> Measured:
     gaps.append(_gap_to_spectrum(evidence, row))
     level = evidence.paper["table1"]["convnext_ce"]["accuracy"]
     published = Effect(row.mean - level, [end - level for end in row.interval])
-    over = [f"{gap.percent(sign=True)} over {gap.name}" for gap in gaps]
+    over = [f"{gap.points()} over {gap.name}" for gap in gaps]
     text = "; ".join([f"accuracy {Effect(row.mean, row.interval).percent()}", *over])
     if any(gap.lies("below", RULES["a"].bounds["gap"]) for gap in gaps):
         missing = []  # the claim is refuted, whatever the missing rows show
@@ -72,7 +72,7 @@ def _architectures(evidence: Evidence) -> Measured:
     compared = {other.model: compare(own, other) for other in others}
     missing = [name for name, found in compared.items() if found is None]
     gaps = [Effect(one["difference"], one["interval"], name) for name, one in compared.items() if one is not None]
-    text = "; ".join(f"{gap.percent(sign=True)} over {gap.name}" for gap in gaps)
+    text = "; ".join(f"{gap.points()} over {gap.name}" for gap in gaps)
     if not own.model.startswith("convnext_tiny"):
         untested = f"The first of `architectures` is {own.model}, not ConvNeXt-T."
     elif evidence.settings.convnext.weights != "imagenet":
@@ -104,7 +104,7 @@ def _bce(evidence: Evidence) -> Measured:
     found = compare(ce, bce)
     if found is not None:
         gap = Effect(found["difference"], found["interval"])
-        text += f"; difference {gap.percent(sign=True)}, McNemar p = {found['p']:.2g}"
+        text += f"; difference {gap.points()}, McNemar p = {found['p']:.2g}"
     learnt = ce.interval[0] >= RULES["b"].bounds["accuracy"][1]
     untested = "" if learnt else "The network learnt too little with cross entropy as well."
     return Measured({"accuracy": [effect]}, text, untested)
@@ -129,7 +129,7 @@ def _size(evidence: Evidence) -> Measured:
     gap, gap_of_areas = (Effect(one["difference"], one["interval"]) for one in (found, areas))
     text = (
         f"{sizes.first.size} px {percent(large.mean)}, {sizes.second.size} px {percent(small.mean)}: "
-        f"{gap.percent(sign=True)}, seed {found['seed']}; ROC AUC {gap_of_areas.number(sign=True)}"
+        f"{gap.points()}, seed {found['seed']}; ROC AUC {gap_of_areas.number(sign=True)}"
     )
     return Measured({"gap": [gap]}, text)
 
