@@ -21,8 +21,8 @@ from benchmarks.evidence import described, record, require_current
 from dfganext import paths
 from dfganext.errors import UserError
 from dfganext.report import architectures, evidence, table1, verdicts
-from dfganext.report.evidence import Evidence
-from dfganext.report.table1 import Record, Row, compare, interval_at_half
+from dfganext.report.evidence import Evidence, interval_at_half
+from dfganext.report.table1 import Record, Row, compare
 from dfganext.settings import Settings, load_settings
 from dfganext.tracking import lineage
 

@@ -9,17 +9,20 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
 from dfganext import paths
 from dfganext.data import arrays, split
 from dfganext.data.arrays import Images
+from dfganext.evaluation import intervals
+from dfganext.evaluation.intervals import Interval
 from dfganext.explain import comparison
 from dfganext.labels import NAMES
 from dfganext.pipeline import require
 from dfganext.report import architectures, table1, text
-from dfganext.report.table1 import Record, Row
+from dfganext.report.table1 import Record, Row, groups_of, is_fake
 from dfganext.settings import Settings
 
 
@@ -125,3 +128,13 @@ def read(path: Path) -> Any:
     if path.suffix == ".json":
         return json.loads(path.read_text(encoding="utf-8"))
     return pd.read_csv(path, dtype={"path": str})
+
+
+def by_half(table: pd.DataFrame) -> np.ndarray:
+    """Whether each prediction at p_fake > 0.5 is correct: bool, (n,)."""
+    return (table.p_fake > 0.5).to_numpy() == is_fake(table)
+
+
+def interval_at_half(table: pd.DataFrame) -> Interval:
+    """95 % interval of the accuracy at p_fake > 0.5."""
+    return intervals.proportion(by_half(table), groups_of(table))

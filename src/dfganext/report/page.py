@@ -18,8 +18,8 @@ from dfganext.density.protocols import lone_point
 from dfganext.evaluation import intervals
 from dfganext.labels import ALL
 from dfganext.report import figures, text, verdicts
-from dfganext.report.evidence import Evidence
-from dfganext.report.table1 import compare, interval_at_half
+from dfganext.report.evidence import Evidence, interval_at_half
+from dfganext.report.table1 import compare
 from dfganext.settings import STRENGTHS, Augment, describe, flatten
 
 

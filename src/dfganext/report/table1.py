@@ -228,16 +228,6 @@ def by_logit(table: pd.DataFrame) -> np.ndarray:
     return (table.logit > 0).to_numpy() == is_fake(table)
 
 
-def by_half(table: pd.DataFrame) -> np.ndarray:
-    """Whether each prediction at p_fake > 0.5 is correct: bool, (n,)."""
-    return (table.p_fake > 0.5).to_numpy() == is_fake(table)
-
-
-def interval_at_half(table: pd.DataFrame) -> Interval:
-    """95 % interval of the accuracy at p_fake > 0.5."""
-    return intervals.proportion(by_half(table), groups_of(table))
-
-
 def _by_argmax(table: pd.DataFrame) -> np.ndarray:
     return (table.argmax == table.label).to_numpy()
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dfganext.evaluation import intervals
 from dfganext.explain.statistics import area_of
-from dfganext.report.evidence import Evidence
+from dfganext.report.evidence import Evidence, by_half
 from dfganext.report.rules import RULES, Conclusion, Effect, Measured, decide
-from dfganext.report.table1 import Row, by_half, by_logit, compare, groups_of, roc_auc_difference
+from dfganext.report.table1 import Row, by_logit, compare, groups_of, roc_auc_difference
 from dfganext.report.text import number, percent
 
 COMPETENT = 0.75
