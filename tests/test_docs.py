@@ -156,6 +156,7 @@ NOT_RUN = {
         "make PYTHON=/path/to/python3.12 repro",
         "make lock",
         "pip install",
+        "pip install atheris",
         "pip install 'df-ganext[demo]'",
         "pip install 'df-ganext[scale]'",
         "pip install 'df-ganext[onnx]'",

@@ -18,42 +18,44 @@ SECONDS = 10
 """Time after which reading one file counts as hanging."""
 
 
-def decode(count: int) -> Counter[str]:
-    """Decode `count` mutations of each format: how often each outcome occurred."""
-    outcomes: Counter[str] = Counter()
-    for _, data in within_time(corpus.every_mutation(count)):
+def decode(data: bytes) -> str:
+    """Decode a file, and say how that ended: an array, or a reason in one line."""
+    try:
+        shape = images.decode(data).shape
+    except images.ImageError as error:
+        assert str(error) and "\n" not in str(error)
+        return error.reason
+    assert len(shape) == 3 and shape[2] == 3
+    return "decoded"
+
+
+def extract(data: bytes) -> str:
+    """Unpack an archive, and say how that ended: nothing lies outside the target, which holds only regular files."""
+    with tempfile.TemporaryDirectory() as temporary:
+        archive = Path(temporary) / "archive"
+        archive.write_bytes(data)
+        target = Path(temporary) / "a" / "b" / "target"
         try:
-            shape = images.decode(data).shape
-            assert len(shape) == 3 and shape[2] == 3
-            outcomes["decoded"] += 1
-        except images.ImageError as error:
+            rejects = archives.extract(archive, target)
+            assert all(reject.detail and "\n" not in reject.detail for reject in rejects)
+            outcome = "unpacked"
+        except UserError as error:
             assert str(error) and "\n" not in str(error)
-            outcomes[error.reason] += 1
-    return outcomes
-
-
-def extract(count: int) -> Counter[str]:
-    """Unpack `count` archives: nothing lands outside the target, and it holds only regular files."""
-    outcomes: Counter[str] = Counter()
-    for name, data in within_time(corpus.archives(count)):
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            archive = folder / name
-            archive.write_bytes(data)
-            try:
-                rejects = archives.extract(archive, folder / "a" / "b" / "target")
-                assert all(reject.detail and "\n" not in reject.detail for reject in rejects)
-                outcomes["unpacked"] += 1
-            except UserError as error:
-                assert str(error) and "\n" not in str(error)
-                outcomes["refused"] += 1
-            assert sorted(one.name for one in folder.iterdir()) == sorted(["a", name])
-            assert [one.name for one in (folder / "a").iterdir()] == ["b"]
-            assert [one.name for one in (folder / "a" / "b").iterdir()] == ["target"]
-            for path in (folder / "a" / "b" / "target").rglob("*"):
-                assert not path.is_symlink() and (path.is_dir() or path.is_file()), path
+            outcome = "refused"
+        for folder, names in (
+            (target.parents[2], ["a", "archive"]),
+            (target.parents[1], ["b"]),
+            (target.parent, ["target"]),
+        ):
+            assert sorted(one.name for one in folder.iterdir()) == names
+        for path in target.rglob("*"):
+            assert not path.is_symlink() and (path.is_dir() or path.is_file()), path
     assert not Path("/tmp/absolute.png").exists() and not Path("/tmp/through-a-link.png").exists()
-    return outcomes
+    return outcome
+
+
+WAYS_IN = {"decode": (decode, corpus.every_mutation), "extract": (extract, corpus.archives)}
+"""Each with its corpus."""
 
 
 def within_time(files):
@@ -73,7 +75,8 @@ def main() -> None:
     images.decode(corpus.originals("JPEG")[0])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.monotonic()
-    outcomes = {"decode": decode, "extract": extract}[sys.argv[1]](int(sys.argv[2]))
+    function, files = WAYS_IN[sys.argv[1]]
+    outcomes = Counter(function(data) for _, data in within_time(files(int(sys.argv[2]))))
     added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(json.dumps({"outcomes": outcomes, "seconds": time.monotonic() - start, "added_mib": added}))
 

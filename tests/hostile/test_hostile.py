@@ -18,7 +18,7 @@ from dfganext.demo.analysis import Analyser
 from dfganext.images import FORMATS
 from dfganext.inference.detector import Detector
 from dfganext.inference.pyfunc import FakeFaceDetector
-from tests.hostile import corpus
+from tests.hostile import corpus, fuzz
 
 PER_FORMAT = 200
 SOME = 25
@@ -58,6 +58,14 @@ def test_archives_write_nothing_outside_their_folder(root):
     found = measured(root, "extract", PER_FORMAT)
     assert sum(found["outcomes"].values()) == PER_FORMAT and set(found["outcomes"]) == {"unpacked", "refused"}
     assert found["added_mib"] < MAX_MIB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way_in", ["decode", "extract"])
+def test_fuzzing_finds_nothing_in_some_seconds(way_in):
+    pytest.importorskip("atheris", reason="needs atheris: pip install atheris")
+    row = fuzz.fuzz(way_in, 0.1)
+    assert row["found"] == "nothing" and row["coverage by the corpus"] > 100 and row["peak MiB"] < MAX_MIB
 
 
 def test_the_corpus_is_the_same_in_every_run_and_its_originals_are_good():
