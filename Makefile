@@ -65,7 +65,7 @@ lint: .venv/ready  ## ruff and mypy
 
 # about forty minutes on two cores
 bench: .venv/ready  ## speed beside other implementations, on an idle machine
-	for subject in density resize train_cpu train_gpu engines serve predict score explain repro scale; do python -m benchmarks.$$subject || exit 1; done
+	for subject in density resize train_cpu train_gpu engines serve predict score explain decisions repro scale; do python -m benchmarks.$$subject || exit 1; done
 	python -m benchmarks.summary
 
 experiments: .venv/ready  ## the experiments as a table, with the classifier's main settings and metrics

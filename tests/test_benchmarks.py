@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    decisions,
     density,
     engines,
     explain,
@@ -292,6 +293,12 @@ def test_stages_are_timed_by_what_dvc_prints(tmp_path):
 def test_error_has_the_output_of_a_first_run_that_fails(tmp_path):
     with pytest.raises(RuntimeError, match=r"failed:\nno space left"):
         first_run.timed_stages(["sh", "-c", "echo no space left; exit 3"], tmp_path, dict(os.environ))
+
+
+def test_a_decision_is_timed_per_image():
+    table = Table("decisions")
+    decisions.measure(table, "small", 16, calls=3, rounds=2)
+    assert float(table.rows[0]["ours"]) > 0 and table.rows[0]["goal"] == "ours <= 2"
 
 
 def test_maps_are_compared_with_pytorch_grad_cam():

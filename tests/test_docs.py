@@ -144,6 +144,7 @@ RUN_BY = {
     ],
     "test_a_new_drawing_equals_the_committed_sample": ["python -m dfganext.synthetic.samples"],
     "test_readme_quotes_the_files": ["python -m benchmarks.summary"],
+    "test_a_decision_is_timed_per_image": ["python -m benchmarks.decisions"],
     "test_references_to_code_name_the_right_line": ["python -m tests.test_docs"],
     "test_the_paper_profile_changes_these_settings_and_no_others": ["python -m dfganext.settings profiles/paper.yaml"],
 }
@@ -179,6 +180,10 @@ NOT_RUN = {
     "needs an idle machine; tests/test_benchmarks.py runs the parts on small inputs, and tests/stress the short form": [
         "make bench",
         "make stress",
+    ],
+    "needs atheris; test_fuzzing_finds_nothing_in_some_seconds runs it where that is installed": [
+        "python -m tests.hostile.fuzz decode --minutes 40",
+        "python -m tests.hostile.fuzz extract --minutes 20",
     ],
     "names a place that only its reader knows": [
         "git clone <this repository> df-ganext && cd df-ganext",
