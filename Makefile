@@ -15,10 +15,10 @@ SHOWN := ^(Experiment|Created|seed|loss|(.*:)?convnext\.(architecture|size|epoch
 # number of seeds for each row of `make table1` and `make architectures`
 SEEDS ?= 1
 
-.PHONY: help setup repro data report table1 architectures check test stress lint bench experiments ui serve demo lock
+.PHONY: help setup repro data report table1 architectures check test stress stress-kill lint bench experiments ui serve demo lock
 
 help:
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 setup: .venv/ready  ## install everything into .venv: some minutes, 7 GB
 	@echo "Next: source .venv/bin/activate"
@@ -57,6 +57,10 @@ test: .venv/ready  ## all tests
 # an hour or two on two cores
 stress: .venv/ready  ## reliability: the tests marked stress, in full length
 	python -m pytest -m stress --stress
+
+# about fifteen minutes on two cores
+stress-kill: .venv/ready  ## reliability: stages, trainings, promotions and the queue are killed, in full length
+	python -m pytest --stress tests/end_to_end/test_kill.py
 
 lint: .venv/ready  ## ruff and mypy
 	ruff check

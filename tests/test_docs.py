@@ -180,6 +180,7 @@ NOT_RUN = {
     "needs an idle machine; tests/test_benchmarks.py runs the parts on small inputs, and tests/stress the short form": [
         "make bench",
         "make stress",
+        "make stress-kill",
     ],
     "needs atheris; test_fuzzing_finds_nothing_in_some_seconds runs it where that is installed": [
         "python -m tests.hostile.fuzz decode --minutes 40",
@@ -397,7 +398,7 @@ def test_every_test_that_is_named_exists():
 
 
 def test_every_make_target_exists():
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     commands = {command for path in CURRENT for command in commands_of(path) if command.startswith("make ")}
     used = {word for command in commands for word in command.split()[1:] if "=" not in word}
     assert used - targets == set()
