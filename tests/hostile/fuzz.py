@@ -9,21 +9,21 @@ appended to tests/stress/results/fuzz.csv. Coverage is that of Python code: of t
 """
 
 import argparse
-import csv
 import multiprocessing
 import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
 from pathlib import Path
 
-from dfganext.images import FORMATS
-from tests.hostile import corpus
+import pandas as pd
 
-RESULTS = Path("tests/stress/results/fuzz.csv")
-SECONDS = 10
-"""Time for one input."""
+from dfganext.images import FORMATS
+from tests.hostile import corpus, limits
+
+RESULTS = Path(__file__).parent.parent / "stress" / "results" / "fuzz.csv"
 
 LONGEST = 1 << 16
 """Size of an input, in bytes."""
@@ -48,14 +48,18 @@ def fuzz(way_in: str, minutes: float) -> dict[str, object]:
     """Fuzz in a process of its own: a row of RESULTS."""
     with tempfile.TemporaryDirectory() as folder:
         # in another process: making bombs needs memory, and Linux counts the peak of the process that starts the fuzzer as its own
-        writer = multiprocessing.get_context("spawn").Process(target=write_seeds, args=(way_in, Path(folder)))
-        writer.start()
-        writer.join()
-        options = [f"-max_total_time={60 * minutes:.0f}", f"-timeout={SECONDS}", f"-max_len={LONGEST}", "-seed=12"]
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            process.submit(write_seeds, way_in, Path(folder)).result()
+        options = [
+            f"-max_total_time={60 * minutes:.0f}",
+            f"-timeout={limits.SECONDS}",
+            f"-max_len={LONGEST}",
+            "-seed=12",
+        ]
         command = [sys.executable, "-W", "ignore", "-m", "tests.hostile.target", way_in, folder, *options]
         done = subprocess.run([*command, "-print_final_stats=1"], stderr=subprocess.PIPE, text=True, errors="replace")
     said = done.stderr
-    covered = [int(number) for number in re.findall(r"cov: (\d+)", said)]
+    covered = [int(number) for number in re.findall(r"cov: (\d+)", said)] or [0]
     found = re.search(r"Test unit written to (\S+)", said)
     if done.returncode and found is None:
         raise SystemExit(f"the fuzzer failed:\n{said[-2000:]}")
@@ -65,8 +69,8 @@ def fuzz(way_in: str, minutes: float) -> dict[str, object]:
         "way in": way_in,
         "minutes": minutes,
         "inputs": _statistic(said, "number_of_executed_units"),
-        "coverage by the corpus": covered[0] if covered else 0,
-        "coverage at the end": covered[-1] if covered else 0,
+        "coverage by the corpus": covered[0],
+        "coverage at the end": covered[-1],
         "peak MiB": _statistic(said, "peak_rss_mb"),
         "found": found[1] if found else "nothing",
     }
@@ -79,16 +83,11 @@ def _statistic(said: str, name: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Fuzz a way in.")
-    parser.add_argument("way_in", choices=["decode", "extract"])
+    parser.add_argument("way_in", choices=list(limits.WAYS_IN))
     parser.add_argument("--minutes", type=float, default=40)
     options = parser.parse_args()
     row = fuzz(options.way_in, options.minutes)
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    pd.DataFrame([row]).to_csv(RESULTS, mode="a", header=not RESULTS.exists(), index=False)
     print(row)
     sys.exit(row["found"] != "nothing")
 

@@ -17,6 +17,9 @@ from tests.hostile import corpus
 SECONDS = 10
 """Time after which reading one file counts as hanging."""
 
+MAX_MIB = 1024
+"""Memory above that of the idle process."""
+
 
 def decode(data: bytes) -> str:
     """Decode a file, and say how that ended: an array, or a reason in one line."""

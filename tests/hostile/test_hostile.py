@@ -19,12 +19,11 @@ from dfganext.images import FORMATS
 from dfganext.inference.detector import Detector
 from dfganext.inference.pyfunc import FakeFaceDetector
 from tests.hostile import corpus, fuzz
+from tests.hostile.limits import MAX_MIB
 
 PER_FORMAT = 200
 SOME = 25
 """Mutations of each format where each costs more than decoding it."""
-
-MAX_MIB = 1024
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from dfganext.density import kde, protocols
 from dfganext.errors import UserError
 from dfganext.report import architectures, page, table1
 from dfganext.report.evidence import load, paper
-from dfganext.report.text import points
 
 
 class Outline(HTMLParser):
@@ -142,7 +141,7 @@ def test_architectures_are_compared_with_the_first(made, fine_tuned):
     table = text[text.index('id="architectures"') : text.index("The autoencoder as a detector")]
     assert [name for name in fine_tuned.architectures if f"<td>{name}</td>" in table] == fine_tuned.architectures
     gap = table1.compare(rows[0], rows[1])
-    assert points(gap["difference"], gap["interval"]) in table
+    assert f"+{100 * gap['difference']:.2f} points" in table
 
 
 def test_verdicts_have_their_confidence(made):
