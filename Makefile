@@ -15,7 +15,7 @@ SHOWN := ^(Experiment|Created|seed|loss|(.*:)?convnext\.(architecture|size|epoch
 # number of seeds for each row of `make table1` and `make architectures`
 SEEDS ?= 1
 
-.PHONY: help setup repro data report table1 architectures check test stress stress-kill lint bench experiments ui serve demo lock
+.PHONY: help setup repro data report table1 architectures check test stress stress-short stress-kill lint bench experiments ui serve demo lock
 
 help:
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
@@ -51,8 +51,11 @@ architectures: .venv/ready  ## train other classifiers on the same images, SEEDS
 check: lint  ## lint, types and the fast tests
 	$(PYTEST) -m "not slow"
 
-test: .venv/ready  ## all tests
-	$(PYTEST)
+test: .venv/ready  ## all tests but those marked stress
+	$(PYTEST) -m "not stress"
+
+stress-short: .venv/ready  ## reliability: the tests marked stress (kills, full disks, load), in some minutes
+	$(PYTEST) -m stress
 
 # an hour or two on two cores
 stress: .venv/ready  ## reliability: the tests marked stress, in full length

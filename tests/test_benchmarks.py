@@ -5,12 +5,19 @@ import csv
 import json
 import os
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import mlflow
 import numpy as np
 import pytest
 import torch
+import uvicorn
+from helpers import free_port
+from mlflow.pyfunc import scoring_server
 
 from benchmarks import (
     decisions,
@@ -243,8 +250,30 @@ def test_engines_are_compared_with_pytorch():
     assert all(float(row["ratio"]) > 0 for row in table.rows)
 
 
+@contextmanager
+def served_in_this_process(model):
+    """The address of MLflow's server, in a thread: `mlflow models serve` imports PyTorch first, once for each model."""
+    app = scoring_server.init(mlflow.pyfunc.load_model(str(model)))
+    server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="error"))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(server.run)
+        address = f"http://127.0.0.1:{server.config.port}"
+        while not serve.is_up(address):
+            assert not running.done(), running.exception()
+            time.sleep(0.05)
+        yield address
+        server.should_exit = True
+
+
 @pytest.mark.slow
-def test_serving_is_compared_with_its_rival_with_each_engine_and_precision():
+def test_serving_is_compared_with_its_rival_with_each_engine_and_precision(monkeypatch):
+    """All models are the same kind of MLflow model, so one of ours and one of the rival's are served by the command."""
+    by_command = serve.served
+    commands = {"torch-float32", "rival-float32"}
+    monkeypatch.setattr(
+        serve, "served", lambda model: (by_command if model.name in commands else served_in_this_process)(model)
+    )
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")  # MLflow sets it for good
     table = Table("serve")
     serve.compare(table, "test_convnext", 32, turns=1, burst=2, client_requests=1, rounds=1)
     names = {f"{what}, {', '.join(kind)}" for what in ("one image", "8 clients") for kind in serve.KINDS}

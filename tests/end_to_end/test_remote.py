@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from helpers import detector, enter_root, faces, free_port, log_evaluation
+from processes import run_at_once
 from servers import mlflow_server, postgresql
 
 from dfganext import cli, files, paths, settings
@@ -61,45 +62,11 @@ def machine(folder: Path, material: Path | None = None) -> Path:
     return folder
 
 
-def run_together(script: str, *calls: tuple[Path, list[str], dict[str, str]]) -> list[str]:
-    """Run a script once per call (folder, arguments, environment) at the same time; returns what each prints.
-
-    Each prints a line after its imports and waits for a line on stdin, so that they start together.
-    """
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *arguments],
-            cwd=folder,
-            env=os.environ | environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for folder, arguments, environment in calls
-    ]
-    try:
-        for process in processes:
-            process.stdout.readline()
-        for process in processes:
-            process.stdin.write("start\n")
-            process.stdin.flush()
-        ends = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * len(processes), ends
-    return [output for output, _ in ends]
-
-
 EXECUTION = """
 import sys
 from dfganext import paths, settings
-from dfganext.tracking import runs, store
+from dfganext.tracking import runs
 values = settings.load_settings(sys.argv[1])
-store.import_mlflow()
-print("ready", flush=True)
-sys.stdin.readline()
 with runs.stage_run("train_convnext", values, reads=[paths.SPLIT], makes=["weights"]) as run:
     open("weights", "w").write(sys.argv[2])
     for step in range(20):
@@ -114,20 +81,24 @@ with runs.stage_run("gradcam", values, reads=["weights"]) as later:
 @pytest.mark.slow
 def test_two_machines_log_to_one_server_at_the_same_time(remote, root, tmp_path, monkeypatch):
     """A third machine reads the runs, their metrics over steps and their artifacts."""
-    calls = []
-    for number, name in enumerate(("quick-fox", "Quick-Fox"), start=2):
-        folder = machine(tmp_path / name)
+    names = ("quick-fox", "Quick-Fox")
+    folders = [machine(tmp_path / name) for name in names]
+    for folder in folders:
         (folder / paths.SPLIT.parent).mkdir()
         (folder / paths.SPLIT).write_text("path,label,split\na,real,train\nb,fake,test\n")
-        environment = {"DVC_STAGE": "any", "DVC_ROOT": str(folder), "DVC_EXP_NAME": name}
-        calls.append((folder, [str(root / "params.yaml"), str(number)], environment))
-    assert run_together(EXECUTION, *calls) == ["", ""], "tracking prints nothing"
-    for folder, *_ in calls:
+    arguments = [[str(root / "params.yaml"), number] for number in ("2", "3")]
+    environments = [
+        {"DVC_STAGE": "any", "DVC_ROOT": str(folder), "DVC_EXP_NAME": name}
+        for folder, name in zip(folders, names, strict=True)
+    ]
+    printed = run_at_once(EXECUTION, arguments, tmp_path, folders, environments)
+    assert printed == ["", ""], "tracking prints nothing"
+    for folder in folders:
         assert {path.name for path in folder.iterdir()} == {"dvc.yaml", "artifacts", "weights"}, "no local store"
 
     enter_root(tmp_path / "third", monkeypatch)
     client, experiment = store.connect()
-    for number, name in enumerate(("quick-fox", "Quick-Fox"), start=2):
+    for number, name in enumerate(names, start=2):
         (parent,) = client.search_runs([experiment], f"tags.`dvc.experiment` = '{name}' and tags.execution != ''")
         below = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
         trained, explained = client.search_runs([experiment], below, order_by=["attributes.start_time ASC"])
@@ -163,11 +134,8 @@ from pathlib import Path
 from dfganext.tracking import promotion
 from dfganext.tracking import runs, store
 from dfganext.settings import Promote
-store.import_mlflow().pyfunc
 client, experiment = store.connect()
 run = client.create_run(experiment, run_name="promote").info.run_id
-print("ready", flush=True)
-sys.stdin.readline()
 folder = Path(sys.argv[1])
 rule = Promote("roc_auc", 2, ("test_convnext",), "float32", "torch")
 data = promotion.Data.read(Path("split.csv"), Path("manifest.csv"), Path("raw"), 8)
@@ -180,8 +148,8 @@ def test_two_machines_promote_at_the_same_time_and_a_third_predicts_with_the_bet
     remote, material, tmp_path, monkeypatch, capsys
 ):
     machines = [machine(tmp_path / name, material) for name in ("one", "two")]
-    outcomes = run_together(PROMOTE, *zip(machines, (["good"], ["bad"]), ({}, {}), strict=True))
-    assert outcomes[0].strip() == "promoted"
+    good, _ = run_at_once(PROMOTE, [["good"], ["bad"]], tmp_path, machines)
+    assert good.strip() == "promoted"
     monkeypatch.chdir(machines[0])
     client, experiment = store.connect()
     again = promotion.promote(

@@ -1,6 +1,6 @@
 """The real server under many mixed requests, hostile clients and a stop: right answers, flat memory, nothing lost.
 
-`make stress` sends 10,000 requests and writes results/serving.csv; `make test` sends a few hundred.
+`make stress` sends 10,000 requests and writes results/serving.csv; `make stress-short` sends a few hundred.
 """
 
 import base64

@@ -85,6 +85,19 @@ def train(run: Run, group: Group = distributed.SINGLE_PROCESS):
         EpochLoader.epoch = load_epoch
 
 
+def printed_file(folder: Path, rank: int) -> Path:
+    """What a rank printed, on stdout and stderr, in `printing_body`."""
+    return folder / f"printed {rank}.log"
+
+
+def printing_body(run: Run, group: Group) -> None:
+    """`body` in a process of a fork server."""
+    from processes import print_to
+
+    print_to(str(printed_file(Path(run.folder), group.rank)))
+    body(run, group)
+
+
 def body(run: Run, group: Group) -> None:
     if run.failure and (run.epoch, run.rank) == (-1, group.rank):
         fail(run.failure)
