@@ -6,8 +6,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["mlflow", "dfganext.tracking.promotion", "dfganext.tracking.runs"])
+START_METHOD = "forkserver"
+"""Python has one fork server per process, so all tests share it and what it has imported."""
+
+_CONTEXT = multiprocessing.get_context(START_METHOD)
+_CONTEXT.set_forkserver_preload(
+    ["mlflow", "dfganext.tracking.promotion", "dfganext.tracking.runs", "dfganext.training.classifier"]
+)
 
 
 def run_at_once(

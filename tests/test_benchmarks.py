@@ -258,11 +258,13 @@ def served_in_this_process(model):
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(server.run)
         address = f"http://127.0.0.1:{server.config.port}"
-        while not serve.is_up(address):
-            assert not running.done(), running.exception()
-            time.sleep(0.05)
-        yield address
-        server.should_exit = True
+        try:
+            while not serve.is_up(address):
+                assert not running.done(), running.exception()
+                time.sleep(0.05)
+            yield address
+        finally:
+            server.should_exit = True  # the pool waits for it
 
 
 @pytest.mark.slow
@@ -273,7 +275,7 @@ def test_serving_is_compared_with_its_rival_with_each_engine_and_precision(monke
     monkeypatch.setattr(
         serve, "served", lambda model: (by_command if model.name in commands else served_in_this_process)(model)
     )
-    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")  # MLflow sets it for good
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")  # restored afterwards; MLflow would leave it set
     table = Table("serve")
     serve.compare(table, "test_convnext", 32, turns=1, burst=2, client_requests=1, rounds=1)
     names = {f"{what}, {', '.join(kind)}" for what in ("one image", "8 clients") for kind in serve.KINDS}

@@ -131,8 +131,7 @@ def test_evaluations_of_other_machines_are_found_by_their_split(remote, shipped,
 PROMOTE = """
 import sys
 from pathlib import Path
-from dfganext.tracking import promotion
-from dfganext.tracking import runs, store
+from dfganext.tracking import promotion, store
 from dfganext.settings import Promote
 client, experiment = store.connect()
 run = client.create_run(experiment, run_name="promote").info.run_id

@@ -85,16 +85,11 @@ def train(run: Run, group: Group = distributed.SINGLE_PROCESS):
         EpochLoader.epoch = load_epoch
 
 
-def printed_file(folder: Path, rank: int) -> Path:
-    """What a rank printed, on stdout and stderr, in `printing_body`."""
-    return folder / f"printed {rank}.log"
-
-
 def printing_body(run: Run, group: Group) -> None:
-    """`body` in a process of a fork server."""
+    """`body` in a process of the fork server; what it prints goes to a file in the run's folder."""
     from processes import print_to
 
-    print_to(str(printed_file(Path(run.folder), group.rank)))
+    print_to(f"{run.folder}/printed {group.rank}.log")
     body(run, group)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ import pytest
 import several
 import torch
 from helpers import free_port
+from processes import START_METHOD
 from several import Run
 from test_training import CPU, STRONG, VALIDATION, striped
 
@@ -35,16 +35,16 @@ def launch(folder, **fields) -> dict:
     They are forked from a server that has imported PyTorch, which takes seconds; the tests of commands start them as users do.
     """
     run = Run(str(folder), **fields)
-    multiprocessing.set_forkserver_preload(["dfganext.training.classifier"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed, "start_processes", partial(distributed.start_processes, start_method="forkserver"))
+        patch.setattr(distributed, "start_processes", partial(distributed.start_processes, start_method=START_METHOD))
         distributed.run(partial(several.printing_body, run), run.processes, "cpu")
     return torch.load(folder / "history.pt", weights_only=True)
 
 
-def printed(folder, processes=2) -> list[dict]:
+def printed(folder) -> list[dict]:
     """The lines about epochs that the processes of `launch` printed, of the main process first; they print nothing else."""
-    texts = (several.printed_file(folder, rank).read_text() for rank in range(processes))
+    texts = [file.read_text() for file in sorted(folder.glob("printed *.log"))]
+    assert texts
     return [json.loads(line) for text in texts for line in text.splitlines()]
 
 
