@@ -386,14 +386,14 @@ def test_no_command_is_listed_that_no_document_has():
     assert len(listed) == len(set(listed))
 
 
-def tests_defined() -> set[str]:
+def defined_tests() -> set[str]:
     files = (ROOT / "tests").rglob("test_*.py")
     return {name for file in files for name in re.findall(r"^def (test_\w+)\(", file.read_text("utf-8"), re.MULTILINE)}
 
 
 def test_every_test_that_is_named_exists():
     mentioned = {code for path in CURRENT for code in inline_code(path) if re.fullmatch(r"test_\w+", code)}
-    known = tests_defined()
+    known = defined_tests()
     missing = {name: difflib.get_close_matches(name, known, 2) for name in (set(RUN_BY) | mentioned) - known}
     assert missing == {}, "tests that were renamed or removed, each with those of a similar name"
 

@@ -166,24 +166,46 @@ def test_a_lock_file_that_cannot_be_written_is_explained(empty, shipped):
 
 
 KILLED = """
-import os, signal
+import itertools, os, signal, sys
 from dfganext import settings
-from dfganext.tracking import runs, store, view
-with runs.stage_run("one", settings.load_settings({params!r})) as run:
-    print(run.id, run.parent_id, flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
+from dfganext.tracking import runs, store
+
+def execution(calls_before_the_kill):
+    os.environ |= {"DVC_STAGE": "any", "DVC_EXP_NAME": f"killed-{calls_before_the_kill}"}
+    calls = itertools.count()
+    of_client = store.Client.__getattr__
+
+    def kill_or_call(client, name):
+        if name in ("create_run", "update_run", "set_terminated") and next(calls) == calls_before_the_kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return of_client(client, name)
+
+    store.Client.__getattr__ = kill_or_call
+    for stage in ("one", "two"):
+        with runs.stage_run(stage, settings.load_settings(sys.argv[1])):
+            pass
+
+for calls_before_the_kill in itertools.count():
+    child = os.fork()
+    if not child:
+        execution(calls_before_the_kill)
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != -signal.SIGKILL:
+        break
+print(calls_before_the_kill)
 """
 
 
 @pytest.mark.slow
-def test_a_killed_stage_does_not_stay_running(workspace, shipped, root):
-    command = [sys.executable, "-c", KILLED.format(params=str(root / "params.yaml"))]
-    killed = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    both = killed.stdout.split()
-    assert [run_of(one).info.status for one in both] == ["RUNNING", "RUNNING"]
-    with runs.stage_run("one", shipped) as alive, runs.stage_run("two", shipped):
-        assert [run_of(one).info.status for one in both] == ["KILLED", "KILLED"]
+def test_no_run_stays_running_whenever_an_execution_is_killed(empty, shipped, root):
+    """Before each change of a run's status in an execution of two stages, which has four such changes in each stage."""
+    (kills,) = run_at_once(KILLED, [[str(root / "params.yaml")]], empty)
+    assert int(kills) >= 8
+    client, experiment = store.connect()
+    with runs.stage_run("one", shipped) as alive:
+        statuses = {run.info.run_id: run.info.status for run in client.search_runs([experiment])}
+        assert statuses.pop(alive.id) == statuses.pop(alive.parent_id) == "RUNNING"
+        assert sorted(set(statuses.values())) == ["FINISHED", "KILLED"]
         assert run_of(alive.id).info.status == "RUNNING"
 
 

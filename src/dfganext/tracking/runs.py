@@ -86,8 +86,7 @@ def stage_run(
     _end_killed_runs(client, experiment)
     origin = _origin()
     parent_id = _parent(client, experiment, stage, settings, origin)
-    process = {"process.owner": _process_owner(), "process": _process_id(psutil.Process())}
-    tags = {"mlflow.parentRunId": parent_id, "stage": stage, **process, **origin}
+    tags = {"mlflow.parentRunId": parent_id, "stage": stage, **_process_tags(), **origin}
     run_id = client.create_run(experiment, tags=tags, run_name=stage).info.run_id
     monitor = SystemMetricsMonitor(run_id, sampling_interval=SAMPLING_SECONDS, tracking_uri=client.uri)
     try:
@@ -116,27 +115,37 @@ def _process_owner() -> str:
     return f"{socket.gethostname()} {os.getuid()}"
 
 
+def _process_tags() -> dict[str, str]:
+    """Tags for this process, by which later stages see whether it still exists."""
+    return {"process.owner": _process_owner(), "process": _process_id(psutil.Process())}
+
+
 def _end_killed_runs(client: store.Client, experiment: str) -> None:
-    """End the runs of this user on this machine whose process no longer exists, and their parents."""
+    """End the runs of this user on this machine whose process no longer exists."""
     ours = f"attributes.status = 'RUNNING' and tags.`process.owner` = '{_process_owner()}'"
     running = store.paginate(client.search_runs, [experiment], ours)
     alive = {_process_id(process) for process in psutil.process_iter()}  # after the runs: one may just have started
     for run in running:
         if run.data.tags["process"] not in alive:
-            for run_id in (run.info.run_id, run.data.tags["mlflow.parentRunId"]):
-                with suppress(UserError):  # a user has deleted it
-                    client.set_terminated(run_id, "KILLED")
+            with suppress(UserError):  # a user has deleted it
+                client.set_terminated(run.info.run_id, "KILLED")
 
 
 def _parent(client: store.Client, experiment: str, stage: str, settings: Settings, origin: Mapping[str, str]) -> str:
-    """The ID of the run of this pipeline execution, set to running unless one of its stages has failed."""
+    """The ID of the run of this pipeline execution, set to running unless one of its stages has failed.
+
+    It has the tags of the stage's process too: a kill before the stage's run is created, or after it has ended, leaves only
+    the parent running.
+    """
     execution = _execution_id()
     found = client.search_runs([experiment], f"tags.execution = '{execution}'", max_results=1)
     if found:
+        run_id = found[0].info.run_id
         if found[0].info.status == "FINISHED":
-            client.update_run(found[0].info.run_id, status="RUNNING")
-        return found[0].info.run_id
-    tags = {"execution": execution, **origin}
+            _set_tags(client, run_id, _process_tags())
+            client.update_run(run_id, status="RUNNING")
+        return run_id
+    tags = {"execution": execution, **_process_tags(), **origin}
     run_id = client.create_run(experiment, tags=tags, run_name=_parent_name(stage, origin)).info.run_id
     _log_settings(client, run_id, settings)
     return run_id
