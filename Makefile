@@ -1,4 +1,4 @@
-# `make` lists the targets. Each sets up .venv first, from requirements.lock.
+# `make` lists the targets. Each but `lock` sets up .venv first, from requirements.lock.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -29,7 +29,7 @@ repro: .venv/ready  ## run the whole workflow: data, training, evaluation, figur
 	@echo
 	@echo "The results: open reports/index.html in a browser. The runs: make ui. The model as a service: make serve."
 
-data: .venv/ready  ## train on your own images: make data FROM=/path/to/images, with folders named real and fake in it
+data: .venv/ready  ## put your own images in the place of the sample: make data FROM=/path/to/images, with folders named real and fake in it
 	@python -m dfganext.data.own "$(FROM)"
 
 # forced, because the page also shows other experiments, which are not among the stage's dependencies

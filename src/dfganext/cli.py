@@ -167,7 +167,7 @@ def predict(
     json_rows: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     heatmaps: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write one PNG per image to DIR: the regions that speak for the fake class."),
+        typer.Option(metavar="DIR", help="Write one PNG per image to DIR: where the model finds evidence for fake."),
     ] = None,
     stability: Annotated[
         bool,
@@ -282,7 +282,7 @@ def export(
   RAY_ADDRESS=HOST:PORT dfganext score /shared/folder /shared/rows
 
 [bold]Columns[/]
-  path, label, p_fake, threshold, error, retry, size, modified, model_version
+  path, label, p_fake, threshold, decision, reason, error, retry, size, modified, model_version
 
 {EXIT_CODES}""",
 )
@@ -297,9 +297,9 @@ def score(
     model: Model = None,
     threshold: Threshold = None,
 ) -> int:
-    """Classify very many images with Ray and write the rows to Parquet files. Run again, it continues where it stopped, and
-    repeats images that are new or changed, and those that could not be read for a reason that may have passed. RAY_ADDRESS
-    names a Ray cluster; without it, this machine is used."""
+    """Classify very many images with Ray and write the rows to Parquet files. Run again, it continues where it stopped: it
+    classifies images that are new or changed, and tries again those that could not be read for a reason that may have passed.
+    RAY_ADDRESS names a Ray cluster; without it, this machine is used."""
     if not all(map(importlib.util.find_spec, ("ray", "pyarrow"))):
         raise UserError("Scoring runs on Ray, which is not installed: pip install 'df-ganext[scale]'.")
     from dfganext import scoring
