@@ -12,6 +12,7 @@ from dfganext.report import card
 from dfganext.settings import Settings, load_settings
 from dfganext.tracking import promotion, registry, runs
 from dfganext.tracking.comparison import Data
+from dfganext.training import compute
 
 MODEL = paths.CONVNEXT
 READS = [paths.SPLIT, MODEL, paths.OPERATING_POINT, paths.EVALUATE_METRICS, paths.ROBUSTNESS, paths.EXTERNAL_METRICS]
@@ -25,7 +26,8 @@ def main() -> None:
         data = Data.read(paths.SPLIT, paths.MANIFEST, paths.RAW, settings.subsample.near_duplicate_bits)
         trained_by = run.makers.get(MODEL.as_posix(), run.id)
         tags = {f"test.{name}": f"{scores['convnext'][name]:.6f}" for name in ("accuracy", "roc_auc")}
-        promoted = promotion.promote(MODEL, paths.OPERATING_POINT, data, settings.promote, trained_by, tags)
+        device = compute.device(settings.machine.device)
+        promoted = promotion.promote(MODEL, paths.OPERATING_POINT, data, settings.promote, trained_by, tags, device)
         run.set_key_tags(
             {"promotion": promoted.outcome, "promotion.reason": promoted.reason, "version": promoted.version}
         )

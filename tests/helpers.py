@@ -164,13 +164,21 @@ def promotion_settings(**changes: Any) -> settings.Promote:
     return settings.Promote(**values | changes)
 
 
-def promote(name: str, run_id: str, near_duplicate_bits: int = 8, tags: dict[str, str] | None = None, **changes: Any):
+def promote(
+    name: str,
+    run_id: str,
+    near_duplicate_bits: int = 8,
+    tags: dict[str, str] | None = None,
+    device: Any = None,
+    **changes: Any,
+):
     """Promote the detector in the folder `name`, with `faces` in the working directory as data."""
     from dfganext.tracking import promotion
 
     data = promotion.Data.read(Path("split.csv"), Path("manifest.csv"), Path("raw"), near_duplicate_bits)
     folder = Path(name)
-    return promotion.promote(folder, folder / "operating_point.json", data, promotion_settings(**changes), run_id, tags)
+    chosen = promotion_settings(**changes)
+    return promotion.promote(folder, folder / "operating_point.json", data, chosen, run_id, tags, device)
 
 
 def log_evaluation(values: settings.Settings, split: str = "a") -> str:
@@ -180,7 +188,7 @@ def log_evaluation(values: settings.Settings, split: str = "a") -> str:
     for path in (paths.SPLIT, paths.PREDICTIONS, paths.EVALUATE_METRICS):
         path.parent.mkdir(parents=True, exist_ok=True)
     paths.SPLIT.write_text(f"path,label,split,sha256,group\n{split}.png,real,test,0,0\n")
-    paths.PREDICTIONS.write_text("path,label,logit,argmax,reconstruction_error\n1,1,1,1,1\n")
+    paths.PREDICTIONS.write_text("path,label,group,logit,argmax,reconstruction_error\n1,1,1,1,1,1\n")
     paths.EVALUATE_METRICS.write_text(json.dumps({"convnext": {"accuracy": 0.5}}))
     with runs.stage_run("evaluate", values, reads=[paths.SPLIT]) as run:
         run.set_tags(lineage.provenance())

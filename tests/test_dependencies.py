@@ -28,6 +28,7 @@ CANNOT_CHANGE_AN_OUTPUT = {
     "src/dfganext/pipeline.py": "exit codes and signals",
     "src/dfganext/runtime.py": "threads and memory: the same results, faster (tests/test_runtime.py)",
     "src/dfganext/settings.py": "the settings that a stage reads are declared one by one",
+    "src/dfganext/tracking/processes.py": "tags runs and versions with their process, as runs.py does",
     "src/dfganext/tracking/runs.py": "writes to MLflow, not to an output; promote and report, which read MLflow, declare it",
     "src/dfganext/tracking/store.py": "a client of MLflow; promote and report, which read MLflow, declare it",
     "src/dfganext/tracking/view.py": "how the MLflow UI shows the experiment",
@@ -40,7 +41,10 @@ READS_MLFLOW = ("promote", "report")
 
 def excused(stage: str) -> set[str]:
     """Modules that a stage need not declare as dependencies."""
-    edge = {f"src/dfganext/{name}.py" for name in ("tracking/lineage", "tracking/runs", "tracking/store", "versions")}
+    edge = {
+        f"src/dfganext/{name}.py"
+        for name in ("tracking/lineage", "tracking/processes", "tracking/runs", "tracking/store", "versions")
+    }
     return set(CANNOT_CHANGE_AN_OUTPUT) - (edge if stage in READS_MLFLOW else set())
 
 

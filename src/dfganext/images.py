@@ -20,6 +20,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "JPEG2000", "PPM")
 
 MAX_MEGAPIXELS = 64.0
 MIN_SIDE = 16
+MAX_JPEG_SIDE = 65_500
+"""libjpeg's limit."""
 
 
 class ImageError(ValueError):
@@ -122,7 +124,9 @@ def resize(image: np.ndarray, size: int, interpolation: str = "lanczos") -> np.n
 
 
 def to_jpeg(image: np.ndarray, quality: int = 75) -> bytes:
-    """uint8 (height, width, 3) as JPEG, 4:2:0; 75 is the quality that is usual on the web."""
+    """uint8 (height, width, 3) as JPEG, 4:2:0; 75 is the quality that is usual on the web. ImageError if it is too long."""
+    if max(image.shape[:2]) > MAX_JPEG_SIDE:
+        raise ImageError("too large", f"cannot be saved as JPEG, which has at most {MAX_JPEG_SIDE:,} pixels on a side")
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
     return buffer.getvalue()

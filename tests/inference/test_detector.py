@@ -80,6 +80,16 @@ def test_copies_for_stability_are_made_of_the_whole_image(folder):
         assert found.stability[name].p_fake == pytest.approx(p_fake, abs=1e-6), name
 
 
+def test_an_image_that_no_jpeg_can_hold_has_no_copies_and_affects_no_other(folder):
+    buffer = io.BytesIO()
+    Image.new("RGB", (66_000, 16)).save(buffer, "PNG")
+    loaded = Detector.load(folder)
+    assert loaded.predict([buffer.getvalue()])[0].error is None
+    long, other = loaded.predict([buffer.getvalue(), png(0, 1)], stability=True)
+    assert long.error == "cannot be saved as JPEG, which has at most 65,500 pixels on a side" and long.label is None
+    assert other.error is None and set(other.stability) == {"jpeg_75", "jpeg_50", "half_size"}
+
+
 def test_a_detector_trained_on_reencoded_images_reencodes_its_input(folder):
     model, config = classifier.load(folder)
     classifier.save(folder, model.state_dict(), replace(config, reencode=True))

@@ -18,9 +18,10 @@ def workspace(tmp_path, enter_root_with_store):
     return enter_root_with_store(tmp_path / "root")
 
 
-def evaluate(
-    settings, split: str = "a", columns=("path", "label", "logit", "argmax", "reconstruction_error"), fails=False
-):
+COLUMNS = ("path", "label", "group", "logit", "argmax", "reconstruction_error")
+
+
+def evaluate(settings, split: str = "a", columns=COLUMNS, fails=False):
     """A run of the stage evaluate, with what a later report reads; returns its ID."""
     paths.SPLIT.parent.mkdir(parents=True, exist_ok=True)
     paths.SPLIT.write_text(f"path,label,split,sha256,group\n{split}.png,real,test,0,0\n")
@@ -49,6 +50,7 @@ def test_evaluations_of_this_split_and_no_other_newest_first(workspace, shipped)
     assert [one.run_id for one in found] == [bce, first] and other not in [one.run_id for one in found]
     assert found[0].params == as_texts(flatten(replace(shipped, loss="bce", seed=21))) and found[0].seed == 21
     assert found[1].scores == {"convnext": {"accuracy": 0.5}} and list(found[1].predictions.path) == ["1"]
+    assert list(found[1].predictions.group) == [1], "Table I counts near-duplicate groups"
 
 
 def test_artifacts_of_an_earlier_version_are_left_out(workspace, shipped):

@@ -141,6 +141,13 @@ def test_the_same_weights_with_other_code_or_settings_replace_the_champion(here,
     shutil.rmtree("other")
 
 
+needs_bfloat16 = pytest.mark.skipif(
+    compute.precision("auto", torch.device("cpu")) != torch.bfloat16,
+    reason="needs a processor that computes in bfloat16",
+)
+
+
+@needs_bfloat16
 def test_a_faster_precision_is_part_of_the_version_and_gives_the_same_predictions(here, run_id):
     first, second = promote("good", run_id), promote("good", run_id, precision="bfloat16")
     assert (first.version, second.version, second.champion) == ("1", "2", "2")
@@ -151,10 +158,17 @@ def test_a_faster_precision_is_part_of_the_version_and_gives_the_same_prediction
             loaded = Detector.load(folder)
             p_fake[loaded.precision] = comparison.probabilities_of(loaded, paths)
     np.testing.assert_allclose(p_fake["bfloat16"], p_fake["float32"], rtol=0, atol=1e-3)
-    native = compute.precision("auto", torch.device("cpu")) == torch.bfloat16
-    assert np.array_equal(p_fake["bfloat16"], p_fake["float32"]) is not native
+    assert not np.array_equal(p_fake["bfloat16"], p_fake["float32"])
 
 
+def test_a_precision_that_cannot_be_measured_here_is_refused(here, run_id, monkeypatch):
+    monkeypatch.setattr(compute, "precision", lambda setting, device: torch.float32)
+    with pytest.raises(UserError, match=r"bfloat16 cannot be measured here, because the cpu .* set it to float32"):
+        promote("good", run_id, precision="bfloat16")
+    assert registry.champion() is None
+
+
+@needs_bfloat16
 def test_a_precision_that_changes_the_predictions_is_refused(here, run_id, monkeypatch):
     monkeypatch.setattr(promotion, "MAX_PROBABILITY_SHIFT", -1.0)
     with pytest.raises(UserError, match=r"promote\.precision: bfloat16 moves p_fake by up to .* set it to float32"):
@@ -214,6 +228,38 @@ def test_a_champion_whose_files_are_gone_is_replaced_with_a_warning(here, run_id
         result = promote("bad", run_id)
     assert (result.outcome, result.champion) == ("promoted", "2")
     assert "could not be loaded" in result.reason
+
+
+def test_a_champion_that_is_whole_and_cannot_be_loaded_here_stays(here, run_id, monkeypatch):
+    """As with an engine that is not installed, or a version that a newer clone has made."""
+    promote("good", run_id)
+    load = Detector.load
+
+    def fails(folder, *arguments, **options):
+        if folder.name == "detector":
+            raise UserError("OpenVINO is not installed.")
+        return load(folder, *arguments, **options)
+
+    monkeypatch.setattr(Detector, "load", fails)
+    with pytest.raises(
+        UserError, match=r"models:/df-ganext/1 cannot be loaded here, .*OpenVINO is not installed.*update this"
+    ):
+        promote("bad", run_id)
+    assert registry.champion().version == 1
+
+
+def test_the_device_of_the_settings_is_used_for_both(here, run_id, monkeypatch):
+    devices = []
+    load = Detector.load
+
+    def watched(folder, operating_point=None, device=None, threshold=None):
+        devices.append(device)
+        return load(folder, operating_point, device, threshold)
+
+    monkeypatch.setattr(Detector, "load", watched)
+    for name in ("bad", "good"):
+        promote(name, run_id, device=torch.device("cpu"))
+    assert len(devices) == 5 and set(devices) == {torch.device("cpu")}
 
 
 @pytest.mark.slow
@@ -374,6 +420,29 @@ def test_without_a_lock_the_better_of_two_simultaneous_models_is_champion(
     promote(late, run_id)
     assert not pending
     assert tags_of(registry.champion().version)["weights.sha256"] == files.sha256_of("good/model.safetensors")
+
+
+INTERRUPTED = """
+import os, signal, sys
+import helpers
+from dfganext.tracking import promotion
+promotion._Selection._best = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+child = os.fork()
+if not child:
+    helpers.promote("good", sys.argv[1])
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+"""
+
+
+@pytest.mark.slow
+def test_the_candidate_of_a_killed_promotion_is_no_contender(here, run_id, tmp_path):
+    detector(here / "middling", good=False, threshold=0.7)
+    promote("bad", run_id)
+    run_at_once(INTERRUPTED, [[run_id]], tmp_path)
+    assert tags_of(2)["promotion"] == "candidate"
+    result = promote("middling", run_id)
+    assert result.champion in ("1", "3") and tags_of(2)["promotion"] == "interrupted"
+    assert promote("good", run_id).champion == "2"
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from processes import run_at_once
 
 from dfganext import files, paths, settings
 from dfganext.errors import UserError
-from dfganext.tracking import runs, store, view
+from dfganext.tracking import processes, runs, store, view
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +207,44 @@ def test_no_run_stays_running_whenever_an_execution_is_killed(empty, shipped, ro
         assert statuses.pop(alive.id) == statuses.pop(alive.parent_id) == "RUNNING"
         assert sorted(set(statuses.values())) == ["FINISHED", "KILLED"]
         assert run_of(alive.id).info.status == "RUNNING"
+
+
+def test_a_run_that_ends_while_killed_runs_are_looked_for_is_not_one(empty, shipped, monkeypatch):
+    """Its process has ended too, after it had closed the run."""
+    client, experiment = store.connect()
+    gone = {"process.owner": processes.owner(), "process": "1 0"}
+    ended, killed = (client.create_run(experiment, tags=gone).info.run_id for _ in range(2))
+    search = store.paginate
+
+    def then_one_ends(*arguments, **options):
+        found = search(*arguments, **options)
+        client.set_terminated(ended, "FINISHED")
+        return found
+
+    monkeypatch.setattr(store, "paginate", then_one_ends)
+    with runs.stage_run("one", shipped):
+        pass
+    assert (run_of(ended).info.status, run_of(killed).info.status) == ("FINISHED", "KILLED")
+
+
+def test_processes_that_have_ended():
+    here = processes.tags()
+    assert not processes.has_ended(here)
+    assert processes.has_ended(here | {"process": "1 0"}), "this process ID, but another process"
+    assert not processes.has_ended({"process.owner": "another machine", "process": "1 0"})
+    assert not processes.has_ended({})
+
+
+def test_a_relative_database_is_at_the_root_also_in_a_temporary_workspace(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", "/root of the repository")
+    monkeypatch.chdir(tmp_path)
+    for given, expected in {
+        "sqlite:///runs/own.db": "sqlite:////root of the repository/runs/own.db",
+        "sqlite:////elsewhere/own.db": "sqlite:////elsewhere/own.db",
+        "http://host:5000": "http://host:5000",
+    }.items():
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+        assert store.tracking_uri() == expected
 
 
 def test_lineage_is_by_content(workspace, shipped):

@@ -134,6 +134,11 @@ class Detector:
             engine = engines.load(name, file.parent / ONNX_FILE, _uses_bfloat16(point.precision, device))
         return cls(model.to(device), config, **values, neighbours=neighbours, engine=engine)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.model.parameters()).device
+
     def scores(self, pixels: np.ndarray) -> np.ndarray:
         """Calibrated p_fake and novelty of images at the model's own size: uint8 (N, size, size, 3) -> float64 (N, 2).
 
@@ -160,11 +165,10 @@ class Detector:
         return rounded
 
     def _predict(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        device = next(self.model.parameters()).device
-        fast = _uses_bfloat16(self.precision, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+        fast = _uses_bfloat16(self.precision, self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
             model = self._rounded if fast else self.model
-            outputs, features = classifier.predict(model, self.config, pixels, device=device)
+            outputs, features = classifier.predict(model, self.config, pixels, device=self.device)
         return calibration.apply(classifier.fake_logits(outputs).astype(np.float64), self.temperature), features
 
     def predict(
@@ -190,9 +194,9 @@ class Detector:
             return Prepared(None, data)
         try:
             image = images.decode(data)
+            copies = [image, *(copy(image) for copy in COPIES.values())] if stability else [image]
         except images.ImageError as error:
             return Prepared(None, str(error))
-        copies = [image, *(copy(image) for copy in COPIES.values())] if stability else [image]
         return Prepared(np.stack([self.config.prepare(copy) for copy in copies]))
 
     def predict_prepared(

@@ -67,5 +67,5 @@ def _record(client: store.Client, run_id: str, params: dict[str, str], parts: fr
         path = Path(client.download_artifacts(run_id, "evaluation", folder))
         scores = json.loads((path / "evaluate.json").read_text(encoding="utf-8"))
         predictions = pd.read_csv(path / "predictions.csv", dtype={"path": str})
-    columns = ["path", "label", "logit", "argmax", "reconstruction_error"]
+    columns = ["path", "label", "group", "logit", "argmax", "reconstruction_error"]
     return Record(run_id, params, scores, predictions[columns], parts)  # KeyError if an earlier version wrote fewer

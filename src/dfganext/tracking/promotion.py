@@ -26,10 +26,11 @@ from dfganext.inference.detector import Detector
 from dfganext.inference.engines import MAX_DIFFERENCE
 from dfganext.models.folder import FEATURES_FILE, ONNX_FILE, OPERATING_POINT_FILE
 from dfganext.settings import Promote
-from dfganext.tracking import registry, store
+from dfganext.tracking import processes, registry, store
 from dfganext.tracking.comparison import Candidate, Comparison, Data, compare, probabilities_of
 from dfganext.tracking.registry import CHAMPION, MODEL, Contents
 from dfganext.tracking.store import Client
+from dfganext.training import compute
 
 Outcome = Literal["promoted", "refused", "champion"]
 
@@ -80,25 +81,28 @@ def promote(
     settings: Promote,
     run_id: str,
     tags: Mapping[str, str] | None = None,
+    device: torch.device | None = None,
 ) -> Promotion:
     """Register a detector and make it champion if it is better than the current champion.
 
     This code scores both. A detector with the identity of a registered version is that version, not a new one. A champion
-    whose files are gone or unreadable is replaced, with a warning; it is not replaced if the store fails.
+    whose files are gone or damaged is replaced, with a warning; it is not replaced if the store fails, or if it cannot be loaded
+    for another reason.
 
     Args:
         folder: weights and config of the detector.
         operating_point: its threshold, temperature and rule for decisions; beside it, the features that the rule needs.
         run_id: the run that trained it; a new version is linked to this run.
         tags: additional tags for a new version.
+        device: where both are scored; by default a GPU where there is one.
 
     Raises:
-        UserError: the store cannot be used, an image or a model file is missing, the engine cannot be used, or precision or
-            engine change the predictions.
+        UserError: the store cannot be used, an image or a model file is missing, the champion cannot be loaded here, the precision
+            or the engine cannot be used here, or they change the predictions.
     """
     client, _ = store.connect()
     with tempfile.TemporaryDirectory() as temporary:
-        served, detector = _served(folder, operating_point, Path(temporary), data, settings)
+        served, detector = _served(folder, operating_point, Path(temporary), data, settings, device)
         with store.lock("promotion"):
             all_tags = {"dataset.sha256": data.sha256, **(tags or {})}
             version = registry.register(client, Contents(folder, served, data.trained_on), detector, run_id, all_tags)
@@ -149,7 +153,7 @@ class _Selection:
     def _select(self) -> Candidate:
         """Give the alias to the best version."""
         promoted = {one.version for one in registry.versions(self.client) if one.tags.get("promotion") == "promoted"}
-        _set_tags(self.client, self.candidate.version, {"promotion": "candidate"})
+        _set_tags(self.client, self.candidate.version, {"promotion": "candidate", **processes.tags()})
         versions = self._contenders(promoted)
         while True:
             best = self._best(versions)
@@ -161,11 +165,13 @@ class _Selection:
     def _contenders(self, promoted: set[Any]) -> list[Any]:
         """The champion, the versions now in a promotion, and those promoted since this one began (not in `promoted`)."""
         champion = registry.champion(self.client)
-        tagged = [
-            one
-            for one in registry.versions(self.client)
-            if (tag := one.tags.get("promotion")) == "candidate" or (tag == "promoted" and one.version not in promoted)
-        ]
+        tagged = []
+        for one in registry.versions(self.client):
+            tag = one.tags.get("promotion")
+            if tag == "candidate" and processes.has_ended(one.tags):
+                _set_tags(self.client, one.version, {"promotion": "interrupted"})
+            elif tag == "candidate" or (tag == "promoted" and one.version not in promoted):
+                tagged.append(one)
         return tagged if champion is None else [champion, *tagged]
 
     def _best(self, versions: Iterable[Any]) -> Candidate:
@@ -181,7 +187,7 @@ class _Selection:
         """A registered version, loaded once; None if it cannot be loaded."""
         name = str(version.version)
         if name not in self.loaded:
-            loaded = registry.load(self.client, version)
+            loaded = registry.load(self.client, version, self.candidate.detector.device)
             self.loaded[name] = None if loaded is None else _candidate(version, *loaded, self.candidate.data)
         return self.loaded[name]
 
@@ -200,9 +206,12 @@ def _candidate(version: Any, detector: Detector, trained_on: pd.DataFrame | None
     return Candidate(str(version.version), version.tags.get("weights.sha256", ""), detector, trained_on, data)
 
 
-def _served(folder: Path, operating_point: Path, target: Path, data: Data, settings: Promote) -> tuple[Path, Detector]:
+def _served(
+    folder: Path, operating_point: Path, target: Path, data: Data, settings: Promote, device: torch.device | None
+) -> tuple[Path, Detector]:
     """The operating point of the served model in the folder `target`, with features and ONNX model beside it; and its detector."""
-    device = None if settings.engine == "torch" else torch.device("cpu")
+    if settings.engine != "torch":
+        device = torch.device("cpu")
     exact = Detector.load(folder, operating_point, device)
     served = target / OPERATING_POINT_FILE
     point = json.loads(operating_point.read_text(encoding="utf-8"))
@@ -225,6 +234,11 @@ def _require_same_predictions(served: Detector, exact: Detector, data: Data, set
         limit, setting, cure = MAX_DIFFERENCE, f"promote.engine: {settings.engine}", "torch"
     else:
         limit, setting, cure = MAX_PROBABILITY_SHIFT, f"promote.precision: {settings.precision}", "float32"
+        if compute.precision("auto", exact.device) == torch.float32:
+            raise UserError(
+                f"{setting} cannot be measured here, because the {exact.device.type} does not compute in {settings.precision}: set "
+                "it to float32, or promote on a machine that does."
+            )
     paths = [data.raw / path for path in data.validation.path]
     shift = float(np.max(np.abs(probabilities_of(served, paths) - probabilities_of(exact, paths))))
     if shift > limit:

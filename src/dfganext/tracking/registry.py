@@ -27,12 +27,14 @@ import pandas as pd
 
 import dfganext
 from dfganext import files, images, pipeline
-from dfganext.errors import UserError
+from dfganext.errors import UserError, one_line
 from dfganext.models.folder import CONFIG_FILE, FEATURES_FILE, ONNX_FILE, OPERATING_POINT_FILE, WEIGHTS_FILE
 from dfganext.tracking import store
 from dfganext.tracking.store import Client, NotFoundError
 
 if TYPE_CHECKING:
+    import torch
+
     from dfganext.inference.detector import Detector
 
 MODEL = "df-ganext"
@@ -233,7 +235,7 @@ def register(client: Client, contents: Contents, detector: Detector, run_id: str
     with suppress(store.StoreError):  # it exists; another error comes again from the calls below
         client.create_registered_model(MODEL, description="Tells GAN-generated faces from photographs.")
     for known in versions(client):
-        if identity.items() <= known.tags.items() and load(client, known) is not None:
+        if identity.items() <= known.tags.items() and load(client, known, detector.device) is not None:
             return known
     all_tags = {
         **identity,
@@ -279,25 +281,54 @@ def versions(client: Client) -> list[Any]:
     return sorted(store.paginate(client.search_model_versions, f"name = '{MODEL}'"), key=lambda one: int(one.version))
 
 
-def load(client: Client, version: Any) -> tuple[Detector, pd.DataFrame | None] | None:
-    """Load a registered version; None and a warning if its files are gone or unreadable. StoreError if the store fails.
+def load(
+    client: Client, version: Any, device: torch.device | None = None
+) -> tuple[Detector, pd.DataFrame | None] | None:
+    """Load a registered version; None and a warning if its files are gone or damaged.
+
+    Args:
+        device: as for `Detector.load`.
 
     Returns:
         Its detector, and its training images as in `Contents`; these are None if the version has no list of them.
+
+    Raises:
+        UserError: the store fails, or this environment cannot load a version whose files are as they were registered.
     """
     from dfganext.inference.detector import Detector  # imports PyTorch
 
     uri = f"models:/{MODEL}/{version.version}"
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            folder = _download(client, uri, Path(temporary))
-            detector = _detector_folder(folder, uri)
-            return Detector.load(detector), trained_on(detector)
+            folder = _detector_folder(_download(client, uri, Path(temporary)), uri)
         except store.StoreError:
             raise
-        except Exception as error:
-            warnings.warn(f"{uri} cannot be loaded, so it cannot be champion: {error}", stacklevel=2)
+        except UserError as error:
+            _warn_unusable(uri, error)
             return None
+        try:
+            return Detector.load(folder, device=device), trained_on(folder)
+        except Exception as error:
+            if _is_damaged(folder, version):
+                _warn_unusable(uri, error)
+                return None
+            raise UserError(
+                f"{uri} cannot be loaded here, so nothing can be compared with it ({one_line(error)}): install what it needs or "
+                f"update this clone. To do without it, delete the version, or give the alias {CHAMPION} to another."
+            ) from error
+
+
+def _warn_unusable(uri: str, error: Exception) -> None:
+    warnings.warn(f"{uri} cannot be loaded, so it cannot be champion: {error}", stacklevel=3)
+
+
+def _is_damaged(folder: Path, version: Any) -> bool:
+    """Whether a file of a version is missing or differs from the one that was registered."""
+    registered = {name: version.tags.get(f"{tag}.sha256") for name, tag in IDENTITY_NAMES.items()}
+    if registered[WEIGHTS_FILE] is None:  # not registered by this package
+        return True
+    present = {name: files.sha256_of(folder / name) for name in registered if (folder / name).is_file()}
+    return any(sha256 is not None and present.get(name) != sha256 for name, sha256 in registered.items())
 
 
 def trained_on(folder: Path) -> pd.DataFrame | None:

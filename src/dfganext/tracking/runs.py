@@ -6,7 +6,6 @@ import getpass
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -23,7 +23,7 @@ from dfganext import files, paths, versions
 from dfganext import settings as settings_module
 from dfganext.errors import UserError
 from dfganext.settings import Settings
-from dfganext.tracking import store
+from dfganext.tracking import processes, store
 
 SAMPLING_SECONDS = 2.0
 """Time between two readings of the system metrics: short stages get some, long stages not too many."""
@@ -86,7 +86,7 @@ def stage_run(
     _end_killed_runs(client, experiment)
     origin = _origin()
     parent_id = _parent(client, experiment, stage, settings, origin)
-    tags = {"mlflow.parentRunId": parent_id, "stage": stage, **_process_tags(), **origin}
+    tags = {"mlflow.parentRunId": parent_id, "stage": stage, **processes.tags(), **origin}
     run_id = client.create_run(experiment, tags=tags, run_name=stage).info.run_id
     monitor = SystemMetricsMonitor(run_id, sampling_interval=SAMPLING_SECONDS, tracking_uri=client.uri)
     try:
@@ -106,29 +106,18 @@ def stage_run(
         raise
 
 
-def _process_id(process: psutil.Process) -> str:
-    """Identifies a process of this machine, also after its process ID was used again: psutil hashes the start time too."""
-    return f"{process.pid} {hash(process):x}"
-
-
-def _process_owner() -> str:
-    return f"{socket.gethostname()} {os.getuid()}"
-
-
-def _process_tags() -> dict[str, str]:
-    """Tags for this process, by which later stages see whether it still exists."""
-    return {"process.owner": _process_owner(), "process": _process_id(psutil.Process())}
-
-
 def _end_killed_runs(client: store.Client, experiment: str) -> None:
     """End the runs of this user on this machine whose process no longer exists."""
-    ours = f"attributes.status = 'RUNNING' and tags.`process.owner` = '{_process_owner()}'"
-    running = store.paginate(client.search_runs, [experiment], ours)
-    alive = {_process_id(process) for process in psutil.process_iter()}  # after the runs: one may just have started
-    for run in running:
-        if run.data.tags["process"] not in alive:
-            with suppress(UserError):  # a user has deleted it
+    ours = f"attributes.status = 'RUNNING' and tags.`{processes.OWNER}` = '{processes.owner()}'"
+    for run in store.paginate(client.search_runs, [experiment], ours):
+        with suppress(UserError):  # a user has deleted it
+            # read again: since the search, its process may have ended it, or another stage of its execution may have begun
+            if _was_killed(run) and _was_killed(client.get_run(run.info.run_id)):
                 client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _was_killed(run: Any) -> bool:
+    return run.info.status == "RUNNING" and processes.has_ended(run.data.tags)
 
 
 def _parent(client: store.Client, experiment: str, stage: str, settings: Settings, origin: Mapping[str, str]) -> str:
@@ -142,10 +131,10 @@ def _parent(client: store.Client, experiment: str, stage: str, settings: Setting
     if found:
         run_id = found[0].info.run_id
         if found[0].info.status == "FINISHED":
-            _set_tags(client, run_id, _process_tags())
+            _set_tags(client, run_id, processes.tags())
             client.update_run(run_id, status="RUNNING")
         return run_id
-    tags = {"execution": execution, **_process_tags(), **origin}
+    tags = {"execution": execution, **processes.tags(), **origin}
     run_id = client.create_run(experiment, tags=tags, run_name=_parent_name(stage, origin)).info.run_id
     _log_settings(client, run_id, settings)
     return run_id
@@ -161,7 +150,7 @@ def _execution_id() -> str:
     ancestors = [*psutil.Process().parents(), psutil.Process()]
     dvc = next(filter(_is_dvc, ancestors), ancestors[0])  # without one, the program that called DVC's Python API
     name = os.environ.get("DVC_EXP_NAME", "")  # that program may run several experiments
-    return hashlib.sha256(f"{_process_owner()} {_process_id(dvc)} {name}".encode()).hexdigest()
+    return hashlib.sha256(f"{processes.owner()} {processes.name_of(dvc)} {name}".encode()).hexdigest()
 
 
 def _is_dvc(process: psutil.Process) -> bool:

@@ -28,6 +28,9 @@ EXPERIMENT = "df-ganext"
 
 _ATTEMPTS = 5
 
+_SQLITE = "sqlite:///"
+"""Followed by the path of a database file."""
+
 
 class StoreError(UserError):
     """The tracking store cannot be used."""
@@ -56,13 +59,17 @@ def root() -> Path:
 
 
 def tracking_uri() -> str:
-    """The address of runs and registered models: MLFLOW_TRACKING_URI, or else the database at the root."""
-    if os.environ.get("MLFLOW_TRACKING_URI"):
-        return os.environ["MLFLOW_TRACKING_URI"]
-    file = (root() / "mlflow.db").as_posix()
+    """The address of runs and registered models: MLFLOW_TRACKING_URI, or else the database at the root.
+
+    A relative path in the variable is one at the root too, also in the temporary workspace of a DVC experiment.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI", f"{_SQLITE}mlflow.db")
+    if not given.startswith(_SQLITE) or given.startswith(f"{_SQLITE}/"):
+        return given
+    file = (root() / given.removeprefix(_SQLITE)).as_posix()
     if "?" in file or unquote(file) != file:  # both have a meaning in an address
         raise StoreError(f"{file} cannot be MLflow's database because its path contains ? or %: rename the folder.")
-    return f"sqlite:///{file}"
+    return f"{_SQLITE}{file}"
 
 
 def exists() -> bool:
@@ -147,7 +154,7 @@ def translate_errors(uri: str, call: Callable[..., Any], /, *args: Any, **option
             if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST" or missing_alias:
                 raise NotFoundError(f"Not found in {redact(uri)}: {reason}") from error
             if "readonly database" in str(error):
-                raise _not_writable(redact(uri).removeprefix("sqlite:///"), "it can only be read") from None
+                raise _not_writable(redact(uri).removeprefix(_SQLITE), "it can only be read") from None
             if attempt == _ATTEMPTS or not _is_transient(error):
                 raise StoreError(
                     f"The tracking store {redact(uri)} cannot be used ({reason}): start it, correct "
@@ -181,7 +188,7 @@ def _create_experiment(client: Client) -> Any:
 
 def _database_file() -> Path | None:
     uri = tracking_uri()
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
 
 
 def _is_read_only() -> bool:
