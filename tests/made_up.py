@@ -184,7 +184,7 @@ def _decisions(p_fake: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 
 def _external(labels: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-    own = external.Own(real=rng.random(9), fake=rng.random(9))
+    own = external.Own(np.arange(18) % 2, rng.random(18), np.arange(18))
     files = {"format": {"JPEG": len(labels)}, "size": {"256x256": len(labels)}, "quantisation": {"2.5": len(labels)}}
     p_fake = rng.random(len(labels))
     found = external.evaluate(labels, p_fake, 0.5, None, own)

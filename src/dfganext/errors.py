@@ -1,6 +1,7 @@
-"""The exception for errors that the user can correct."""
+"""The exception for errors that the user can correct, and texts for messages."""
 
 import textwrap
+from urllib.parse import urlsplit
 
 
 class UserError(Exception):
@@ -13,6 +14,12 @@ class UserError(Exception):
 def one_line(error: BaseException) -> str:
     """The message of another library's exception on one line, to put in a sentence; its type if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def redact(url: str) -> str:
+    """A URL for messages and reports, without its password and its query, which may hold a signature."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 def reason(error: BaseException) -> str:

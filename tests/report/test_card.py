@@ -1,6 +1,7 @@
 """The model card: its metadata, its numbers, and its length."""
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -50,6 +51,22 @@ def test_the_metadata_are_those_of_the_hub(facts):
     assert licences == ["other", "apache-2.0"]
 
 
+BOMB = "\n".join(
+    [
+        "---",
+        "a0: &a0 [x, x, x, x, x, x, x, x, x, x]",
+        *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)),
+        "model-index:",
+        "- results:",
+        "  - metrics: [{type: accuracy, value: 1}]",
+        "    dataset: {name: *a11}",
+        "---",
+        "",
+    ]
+)
+"""As text, the name of the data would have 10¹² letters."""
+
+
 def test_what_a_card_says_is_read_back(facts):
     found = card.known(card.render(facts))
     assert found.data == facts.settings.report.data or not facts.settings.report.data
@@ -61,6 +78,7 @@ def test_what_a_card_says_is_read_back(facts):
         "---\ntags: [a]\n---\n",
         "---\n[\n---\n",
         "---\nmodel-index: [{results: [{}]}]\n---\n",
+        BOMB,
     ):
         assert card.known(other) is None
 
@@ -113,6 +131,14 @@ def test_only_augmentations_that_are_on_are_listed_and_no_folder(facts):
     values = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     assert values["convnext"]["weights"] == "mine.safetensors" and "/home" not in text
     assert values["convnext"]["augment"]["horizontal_flip"] == 0.5 and "blur" not in values["convnext"]["augment"]
+
+
+def test_a_url_has_no_password_and_no_query(facts):
+    url = "https://user:secret@host/faces.zip?signature=secret"
+    download = replace(facts.settings.download, source="url", url=url, sha256="0" * 64)
+    report = replace(facts.settings.report, data=None)
+    text = card.render(replace(facts, settings=replace(facts.settings, download=download, report=report)))
+    assert "images from https://host/faces.zip" in text and "secret" not in text
 
 
 def test_text_of_others_ends_no_cell(facts):

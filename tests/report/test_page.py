@@ -1,5 +1,6 @@
 """The page: complete, self-contained, escaped, and without the paper if report.paper is false."""
 
+import copy
 import dataclasses
 import re
 from dataclasses import replace
@@ -95,6 +96,30 @@ def test_without_the_paper(made):
     for word in ("Pribadi", "Verdict", "99.50", "11303", "Table I", "Figure 1", "the paper's 50"):
         assert word not in text, word
     assert "holiday pictures" in text and not Outline(text).open
+
+
+def test_a_url_has_no_password_and_no_query(made):
+    evidence, render = made
+    url = "https://user:secret@host/faces.zip?signature=secret"
+    settings = evidence.settings
+    download = replace(settings.download, source="url", url=url)
+    text = render(
+        replace(evidence, settings=replace(settings, download=download, report=replace(settings.report, data=None)))
+    )
+    assert text.count("https://host/faces.zip") >= 2 and "secret" not in text
+
+
+@pytest.mark.parametrize(
+    ("interval", "words"),
+    [([0.3, 0.45], "worse than guessing"), ([0.4, 0.6], "cannot be told from guessing"), ([0.6, 0.7], None)],
+)
+def test_a_model_that_may_be_guessing_is_said_to(made, interval, words):
+    evidence, render = made
+    scores = copy.deepcopy(evidence.evaluate)
+    scores["convnext"]["intervals"]["roc_auc"] = interval
+    text = render(replace(evidence, evaluate=scores))
+    for sentence in ("worse than guessing", "cannot be told from guessing"):
+        assert (sentence in text) == (sentence == words)
 
 
 def test_missing_rows_show_how_to_run_them(made, fine_tuned):

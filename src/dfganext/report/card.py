@@ -112,7 +112,10 @@ def known(card: str | None) -> Known | None:
     try:
         (result,) = yaml.safe_load(found[0].strip().strip("-"))["model-index"][0]["results"]
         metrics = {one["type"]: float(one["value"]) for one in result["metrics"]}
-        return Known(str(result["dataset"]["name"]), metrics["accuracy"])
+        name = result["dataset"]["name"]
+        return (
+            Known(name, metrics["accuracy"]) if isinstance(name, str) else None
+        )  # as text, nested aliases fill memory
     except (yaml.YAMLError, LookupError, TypeError, ValueError):  # a card that others have written
         return None
 

@@ -22,7 +22,7 @@ from dfganext.explain import comparison
 from dfganext.labels import NAMES
 from dfganext.pipeline import require
 from dfganext.report import architectures, table1, text
-from dfganext.report.table1 import Record, Row, groups_of, is_fake
+from dfganext.report.table1 import Record, Row, is_fake
 from dfganext.settings import Settings
 
 
@@ -137,4 +137,4 @@ def by_half(table: pd.DataFrame) -> np.ndarray:
 
 def interval_at_half(table: pd.DataFrame) -> Interval:
     """95 % interval of the accuracy at p_fake > 0.5."""
-    return intervals.proportion(by_half(table), groups_of(table))
+    return intervals.proportion(by_half(table), table.group.to_numpy())

@@ -15,12 +15,13 @@ from markupsafe import Markup, escape
 from dfganext import paths
 from dfganext.data.arrays import Images
 from dfganext.density.protocols import lone_point
+from dfganext.errors import redact
 from dfganext.evaluation import intervals
 from dfganext.labels import ALL
 from dfganext.report import figures, text, verdicts
 from dfganext.report.evidence import Evidence, interval_at_half
 from dfganext.report.table1 import compare
-from dfganext.settings import STRENGTHS, Augment, describe, flatten
+from dfganext.settings import STRENGTHS, Augment, Settings, describe, flatten
 
 
 def draw(evidence: Evidence) -> dict[str, Path]:
@@ -60,7 +61,7 @@ def render(evidence: Evidence, figure_paths: dict[str, Path]) -> str:
             for key, row in paper["table1"].items()
         },
         paper_lone_point=lone_point(table2["dimension"], table2["bandwidth"], table2["points"]),
-        settings={key: value for key, value in flatten(evidence.settings).items() if not key.startswith("machine.")},
+        settings=_shown(evidence.settings),
         counts=pd.crosstab(evidence.split.split, evidence.split.label).reindex(["train", "validation", "test"]),
         conclusions=verdicts.all_claims(evidence) if evidence.settings.report.paper else [],
         spectrum_interval=interval_at_half(evidence.baseline_predictions),
@@ -124,6 +125,13 @@ def _random_images(images: Images, seed: int, count: int = 8) -> list[np.ndarray
     """Random images of each class: for real and fake, uint8 (count, size, size, 3)."""
     rng = np.random.default_rng(seed)
     return [images.pixels[rng.permutation(images.only(label))[:count]] for label in ALL]
+
+
+def _shown(settings: Settings) -> dict[str, Any]:
+    """The settings by name, without those of the machine."""
+    found = {key: value for key, value in flatten(settings).items() if not key.startswith("machine.")}
+    url = found["download.url"]
+    return found | {"download.url": url and redact(url)}
 
 
 def _embedded(path: Path) -> str:

@@ -78,7 +78,7 @@ class Row:
     @property
     def interval(self) -> Interval:
         """95 % Wilson interval of the mean accuracy, from the smallest effective number of test images of any seed."""
-        groups = groups_of(_ordered(self.records[0]))
+        groups = _ordered(self.records[0]).group.to_numpy()
         images = min(intervals.effective_images(correct, groups) for correct in self.correct)
         return intervals.wilson(self.mean * images, images)
 
@@ -119,7 +119,8 @@ def matching(
     sections = ("resize.", f"{part}.", "loss") if part == NETWORK else ("resize.", f"{part}.")
     settings_of_row = as_texts({**flatten(settings), **changes})
     expected = {name: text for name, text in settings_of_row.items() if name.startswith(sections)}
-    expected.pop(f"{NETWORK}.processes", None)  # affects only rounding
+    if settings.convnext.teacher.architecture is None:
+        expected.pop(f"{NETWORK}.processes", None)  # affects only rounding
     found: dict[int, Record] = {}
     for record in records:
         if part in record.parts and all(record.params.get(name) == text for name, text in expected.items()):
@@ -184,7 +185,7 @@ def compare(first: Row, second: Row) -> dict[str, Any] | None:
         return None
     one, other = found
     ours, theirs = first.correct[one], second.correct[other]
-    gap = intervals.accuracy_difference(ours, theirs, groups_of(_ordered(first.records[one])))
+    gap = intervals.accuracy_difference(ours, theirs, _ordered(first.records[one]).group.to_numpy())
     return {"seed": first.seeds[one], **gap, **intervals.mcnemar(ours, theirs)}
 
 
@@ -195,17 +196,12 @@ def roc_auc_difference(first: Row, second: Row) -> dict[str, Any] | None:
         return None
     one, other = _ordered(first.records[found[0]]), _ordered(second.records[found[1]])
     errors = one.reconstruction_error.to_numpy(), other.reconstruction_error.to_numpy()
-    return intervals.roc_auc_difference(is_fake(one).astype(int), *errors, groups_of(one))
+    return intervals.roc_auc_difference(is_fake(one).astype(int), *errors, one.group.to_numpy())
 
 
 def is_fake(table: pd.DataFrame) -> np.ndarray:
     """Whether the label of each row is fake: bool, (n,)."""
     return (table.label == NAMES[FAKE]).to_numpy()
-
-
-def groups_of(table: pd.DataFrame) -> np.ndarray | None:
-    """Near-duplicate group of each row, int (n,); None for predictions recorded without this column."""
-    return table.group.to_numpy() if "group" in table else None
 
 
 def row_of(key: str, model: str, variation: str, records: tuple[Record, ...], rule: Any) -> Row:

@@ -6,7 +6,7 @@ from dfganext.evaluation import intervals
 from dfganext.explain.statistics import area_of
 from dfganext.report.evidence import Evidence, by_half
 from dfganext.report.rules import RULES, Conclusion, Effect, Measured, decide
-from dfganext.report.table1 import Row, by_logit, compare, groups_of, roc_auc_difference
+from dfganext.report.table1 import Row, by_logit, compare, roc_auc_difference
 from dfganext.report.text import number, percent
 
 COMPETENT = 0.75
@@ -63,7 +63,7 @@ def _gap_to_spectrum(evidence: Evidence, row: Row) -> Effect:
     table = table.drop(columns="p_fake", errors="ignore").merge(
         evidence.baseline_predictions[["path", "p_fake"]], on="path"
     )
-    gap = intervals.accuracy_difference(by_logit(table), by_half(table), groups_of(table))
+    gap = intervals.accuracy_difference(by_logit(table), by_half(table), table.group.to_numpy())
     return Effect(gap["difference"], gap["interval"], "the spectrum baseline")
 
 
@@ -140,7 +140,7 @@ def _real_maps(evidence: Evidence) -> Measured:
     if not len(maps):
         return Measured(untested="The maps of all real images are blank.")
     beyond = maps.face_mass.to_numpy() - chance
-    mass = Effect(float(beyond.mean()), intervals.mean(beyond, groups_of(maps)))
+    mass = Effect(float(beyond.mean()), intervals.mean(beyond, maps.group.to_numpy()))
     intensity = _deltas(evidence, "mean")
     text = (
         f"mass in the face {number(chance + mass.value)}, {mass.number(sign=True)} over the ellipse's {number(chance)}; "
