@@ -10,7 +10,10 @@ from dfganext.tracking import runs
 
 def main() -> None:
     settings = load_settings()
-    with runs.stage_run("download", settings, makes=[paths.MANIFEST, paths.REJECTS]) as run:
+    with (
+        runs.stage_run("download", settings, makes=[paths.MANIFEST, paths.REJECTS]) as run,
+        sources.exclusive(paths.work()),
+    ):
         collection = sources.collect(settings.download, paths.DATA, paths.work())
         built = manifest.build(collection, paths.RAW, settings.download, settings.machine.workers)
         files.write_table(paths.MANIFEST, built.manifest)

@@ -451,6 +451,16 @@ def test_evaluate_measures_a_labelled_folder(labelled, capsys):
     ]
 
 
+def test_evaluate_counts_each_image_once_and_ignores_files_that_are_none(labelled, capsys):
+    (labelled / "real" / "broken.jpg").unlink()
+    for name in (".DS_Store", "labels.csv", "real/README"):
+        (labelled / name).write_text("path,label")
+    assert cli.main(["evaluate", "labelled/fake", "labelled", "--model", "model", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["real"], found["fake"]) == (6, 6)
+    assert sorted(row["source"] for row in found["refused"]) == ["labelled/labels.csv", "labelled/real/README"]
+
+
 def test_evaluate_prints_a_table(labelled, capsys):
     (labelled / "real" / "broken.jpg").unlink()
     assert cli.main(["evaluate", "labelled/fake", "--model", "model", "--threshold", "0"]) == 0

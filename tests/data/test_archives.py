@@ -289,6 +289,49 @@ def test_a_zip_cut_short_is_one_clear_sentence(tmp_path):
         archives.extract(tmp_path / "a.zip", tmp_path / "out")
 
 
+HEADERS = {
+    "global": tarfile.XGLTYPE,
+    "extended": tarfile.XHDTYPE,
+    "long name": tarfile.GNUTYPE_LONGNAME,
+    "long link": tarfile.GNUTYPE_LONGLINK,
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_header_that_would_fill_memory_is_refused(tmp_path, monkeypatch, kind, first):
+    member = tarfile.TarInfo("header")
+    member.size, member.type = 20_000_000, HEADERS[kind]
+    beginning = b"" if first else tar(tmp_path / "a", tar_member("real/1.png")).read_bytes()[:1024]
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(beginning + member.tobuf() + bytes(20_000_000)))
+    monkeypatch.setattr(gzip.GzipFile, "read", at_most(gzip.GzipFile.read, 4 << 20))
+    with pytest.raises(UserError, match=r"is damaged or cut short \(a header of 20,000,000 bytes\)"):
+        archives.extract(path, tmp_path / "out")
+
+
+def at_most(read, limit):
+    def limited(self, size=-1):
+        assert 0 <= size <= limit
+        return read(self, size)
+
+    return limited
+
+
+@pytest.mark.parametrize("version", ["old", "1.0"])
+def test_a_sparse_file_of_a_tar_is_refused(tmp_path, version):
+    """Its map of blocks may have any length."""
+    member = tarfile.TarInfo("real/1.png")
+    if version == "old":
+        member.type = tarfile.GNUTYPE_SPARSE
+    else:
+        member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "real/1.png"}
+    path = tmp_path / "a.tar"
+    path.write_bytes(member.tobuf(tarfile.GNU_FORMAT if version == "old" else tarfile.PAX_FORMAT) + bytes(4096))
+    with pytest.raises(UserError, match="a sparse file"):
+        archives.extract(path, tmp_path / "out")
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_a_bomb_is_stopped_before_it_fills_the_disk(tmp_path, monkeypatch, kind):
     path = tmp_path / f"a.{kind}"

@@ -7,8 +7,8 @@ import pytest
 from helpers import free_port
 from urllib3.util import Retry
 
-from dfganext.data.fetch import RETRIES, fetch, redact
-from dfganext.errors import UserError
+from dfganext.data.fetch import RETRIES, fetch
+from dfganext.errors import UserError, redact
 
 BODY = random.Random(0).randbytes(3_000_000)
 

@@ -227,6 +227,25 @@ def test_names_that_collide_are_numbered(built, put, picture, tmp_path):
     assert list(result.rejects.source) == ["data/fake/broken\\r\\x9b.png"]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [b"\xff" * 60 + b".png", "\u3042".encode() * 83 + b".jpg", b"a" * 251 + b".png"],
+    ids=["bytes", "utf-8", "ascii"],
+)
+def test_long_names_are_shortened(built, put, picture, tmp_path, name):
+    """A byte that is not UTF-8 becomes six characters, and file systems take 255 bytes."""
+    put("fake/1.png", picture(1))
+    put("real/1.png", picture(2))
+    for seed, folder in enumerate(("a", "b")):
+        place = put(f"real/{folder}/1.png", picture(3 + seed)).with_name(os.fsdecode(name))
+        place.with_name("1.png").rename(place)
+    result = built()
+    assert len(result.manifest) == 4 and len(result.rejects) == 0
+    assert listed(tmp_path / "raw") == sorted(result.manifest["path"])
+    for path in result.manifest["path"][2:]:
+        assert len(Path(path).name.encode()) <= 240 and Path(path).suffix in (".png", ".jpg")
+
+
 def test_identical_images_of_one_class_all_stay(built, put, picture):
     put("real/1.png", picture(1))
     put("real/copy.png", picture(1))

@@ -67,6 +67,13 @@ def test_images_take_the_place_of_the_sample_and_of_other_images(workspace, mine
     assert content(workspace / "data") == content(others)
 
 
+def test_links_to_folders_are_left_out(workspace, mine):
+    before = content(mine)
+    (mine / "set" / "again").symlink_to(mine)
+    replace(workspace, mine)
+    assert content(workspace / "data") == before
+
+
 def test_the_sample_comes_back(workspace, mine):
     subprocess.run("git add --all && git commit --quiet -m sample", shell=True, cwd=workspace, check=True)
     replace(workspace, mine)
@@ -74,7 +81,7 @@ def test_the_sample_comes_back(workspace, mine):
     assert content(workspace / "data") == content(workspace / "samples")
 
 
-@pytest.mark.parametrize("source", ["", "nowhere", "samples/set/real", "data"])
+@pytest.mark.parametrize("source", ["", "nowhere", "samples/set/real", "data", ".", ".."])
 def test_a_wrong_folder_changes_nothing(workspace, source):
     before = content(workspace / "data"), (workspace / "data.dvc").read_text()
     said = replace(workspace, source, fails=True)

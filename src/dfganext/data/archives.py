@@ -10,9 +10,10 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, NoReturn, Self
 
 from tqdm import tqdm
 
@@ -30,6 +31,35 @@ MAX_PARTS = 100
 """Folders and file in a member's name: deeper ones would exhaust the stack of the functions that remove them."""
 
 _UNUSABLE_NAME = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
+
+
+MAX_HEADER_BYTES = 2**20
+"""Of a tar's extended headers, which hold long names and the like, and which tarfile reads into memory."""
+
+
+class _TarInfo(tarfile.TarInfo):
+    """Refuses members that would take any amount of memory before their size is known."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        info = super().frombuf(buf, encoding, errors)
+        if info.size > MAX_HEADER_BYTES and info.type in _EXTENDED:
+            raise ValueError(f"a header of {info.size:,} bytes")
+        return info
+
+    def _refuse(self, *arguments: object) -> NoReturn:
+        raise ValueError("a sparse file, whose map of blocks has no limit")
+
+    _proc_sparse = _proc_gnusparse_10 = _refuse
+
+
+_EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 
 
 class _Member(NamedTuple):
@@ -96,8 +126,9 @@ def extract(archive: Path, target: Path, name: str | None = None) -> list[Reject
 
 def _members(archive: Path, name: str) -> Iterator[_Member]:
     # A tar is recognised by its beginning, a zip by its end. A tar whose last member is a zip (.npz, .docx) has both.
-    if tarfile.is_tarfile(archive):
-        yield from _tar_members(archive)
+    if tar := _tar(archive):
+        with tar:
+            yield from _tar_members(tar)
     elif zipfile.is_zipfile(archive):
         yield from _zip_members(archive)
     else:
@@ -112,15 +143,20 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
                 yield _Member(info.filename, info.file_size, is_file, partial(file.open, info))
 
 
-def _tar_members(archive: Path) -> Iterator[_Member]:
-    with tarfile.open(archive) as file:
-        for info in file:
-            if not info.isdir():
-                yield _Member(info.name, info.size, info.isfile(), partial(file.extractfile, info))  # type: ignore[arg-type]
-        assert file.fileobj is not None
-        while rest := file.fileobj.read(1 << 20):  # to the checksum at the end of a compressed stream
-            if rest.strip(b"\0"):  # tarfile takes a damaged header for the end of the archive
-                raise tarfile.ReadError("data after the last member")
+def _tar(archive: Path) -> tarfile.TarFile | None:
+    with suppress(tarfile.TarError):
+        return tarfile.open(archive, tarinfo=_TarInfo)
+    return None
+
+
+def _tar_members(file: tarfile.TarFile) -> Iterator[_Member]:
+    for info in file:
+        if not info.isdir():
+            yield _Member(info.name, info.size, info.isfile(), partial(file.extractfile, info))  # type: ignore[arg-type]
+    assert file.fileobj is not None
+    while rest := file.fileobj.read(1 << 20):  # to the checksum at the end of a compressed stream
+        if rest.strip(b"\0"):  # tarfile takes a damaged header for the end of the archive
+            raise tarfile.ReadError("data after the last member")
 
 
 def _problem_of(member: _Member) -> str | None:

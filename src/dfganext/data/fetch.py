@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 from urllib3.util import Retry
 
-from dfganext.errors import UserError
+from dfganext.errors import UserError, redact
 from dfganext.files import sha256_of
 
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
@@ -56,12 +55,6 @@ def fetch(url: str, target: Path, sha256: str, retries: Retry = RETRIES, timeout
         )
     part.replace(target)
     return target
-
-
-def redact(url: str) -> str:
-    """A URL for messages, without its password and its query, which may hold a signature."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 def _download(url: str, part: Path, retries: Retry, timeout: float) -> None:

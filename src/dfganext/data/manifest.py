@@ -41,6 +41,9 @@ in table order, and is empty for other formats."""
 
 PHASH_SIDE = 16
 
+MAX_NAME_BYTES = 240
+"""Of a file or a folder; file systems take 255, and a number may be added."""
+
 
 class Built(NamedTuple):
     """The result of `build`: one row per image sorted by path, and one row per refused file sorted by source."""
@@ -149,10 +152,17 @@ def _candidates(collection: Collection) -> tuple[list[tuple[SourceFile, PurePosi
 
 
 def _without_class(label: str, path: PurePosixPath) -> PurePosixPath:
-    """train/real/7.jpg -> real/train/7.jpg; each name is one line of UTF-8 without a backslash."""
-    parts = [printable(part).replace("\\", "_") for part in path.parts]
+    """train/real/7.jpg -> real/train/7.jpg; each name is one line of UTF-8 without a backslash, at most `MAX_NAME_BYTES` long."""
+    parts = [_shortened(printable(part).replace("\\", "_")) for part in path.parts]
     del parts[max(i for i, part in enumerate(parts[:-1]) if part.lower() == label)]
     return PurePosixPath(label, *parts)
+
+
+def _shortened(name: str) -> str:
+    if len(name.encode()) <= MAX_NAME_BYTES:
+        return name
+    suffix = PurePosixPath(name).suffix[-16:]
+    return name.encode()[: MAX_NAME_BYTES - len(suffix.encode())].decode(errors="ignore") + suffix
 
 
 def _take(file: SourceFile, path: PurePosixPath, raw: Path, settings: Download) -> dict[str, Any] | Reject:

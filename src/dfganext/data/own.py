@@ -32,7 +32,7 @@ def main() -> None:
     require_saved()
     shutil.rmtree(NEW, ignore_errors=True)
     try:
-        shutil.copytree(given, NEW)
+        shutil.copytree(given, NEW, ignore=_links_to_folders)
     except (OSError, shutil.Error) as error:
         shutil.rmtree(NEW, ignore_errors=True)
         raise UserError(f"{given} cannot be copied ({error}): data/ is as it was.") from None
@@ -55,11 +55,20 @@ def main() -> None:
     )
 
 
+def _links_to_folders(folder: str, names: list[str]) -> list[str]:
+    """Of the names in a folder, those that `files_of_source` refuses: they may lead back to a folder above."""
+    return [name for name in names if (place := Path(folder, name)).is_symlink() and place.is_dir()]
+
+
 def usable(folder: Path) -> dict[str, int]:
     """The number of files of each class below a folder, and of archives. UserError if a class is missing."""
     if not folder.is_dir():
         raise UserError(
             f"{folder} is not a folder: nothing was changed. Give one with folders named real and fake in it."
+        )
+    if Path.cwd().resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"{folder} contains this repository: nothing was changed. Give a folder that has only the images."
         )
     if paths.DATA.exists() and folder.resolve().is_relative_to(paths.DATA.resolve()):
         raise UserError(f"{folder} is data/ itself: run `dvc add data` if you have changed it, then `make repro`.")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
+
+from filelock import FileLock
 
 from dfganext import labels
 from dfganext.data import archives
@@ -28,6 +31,12 @@ class Collection(NamedTuple):
 
     files: list[SourceFile]
     rejects: list[Reject]
+
+
+def exclusive(work: Path) -> AbstractContextManager[object]:
+    """A lock on the folder `work`, which the experiments of a repository share, from `collect` to the end of the stage."""
+    work.mkdir(parents=True, exist_ok=True)
+    return FileLock(work / "download.lock")
 
 
 def collect(settings: Download, data: Path, work: Path) -> Collection:

@@ -63,19 +63,19 @@ def predict(detector: Detector, folders: list[Path], workers: int = 0) -> Labell
             f"There is no usable image below folders named real or fake in {names}; {len(rejects)} files were refused."
         )
     table = pd.DataFrame(rows, columns=[*manifest.TYPES, *COLUMNS]).sort_values("path", ignore_index=True)
-    return Labelled(table, pd.DataFrame(sorted(rejects), columns=list(Reject._fields)).astype(str))
+    return Labelled(table, pd.DataFrame(sorted(set(rejects)), columns=list(Reject._fields)).astype(str))
 
 
 def _files(folders: list[Path]) -> tuple[list[SourceFile], list[Reject]]:
-    files: list[SourceFile] = []
+    files: dict[Path, SourceFile] = {}  # by real path: one folder may be inside another
     rejects: list[Reject] = []
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder: give a folder with images below real/ or fake/.")
         found, refused = discovery.files_of_source(folder, str(folder), above=PurePosixPath(folder.resolve().name))
-        files += found
+        files = {file.file.resolve(): file for file in found} | files
         rejects += refused
-    return files, rejects
+    return list(files.values()), rejects
 
 
 def _read(file: SourceFile, detector: Detector) -> _Image | Reject:
