@@ -152,6 +152,7 @@ class EpochLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
+            generator=torch.Generator(),  # it would else draw from PyTorch's, in every epoch or once, as there are workers or not
         )
 
     def global_batches(self, epoch: int) -> list[np.ndarray]:
