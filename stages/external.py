@@ -49,9 +49,9 @@ def training_images() -> pd.DataFrame:
 
 
 def own_predictions() -> external.Own:
-    """p_fake of the test images."""
+    """Predictions for the test images."""
     table = pd.read_csv(paths.PREDICTIONS)
-    return external.Own(*(table.p_fake[table.label == name].to_numpy() for name in labels.NAMES))
+    return external.Own(table.label.map(labels.index_of).to_numpy(), table.p_fake.to_numpy(), table.group.to_numpy())
 
 
 if __name__ == "__main__":

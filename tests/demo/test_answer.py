@@ -166,6 +166,22 @@ def test_the_folder_of_uploads_is_private_and_old_files_are_removed(folder):
     assert not folder.folder.exists()
 
 
+def test_a_folder_that_vanishes_while_old_files_are_looked_for(folder, monkeypatch):
+    for name in ("a", "b", "c"):
+        (folder.folder / name).mkdir()
+        (folder.folder / name / "image").touch()
+    now = time.time
+
+    def while_the_others_are_taken():
+        for path in uploaded(folder)[1:]:
+            folder.discard(str(path))
+        return now()
+
+    monkeypatch.setattr(uploads.time, "time", while_the_others_are_taken)
+    folder.remove_old(age=-1)
+    assert list(folder.folder.iterdir()) == []
+
+
 def test_without_space_in_memory_the_system_s_folder_is_used(monkeypatch, tmp_path):
     monkeypatch.setattr(uploads, "MEMORY", tmp_path / "missing")
     made = Uploads()

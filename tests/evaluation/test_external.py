@@ -1,8 +1,11 @@
 """Metrics of other labelled sets: sets with one class, near duplicates of training images, and references by hand."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.utils.validation import _validate_metric_name
 from sklearn.metrics import roc_auc_score
 
 from dfganext.evaluation import external
@@ -18,7 +21,7 @@ def images_of(labels: list[int], p_fake: list[float], seed: int = 0) -> pd.DataF
         {
             "label": names,
             "p_fake": p_fake,
-            "decision": ["unsure" if 0.3 <= p <= 0.5 else NAMES[p > 0.5] for p in p_fake],
+            "decision": ["unsure" if 0.3 <= p <= 0.5 else NAMES[int(p > 0.5)] for p in p_fake],
             "novel": False,
             "phash": [one[:64] for one in hashes],
             "phash_mirrored": [one[64:] for one in hashes],
@@ -45,16 +48,35 @@ def test_metrics_of_both_classes():
 
 @pytest.mark.parametrize(("label", "other"), [(1, "real test images"), (0, "fake test images")])
 def test_a_set_with_one_class_is_compared_with_the_other_class_of_the_test_split(label, other):
-    own = external.Own(real=np.array([0.1, 0.3, 0.6]), fake=np.array([0.5, 0.9]))
+    own = external.Own(np.array([0, 0, 0, 1, 1]), np.array([0.1, 0.3, 0.6, 0.5, 0.9]), np.arange(5))
     images = images_of([label] * 3, [0.2, 0.55, 0.7])
     found = external.evaluate_set(images, 0.5, None, 44, own)
-    scores = np.concatenate([images.p_fake, own[1 - label]])
-    assert found["roc_auc"] == roc_auc_score([label] * 3 + [1 - label] * len(own[1 - label]), scores)
+    chosen = own.p_fake[own.labels != label]
+    scores = np.concatenate([images.p_fake, chosen])
+    assert found["roc_auc"] == roc_auc_score([label] * 3 + [1 - label] * len(chosen), scores)
     assert found["roc_auc_against"] == other
     missing = "false_positive_rate" if label else "true_positive_rate"
     assert found[missing] is None
     assert found["intervals"][missing] is None
     assert found["accuracy"] == (2 / 3 if label else 1 / 3)
+
+
+def test_near_duplicates_among_those_test_images_count_once():
+    rng = np.random.default_rng(0)
+    images = images_of([1] * 30, list(rng.uniform(0.3, 1, 30)))
+    once = rng.uniform(0, 0.7, 30)
+    alone = external.Own(np.zeros(30, int), once, np.arange(30))
+    twice = external.Own(np.zeros(60, int), np.repeat(once, 2), np.repeat(np.arange(30), 2))
+    own, repeated = (external.evaluate_set(images, 0.5, None, 44, one) for one in (alone, twice))
+    assert repeated["roc_auc"] == pytest.approx(own["roc_auc"])
+    assert repeated["intervals"]["roc_auc"] == pytest.approx(own["intervals"]["roc_auc"], abs=0.01)
+
+
+def test_the_metrics_of_a_set_of_any_name_have_names_that_mlflow_takes():
+    found = external.evaluate_set(images_of([0, 1], [0.1, 0.9]), 0.5, None, 44)
+    for key in external.flat_metrics("stylegan3 (psi=0.7), äö", found):
+        assert re.fullmatch(r"external_stylegan3 _psi_0\.7__ äö_\w+", key)
+        _validate_metric_name(key)
 
 
 def test_near_duplicates_of_training_images_are_left_out():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -47,10 +48,11 @@ class Uploads:
 
     def remove_old(self, age: float = MAX_AGE) -> None:
         """Remove the files that are older than `age` seconds."""
-        for file in [path for path in self.folder.rglob("*") if path.is_file()]:
-            with suppress(FileNotFoundError):  # taken meanwhile
-                if time.time() - file.stat().st_mtime > age:
-                    self._remove(file)
+        for folder, _, names in os.walk(self.folder):  # it passes over folders that are removed meanwhile
+            for file in (Path(folder) / name for name in names):
+                with suppress(FileNotFoundError):  # taken meanwhile
+                    if time.time() - file.stat().st_mtime > age:
+                        self._remove(file)
 
     def close(self) -> None:
         """Remove the folder with all files."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,10 +32,12 @@ DECISION_TITLES = {
 
 
 class Own(NamedTuple):
-    """p_fake of the test images of the detector's own data, by class: compared with a set that lacks the other class."""
+    """The test images of the detector's own data, with which a set is compared that lacks the other class: labels (0 or 1), p_fake
+    and near-duplicate groups, (n,) each."""
 
-    real: np.ndarray
-    fake: np.ndarray
+    labels: np.ndarray
+    p_fake: np.ndarray
+    groups: np.ndarray
 
 
 def evaluate_set(
@@ -119,17 +122,18 @@ def _roc_auc(
     if own is None or not present:
         return None, None, None
     other = REAL if present == {FAKE} else FAKE
-    scores = own[other]
-    labels = np.concatenate([labels, np.full(len(scores), other)])
-    p_fake = np.concatenate([p_fake, scores])
+    chosen = own.labels == other
     if groups is not None:
-        groups = np.concatenate([groups, np.arange(len(scores)) + groups.max() + 1])
+        groups = np.concatenate([groups, own.groups[chosen] + groups.max() + 1])
+    labels = np.concatenate([labels, own.labels[chosen]])
+    p_fake = np.concatenate([p_fake, own.p_fake[chosen]])
     area = float(roc_auc_score(labels, p_fake))
     return area, f"{NAMES[other]} test images", intervals.roc_auc(labels, p_fake, groups)
 
 
 def flat_metrics(name: str, metrics: dict[str, Any]) -> dict[str, float]:
-    """The metrics of a set that are known, named for MLflow: external_<set>_<metric>."""
+    """The metrics of a set that are known, named for MLflow: external_<set>_<metric>, with _ for what MLflow does not allow."""
+    name = re.sub(r"[^\w.\- ]", "_", name)
     found = {key: metrics[key] for key in TITLES} | {key: metrics["decisions"][key] for key in ("unsure", "novel")}
     return {f"external_{name}_{key}": value for key, value in found.items() if value is not None}
 
