@@ -453,12 +453,30 @@ def test_evaluate_measures_a_labelled_folder(labelled, capsys):
 
 def test_evaluate_counts_each_image_once_and_ignores_files_that_are_none(labelled, capsys):
     (labelled / "real" / "broken.jpg").unlink()
-    for name in (".DS_Store", "labels.csv", "real/README"):
-        (labelled / name).write_text("path,label")
+    for name, text in (
+        (".DS_Store", "x"),
+        ("labels.csv", "path,label"),
+        ("real/README", "These are real."),
+        ("fake/empty", ""),
+    ):
+        (labelled / name).write_text(text)
     assert cli.main(["evaluate", "labelled/fake", "labelled", "--model", "model", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["real"], found["fake"]) == (6, 6)
-    assert sorted(row["source"] for row in found["refused"]) == ["labelled/labels.csv", "labelled/real/README"]
+    assert found["refused"] == []
+    shutil.copyfile(labelled / "fake" / "1.png", labelled / "an image without a class")
+    assert cli.main(["evaluate", "labelled/fake", "labelled", "--model", "model", "--json"]) == 1
+    assert [row["reason"] for row in json.loads(capsys.readouterr().out)["refused"]] == ["neither real nor fake"]
+
+
+def test_evaluate_takes_labels_from_any_of_overlapping_folders_and_counts_links(labelled, capsys):
+    (labelled / "real" / "broken.jpg").unlink()
+    (labelled / "real" / "part").mkdir()
+    (labelled / "real" / "0.png").rename(labelled / "real" / "part" / "0.png")
+    (labelled / "real" / "again.png").symlink_to(labelled / "real" / "1.png")
+    assert cli.main(["evaluate", "labelled/real/part", "labelled", "--model", "model", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["real"], found["fake"]) == (7, 6)
 
 
 def test_evaluate_prints_a_table(labelled, capsys):

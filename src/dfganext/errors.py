@@ -1,7 +1,7 @@
 """The exception for errors that the user can correct, and texts for messages."""
 
+import re
 import textwrap
-from urllib.parse import urlsplit
 
 
 class UserError(Exception):
@@ -18,8 +18,7 @@ def one_line(error: BaseException) -> str:
 
 def redact(url: str) -> str:
     """A URL for messages and reports, without its password and its query, which may hold a signature."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    return re.sub("(?<=://)[^/]*@", "", re.split("[?#]", url, maxsplit=1)[0])
 
 
 def reason(error: BaseException) -> str:

@@ -6,7 +6,9 @@ import io
 import lzma
 import stat
 import tarfile
+import tracemalloc
 import zipfile
+from contextlib import nullcontext, suppress
 
 import pytest
 
@@ -176,7 +178,7 @@ def test_damaged_compressed_data_affect_one_member_of_a_zip(tmp_path, method):
 
 
 def test_a_size_that_understates_the_content_writes_no_more_than_stated(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "MAX_BYTES", 1000)
+    monkeypatch.setattr(archives, "MAX_BYTES", 1000 + 2 * archives.MEMBER_BYTES)
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("real/1.png", bytes(1_000_000))
@@ -306,7 +308,7 @@ def test_a_header_that_would_fill_memory_is_refused(tmp_path, monkeypatch, kind,
     path = tmp_path / "a.tar.gz"
     path.write_bytes(gzip.compress(beginning + member.tobuf() + bytes(20_000_000)))
     monkeypatch.setattr(gzip.GzipFile, "read", at_most(gzip.GzipFile.read, 4 << 20))
-    with pytest.raises(UserError, match=r"is damaged or cut short \(a header of 20,000,000 bytes\)"):
+    with pytest.raises(UserError, match=r"is damaged or cut short \(headers of more than 1,048,576 bytes\)"):
         archives.extract(path, tmp_path / "out")
 
 
@@ -316,6 +318,54 @@ def at_most(read, limit):
         return read(self, size)
 
     return limited
+
+
+@pytest.mark.parametrize("kind", ["global", "extended", "long name"])
+def test_many_headers_do_not_stay_in_memory(tmp_path, kind):
+    """Of 300 times 1 MB, which compress to little."""
+    beginning = tar(tmp_path / "a", tar_member("real/1.png")).read_bytes()[:1024]
+    path = tmp_path / "a.tar.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for number in range(300):
+            text = b"x" * 1_000_000
+            if kind != "long name":
+                record = f"key{number}=".encode() + text + b"\n"
+                text = f"{len(record) + 8} ".encode() + record
+            header = tarfile.TarInfo("header")
+            header.size, header.type = len(text), HEADERS[kind]
+            file.write(header.tobuf() + text + bytes(-len(text) % 512) + beginning)
+        file.write(bytes(1024))
+    tracemalloc.start()
+    try:
+        with suppress(UserError) if kind == "global" else nullcontext():
+            archives.extract(path, tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("by", ["number", "extended header"])
+def test_a_negative_size_does_not_loop(tmp_path, by):
+    good = tar(tmp_path / "a", tar_member("real/1.png")).read_bytes()[:1024]
+    bad = tarfile.TarInfo("real/2.png")
+    if by == "number":
+        bad.size = -512
+        block = bad.tobuf(tarfile.GNU_FORMAT)
+    else:
+        bad.pax_headers = {"size": "-512"}
+        block = bad.tobuf(tarfile.PAX_FORMAT)
+    path = tmp_path / "a.tar"
+    path.write_bytes(good + block + bytes(4096))
+    with pytest.raises(UserError, match="a negative size"):
+        archives.extract(path, tmp_path / "out")
+
+
+def test_empty_members_have_a_limit_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "RATIO_COUNTS_ABOVE", 100_000)
+    monkeypatch.setattr(archives, "MAX_RATIO", 1)
+    path = tar(tmp_path / "a.tar.xz", *(tar_member(f"real/{number}.png", b"") for number in range(300)), mode="w:xz")
+    with pytest.raises(UserError, match="looks like an archive bomb"):
+        archives.extract(path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("version", ["old", "1.0"])

@@ -172,3 +172,4 @@ def test_the_sha256_must_be_one(tmp_path):
 
 def test_messages_hold_no_passwords_or_queries():
     assert redact("https://user:secret@host:81/a.zip?signature=secret") == "https://host:81/a.zip"
+    assert redact("https://host:PORT/a@b.zip#secret") == "https://host:PORT/a@b.zip"

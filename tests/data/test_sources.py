@@ -7,15 +7,22 @@ import os
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 import pytest
+from filelock import FileLock, Timeout
 
-from dfganext.data import sources
+from dfganext import paths
+from dfganext.data import manifest, sources
 from dfganext.data.discovery import label_of
 from dfganext.errors import UserError
+from dfganext.tracking import runs
+from stages import download as stage
 
 
 def zipped(files: dict[str, bytes]) -> bytes:
@@ -77,6 +84,39 @@ def test_a_tree_archives_of_trees_and_a_mixture(tmp_path, download):
     assert {str(path.relative_to(data)) for path in data.rglob("*") if path.is_file()} == set(files)
     again = sources.collect(download(), data, tmp_path / "work")
     assert labelled(again) == labelled(collection)
+
+
+def test_of_two_downloads_at_once_one_waits(tmp_path, download, capsys):
+    began, order = threading.Event(), []
+
+    def other():
+        began.set()
+        with sources.exclusive(tmp_path / "work"):
+            order.append("other")
+
+    with sources.exclusive(tmp_path / "work"):
+        waiting = threading.Thread(target=other)
+        waiting.start()
+        began.wait()
+        time.sleep(0.2)
+        order.append("this")
+    waiting.join()
+    assert order == ["this", "other"] and "waiting until another experiment" in capsys.readouterr().out
+
+
+def test_the_stage_excludes_others_until_its_images_are_in_place(tmp_path, monkeypatch, shipped):
+    def build(*_):
+        with pytest.raises(Timeout):
+            FileLock(paths.work() / sources.LOCK).acquire(timeout=0)
+        raise UserError("seen")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "stage_run", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(sources, "collect", lambda *_: None)
+    monkeypatch.setattr(manifest, "build", build)
+    monkeypatch.setattr(stage, "load_settings", lambda: shipped)
+    with pytest.raises(UserError, match="seen"):
+        stage.main()
 
 
 @pytest.mark.parametrize("state", ["missing", "empty", "only .gitignore"])

@@ -170,15 +170,19 @@ def test_a_folder_that_vanishes_while_old_files_are_looked_for(folder, monkeypat
     for name in ("a", "b", "c"):
         (folder.folder / name).mkdir()
         (folder.folder / name / "image").touch()
-    now = time.time
+    scan, files = os.scandir, uploaded(folder)
 
-    def while_the_others_are_taken():
-        for path in uploaded(folder)[1:]:
-            folder.discard(str(path))
-        return now()
+    def while_the_others_are_taken(path):
+        if Path(path).parent == folder.folder:
+            while files:
+                file = files.pop()
+                if file.parent != Path(path):
+                    folder.discard(str(file))
+        return scan(path)
 
-    monkeypatch.setattr(uploads.time, "time", while_the_others_are_taken)
+    monkeypatch.setattr(os, "scandir", while_the_others_are_taken)
     folder.remove_old(age=-1)
+    monkeypatch.undo()
     assert list(folder.folder.iterdir()) == []
 
 

@@ -77,6 +77,8 @@ def test_the_metrics_of_a_set_of_any_name_have_names_that_mlflow_takes():
     for key in external.flat_metrics("stylegan3 (psi=0.7), äö", found):
         assert re.fullmatch(r"external_stylegan3 _psi_0\.7__ äö_\w+", key)
         _validate_metric_name(key)
+    for key in external.flat_metrics("x" * 255, found):
+        _validate_metric_name(key)
 
 
 def test_near_duplicates_of_training_images_are_left_out():

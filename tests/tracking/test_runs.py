@@ -239,7 +239,11 @@ def test_a_relative_database_is_at_the_root_also_in_a_temporary_workspace(tmp_pa
     monkeypatch.setenv("DVC_ROOT", "/root of the repository")
     monkeypatch.chdir(tmp_path)
     for given, expected in {
+        "": "sqlite:////root of the repository/mlflow.db",
         "sqlite:///runs/own.db": "sqlite:////root of the repository/runs/own.db",
+        "sqlite:///own.db?timeout=60": "sqlite:////root of the repository/own.db?timeout=60",
+        "sqlite:///:memory:": "sqlite:///:memory:",
+        "sqlite:///": "sqlite:///",
         "sqlite:////elsewhere/own.db": "sqlite:////elsewhere/own.db",
         "http://host:5000": "http://host:5000",
     }.items():

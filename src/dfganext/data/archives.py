@@ -34,17 +34,29 @@ _UNUSABLE_NAME = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG,
 
 
 MAX_HEADER_BYTES = 2**20
-"""Of a tar's extended headers, which hold long names and the like, and which tarfile reads into memory."""
+"""Of an extended header of a tar, which holds a long name and the like, and of all its global headers: tarfile keeps them in memory."""
+
+MEMBER_BYTES = 512
+"""What a member counts besides its content, so that empty ones have a limit too."""
+
+MAX_NAME = 4096
+"""Characters of a member's name in messages."""
 
 
 class _TarInfo(tarfile.TarInfo):
-    """Refuses members that would take any amount of memory before their size is known."""
+    """Refuses members that would take any amount of memory or time before their content is read. One subclass per archive."""
+
+    global_bytes = 0
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         info = super().frombuf(buf, encoding, errors)
-        if info.size > MAX_HEADER_BYTES and info.type in _EXTENDED:
-            raise ValueError(f"a header of {info.size:,} bytes")
+        if info.size < 0:
+            raise ValueError("a negative size")
+        if info.type == tarfile.XGLTYPE:
+            cls.global_bytes += info.size
+        if info.type in _EXTENDED and max(info.size, cls.global_bytes) > MAX_HEADER_BYTES:
+            raise ValueError(f"headers of more than {MAX_HEADER_BYTES:,} bytes")
         return info
 
     def _refuse(self, *arguments: object) -> NoReturn:
@@ -102,7 +114,7 @@ def extract(archive: Path, target: Path, name: str | None = None) -> list[Reject
     target.mkdir(parents=True, exist_ok=True)
     try:
         for member in tqdm(_members(archive, name), desc=f"unpack {archive.name}", unit="file", disable=None):
-            written += member.size if member.is_file else 0
+            written += MEMBER_BYTES + (member.size if member.is_file else 0)
             if written > limit:
                 raise UserError(
                     f"{name} unpacks to more than {limit:,} bytes from {size:,}, which looks like an archive bomb: unpack it "
@@ -110,7 +122,7 @@ def extract(archive: Path, target: Path, name: str | None = None) -> list[Reject
                 )
             problem = _problem_of(member) or _write(member, target)
             if problem:
-                rejects.append(Reject(printable(f"{name}/{member.name}"), "archive member", problem))
+                rejects.append(Reject(printable(f"{name}/{member.name[:MAX_NAME]}"), "archive member", problem))
     except UserError:
         raise
     except Exception as error:
@@ -145,12 +157,15 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
 
 def _tar(archive: Path) -> tarfile.TarFile | None:
     with suppress(tarfile.TarError):
-        return tarfile.open(archive, tarinfo=_TarInfo)
+        return tarfile.open(archive, tarinfo=type("_TarInfo", (_TarInfo,), {}))
     return None
 
 
 def _tar_members(file: tarfile.TarFile) -> Iterator[_Member]:
-    for info in file:
+    while (info := file.next()) is not None:
+        file.members.clear()  # type: ignore[attr-defined]  # else all headers stay in memory
+        if info.size < 0:  # from an extended header: tarfile would read this member for ever
+            raise tarfile.ReadError("a negative size")
         if not info.isdir():
             yield _Member(info.name, info.size, info.isfile(), partial(file.extractfile, info))  # type: ignore[arg-type]
     assert file.fileobj is not None

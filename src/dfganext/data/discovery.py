@@ -156,6 +156,17 @@ def begins_like_image(beginning: bytes) -> bool:
     return _BEGINNINGS.match(beginning) is not None
 
 
+def is_like_image(path: str | Path) -> bool:
+    """Whether a file is an image's by its suffix or by its first bytes."""
+    if named_like_image(str(path)):
+        return True
+    try:
+        with Path(path).open("rb") as stream:
+            return begins_like_image(stream.read(BEGINNING_BYTES))
+    except OSError:
+        return False
+
+
 def read(path: str | Path) -> bytes | Unread:
     """A file's bytes, or the reason why it cannot be read."""
     path = Path(path)
@@ -189,16 +200,8 @@ def _local_images(folder: str) -> Iterator[Found]:
                 if named_like_image(entry.name):
                     yield Found(entry.path, 0)
                 continue
-            if stat.S_ISREG(status.st_mode) and (named_like_image(entry.name) or _file_begins_like_image(entry.path)):
+            if stat.S_ISREG(status.st_mode) and is_like_image(entry.path):
                 yield found_at(entry.path, status)
-
-
-def _file_begins_like_image(path: str) -> bool:
-    try:
-        with Path(path).open("rb") as stream:
-            return begins_like_image(stream.read(BEGINNING_BYTES))
-    except OSError:
-        return False
 
 
 def files_of_source(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from dfganext import labels
 from dfganext.data import archives
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 DOWNLOADS = "downloads"
 UNPACKED = "unpacked"
+LOCK = "download.lock"
 
 
 class Collection(NamedTuple):
@@ -33,10 +34,20 @@ class Collection(NamedTuple):
     rejects: list[Reject]
 
 
-def exclusive(work: Path) -> AbstractContextManager[object]:
+@contextmanager
+def exclusive(work: Path) -> Iterator[None]:
     """A lock on the folder `work`, which the experiments of a repository share, from `collect` to the end of the stage."""
     work.mkdir(parents=True, exist_ok=True)
-    return FileLock(work / "download.lock")
+    lock = FileLock(work / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print("waiting until another experiment has collected its images", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def collect(settings: Download, data: Path, work: Path) -> Collection:

@@ -132,8 +132,11 @@ def _roc_auc(
 
 
 def flat_metrics(name: str, metrics: dict[str, Any]) -> dict[str, float]:
-    """The metrics of a set that are known, named for MLflow: external_<set>_<metric>, with _ for what MLflow does not allow."""
-    name = re.sub(r"[^\w.\- ]", "_", name)
+    """The metrics of a set that are known, named for MLflow: external_<set>_<metric>.
+
+    The name of the set is cut, and has _ for what MLflow does not allow: sets may come to share one.
+    """
+    name = re.sub(r"[^\w.\- ]", "_", name)[:200]
     found = {key: metrics[key] for key in TITLES} | {key: metrics["decisions"][key] for key in ("unsure", "novel")}
     return {f"external_{name}_{key}": value for key, value in found.items() if value is not None}
 

@@ -67,19 +67,24 @@ def predict(detector: Detector, folders: list[Path], workers: int = 0) -> Labell
 
 
 def _files(folders: list[Path]) -> tuple[list[SourceFile], list[Reject]]:
-    files: dict[Path, SourceFile] = {}  # by real path: one folder may be inside another
+    files: dict[Path, SourceFile] = {}  # one folder may be inside another
     rejects: list[Reject] = []
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder: give a folder with images below real/ or fake/.")
         found, refused = discovery.files_of_source(folder, str(folder), above=PurePosixPath(folder.resolve().name))
-        files = {file.file.resolve(): file for file in found} | files
+        for file in found:
+            place = file.file.parent.resolve() / file.file.name
+            if place not in files or discovery.label_of(files[place].path) is None:
+                files[place] = file
         rejects += refused
     return list(files.values()), rejects
 
 
 def _read(file: SourceFile, detector: Detector) -> _Image | Reject:
     label = discovery.label_of(file.path)
+    if not discovery.is_like_image(file.file):
+        return Reject(file.source, "not data", "neither its name nor its content is an image's")
     if label is None:
         return Reject(file.source, "neither real nor fake", "no folder above it is named real or fake")
     image = manifest.read_image(file, images.MAX_MEGAPIXELS, images.MIN_SIDE)

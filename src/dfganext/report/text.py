@@ -64,7 +64,7 @@ def percents(pair: Sequence[float] | None, digits: int = 1) -> str:
 def data_name(settings: Settings, images: int, sample: bool) -> str:
     """What the images are: the setting report.data, or their number and source; `sample` for those of the embedded sample."""
     download = settings.download
-    sources = {"kaggle": download.kaggle, "huggingface": download.huggingface, "url": redact(download.url or "")}
+    sources = {"kaggle": download.kaggle, "huggingface": download.huggingface, "url": redact(str(download.url))}
     found = f"{images:,} images from {sources.get(download.source, 'data')}"
     return settings.report.data or (SAMPLE if sample else found)
 

@@ -10,6 +10,7 @@ import functools
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +154,7 @@ class _Selection:
     def _select(self) -> Candidate:
         """Give the alias to the best version."""
         promoted = {one.version for one in registry.versions(self.client) if one.tags.get("promotion") == "promoted"}
-        _set_tags(self.client, self.candidate.version, {"promotion": "candidate", **processes.tags()})
+        _set_tags(self.client, self.candidate.version, {**processes.tags(), "promotion": "candidate"})  # in this order
         versions = self._contenders(promoted)
         while True:
             best = self._best(versions)
@@ -167,10 +168,13 @@ class _Selection:
         champion = registry.champion(self.client)
         tagged = []
         for one in registry.versions(self.client):
+            if _is_interrupted(one):
+                one = self.client.get_model_version(MODEL, one.version)  # it may have ended well since it was listed
+                if _is_interrupted(one):
+                    _set_tags(self.client, one.version, {"promotion": "interrupted"})
+                    continue
             tag = one.tags.get("promotion")
-            if tag == "candidate" and processes.has_ended(one.tags):
-                _set_tags(self.client, one.version, {"promotion": "interrupted"})
-            elif tag == "candidate" or (tag == "promoted" and one.version not in promoted):
+            if tag == "candidate" or (tag == "promoted" and one.version not in promoted):
                 tagged.append(one)
         return tagged if champion is None else [champion, *tagged]
 
@@ -184,10 +188,17 @@ class _Selection:
         return best
 
     def _load(self, version: Any) -> Candidate | None:
-        """A registered version, loaded once; None if it cannot be loaded."""
+        """A registered version, loaded once; None if its files are damaged, or if it is not champion and cannot be loaded here."""
         name = str(version.version)
         if name not in self.loaded:
-            loaded = registry.load(self.client, version, self.candidate.detector.device)
+            try:
+                loaded = registry.load(self.client, version, self.candidate.detector.device)
+            except registry.NotLoadableError as error:
+                champion = registry.champion(self.client)
+                if champion is not None and name == str(champion.version):
+                    raise
+                warnings.warn(str(error), stacklevel=2)
+                loaded = None
             self.loaded[name] = None if loaded is None else _candidate(version, *loaded, self.candidate.data)
         return self.loaded[name]
 
@@ -200,6 +211,11 @@ class _Selection:
         if not text.startswith(metric):
             text = f"{text[0].upper()}{text[1:]}"
         return Promotion(self.candidate.version, outcome, f"{text}.", metric, score, champion, comparison)
+
+
+def _is_interrupted(version: Any) -> bool:
+    """Whether the process that promoted a version has ended without a result."""
+    return version.tags.get("promotion") == "candidate" and processes.has_ended(version.tags)
 
 
 def _candidate(version: Any, detector: Detector, trained_on: pd.DataFrame | None, data: Data) -> Candidate:

@@ -63,6 +63,9 @@ IDENTITY_NAMES = {
 }
 """The tag of each file of a detector that is part of its identity; an ONNX model follows from the others."""
 
+ARTIFACTS_TAG = "artifacts.sha256"
+"""Of a version: the detector's files and the list of training images, with which damage is told from what is missing here."""
+
 PYFUNC = Path("inference") / "pyfunc.py"
 """The served model's file in this package."""
 TRAINED_ON_FILE = "trained_on.csv"
@@ -72,6 +75,10 @@ DESCRIPTION_CHARACTERS = 5000
 """Maximum length of a version's description in MLflow's database."""
 
 _MODEL_URI = re.compile(r"models:/(m-\w+|[^/@]+(@[^/@]+|/\d+|/latest))|runs:/\w+/.+")
+
+
+class NotLoadableError(UserError):
+    """A registered version is whole, but this environment cannot load it."""
 
 
 @dataclass(frozen=True)
@@ -253,6 +260,7 @@ def register(client: Client, contents: Contents, detector: Detector, run_id: str
     model_id = client.create_logged_model(run.info.experiment_id, "detector", run_id, tags=all_tags).model_id
     with tempfile.TemporaryDirectory() as temporary:
         save_model(Path(temporary) / "model", contents, model_id, run_id)
+        all_tags[ARTIFACTS_TAG] = files.sha256_of(Path(temporary) / "model" / "artifacts")
         client.log_model_artifacts(model_id, str(Path(temporary) / "model"))
     client.finalize_logged_model(model_id, "READY")
     from mlflow.entities import LoggedModelOutput
@@ -293,7 +301,8 @@ def load(
         Its detector, and its training images as in `Contents`; these are None if the version has no list of them.
 
     Raises:
-        UserError: the store fails, or this environment cannot load a version whose files are as they were registered.
+        StoreError: the store fails.
+        NotLoadableError: the files are as they were registered, but this environment cannot load them.
     """
     from dfganext.inference.detector import Detector  # imports PyTorch
 
@@ -312,9 +321,9 @@ def load(
             if _is_damaged(folder, version):
                 _warn_unusable(uri, error)
                 return None
-            raise UserError(
+            raise NotLoadableError(
                 f"{uri} cannot be loaded here, so nothing can be compared with it ({one_line(error)}): install what it needs or "
-                f"update this clone. To do without it, delete the version, or give the alias {CHAMPION} to another."
+                f"update this clone. To do without it, give the alias {CHAMPION} to another version."
             ) from error
 
 
@@ -323,12 +332,12 @@ def _warn_unusable(uri: str, error: Exception) -> None:
 
 
 def _is_damaged(folder: Path, version: Any) -> bool:
-    """Whether a file of a version is missing or differs from the one that was registered."""
-    registered = {name: version.tags.get(f"{tag}.sha256") for name, tag in IDENTITY_NAMES.items()}
-    if registered[WEIGHTS_FILE] is None:  # not registered by this package
-        return True
-    present = {name: files.sha256_of(folder / name) for name in registered if (folder / name).is_file()}
-    return any(sha256 is not None and present.get(name) != sha256 for name, sha256 in registered.items())
+    """Whether the files of a version differ from those that were registered; True if that is not on record.
+
+    Args:
+        folder: the detector's, as from `resolve`.
+    """
+    return files.sha256_of(folder.parent) != version.tags.get(ARTIFACTS_TAG)
 
 
 def trained_on(folder: Path) -> pd.DataFrame | None:

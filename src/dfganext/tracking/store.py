@@ -63,13 +63,14 @@ def tracking_uri() -> str:
 
     A relative path in the variable is one at the root too, also in the temporary workspace of a DVC experiment.
     """
-    given = os.environ.get("MLFLOW_TRACKING_URI", f"{_SQLITE}mlflow.db")
-    if not given.startswith(_SQLITE) or given.startswith(f"{_SQLITE}/"):
+    given = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
+    relative = re.fullmatch(rf"{_SQLITE}([^/:?][^?]*)(\?.*)?", given)
+    if relative is None:
         return given
-    file = (root() / given.removeprefix(_SQLITE)).as_posix()
+    file, options = (root() / relative[1]).as_posix(), relative[2] or ""
     if "?" in file or unquote(file) != file:  # both have a meaning in an address
         raise StoreError(f"{file} cannot be MLflow's database because its path contains ? or %: rename the folder.")
-    return f"{_SQLITE}{file}"
+    return f"{_SQLITE}{file}{options}"
 
 
 def exists() -> bool:
