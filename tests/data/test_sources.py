@@ -86,7 +86,7 @@ def test_a_tree_archives_of_trees_and_a_mixture(tmp_path, download):
     assert labelled(again) == labelled(collection)
 
 
-def test_of_two_downloads_at_once_one_waits(tmp_path, download, capsys):
+def test_of_two_downloads_at_once_one_waits(tmp_path, capsys):
     began, order = threading.Event(), []
 
     def other():

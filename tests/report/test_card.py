@@ -1,7 +1,6 @@
 """The model card: its metadata, its numbers, and its length."""
 
 import dataclasses
-from dataclasses import replace
 
 import pytest
 import yaml
@@ -135,9 +134,11 @@ def test_only_augmentations_that_are_on_are_listed_and_no_folder(facts):
 
 def test_a_url_has_no_password_and_no_query(facts):
     url = "https://user:secret@host/faces.zip?signature=secret"
-    download = replace(facts.settings.download, source="url", url=url, sha256="0" * 64)
-    report = replace(facts.settings.report, data=None)
-    text = card.render(replace(facts, settings=replace(facts.settings, download=download, report=report)))
+    download = dataclasses.replace(facts.settings.download, source="url", url=url, sha256="0" * 64)
+    report = dataclasses.replace(facts.settings.report, data=None)
+    text = card.render(
+        dataclasses.replace(facts, settings=dataclasses.replace(facts.settings, download=download, report=report))
+    )
     assert "images from https://host/faces.zip" in text and "secret" not in text
 
 

@@ -82,17 +82,17 @@ def dropout(monkeypatch):
 @pytest.mark.slow
 def test_the_seed_decides_dropout_also_after_a_stop_and_with_workers(settings, tmp_path, dropout):
     whole = train(settings)
-    assert same(train(settings), whole)
 
     def stop(row, speed):
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        train(settings, checkpoint=tmp_path / "c.pt", on_epoch=stop)
-    torch.rand(7)
-    with_workers = Machine(workers=2, device="cpu")
-    assert same(train(settings, with_workers, checkpoint=tmp_path / "c.pt"), whole)
-    assert same(train(settings, with_workers), whole)
+    for machine in (CPU, Machine(workers=2, device="cpu")):
+        assert same(train(settings, machine), whole)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, checkpoint=tmp_path / "c.pt", on_epoch=stop)
+        torch.rand(7)
+        assert same(train(settings, machine, checkpoint=tmp_path / "c.pt"), whole)
+        (tmp_path / "c.pt").unlink()
     other = classifier.train(TRAIN, VALIDATION, settings, "ce", 6, CPU)[0]
     assert not same(other, whole)
 
