@@ -18,9 +18,8 @@ LAYERS, LAYER, LARGE = 6, 16 * 2**20, 48 * 2**20  # tensors alive at a time; byt
 PROBE = f"""
 import ctypes, os, resource, sys
 from dfganext import runtime
-if sys.argv[1] != "default":
-    runtime.prepare(keep_all=sys.argv[1] == "keep_all", server=sys.argv[1] == "server")
-import torch
+runtime.prepare(keep_all=sys.argv[1] == "keep_all", server=sys.argv[1] == "server")
+import {{library}}
 
 layer = int(sys.argv[2])
 
@@ -34,11 +33,11 @@ def heap():
     function.restype = Heap
     return function()
 
-torch.ones(2**20)
+{{library}}.ones(2**20)
 faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 mapped = heap().hblkhd
 for _ in range(10):
-    layers = [torch.ones(layer // 4) for _ in range({LAYERS})]
+    layers = [{{library}}.ones(layer // 4, dtype={{library}}.float32) for _ in range({LAYERS})]
     total = sum(layer[0] for layer in layers)
     held = heap().hblkhd - mapped
     del layers
@@ -61,11 +60,12 @@ class Usage:
     spin_count: str
 
 
-def probe(state, layer=LAYER, **environment):
+def probe(state, layer=LAYER, library="torch", **environment):
+    """Of tensors, or of NumPy's arrays, which are there sooner and which glibc treats the same."""
     names = ("GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE", "GLIBC_TUNABLES")
     kept = {name: value for name, value in os.environ.items() if name not in names and not name.startswith("MALLOC_")}
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, state, str(layer)],
+        [sys.executable, "-c", PROBE.format(library=library), state, str(layer)],
         env=kept | environment,
         capture_output=True,
         text=True,
@@ -110,23 +110,25 @@ def test_memory_that_is_kept_has_no_gaps_of_large_pages():
 @glibc
 @pytest.mark.slow
 def test_a_server_returns_the_memory_of_large_blocks():
-    assert probe("server", runtime.SERVER_MMAP_THRESHOLD + 2**16).mapped > LAYERS * runtime.SERVER_MMAP_THRESHOLD
-    assert probe("server", runtime.SERVER_MMAP_THRESHOLD // 2, MALLOC_ARENA_MAX="1").mapped == 0
+    threshold = runtime.SERVER_MMAP_THRESHOLD
+    assert probe("server", threshold + 2**16, "numpy").mapped > LAYERS * threshold
+    assert probe("server", threshold // 2, "numpy", MALLOC_ARENA_MAX="1").mapped == 0
 
 
 @glibc
 @pytest.mark.slow
 def test_malloc_settings_of_the_user_stay():
-    assert probe("prepared").mapped == 0
-    assert probe("prepared", MALLOC_MMAP_THRESHOLD_="65536").mapped > LAYERS * LAYER
-    assert probe("prepared", GLIBC_TUNABLES="glibc.malloc.mmap_threshold=65536").mapped > LAYERS * LAYER
+    assert probe("prepared", library="numpy").mapped == 0
+    assert probe("prepared", library="numpy", MALLOC_MMAP_THRESHOLD_="65536").mapped > LAYERS * LAYER
+    tunables = "glibc.malloc.mmap_threshold=65536"
+    assert probe("prepared", library="numpy", GLIBC_TUNABLES=tunables).mapped > LAYERS * LAYER
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.system() != "Linux", reason="libgomp is what PyTorch uses on Linux")
 def test_spin_count_of_the_user_stays():
-    assert probe("prepared", GOMP_SPINCOUNT="7").spin_count == "7"
-    assert probe("prepared").spin_count == "3000"
+    assert probe("prepared", library="numpy", GOMP_SPINCOUNT="7").spin_count == "7"
+    assert probe("prepared", library="numpy").spin_count == "3000"
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

@@ -24,7 +24,7 @@ from typer.exceptions import TyperException
 
 import dfganext
 from dfganext import runtime
-from dfganext.data.discovery import BATCH_BYTES, BATCH_FILES, find_images, printable, read, shortened
+from dfganext.data.discovery import BATCH_BYTES, BATCH_FILES, NOT_DATA, find_images, printable, read, shortened
 from dfganext.demo import PORT, serve
 from dfganext.errors import UserError, one_line
 from dfganext.inference.rows import Row, changes, csv_writer, row_of
@@ -227,7 +227,7 @@ def evaluate(
 
         found = labelled.predict(detector, paths, workers=_decoders())
     metrics = external.evaluate_set(found.images, detector.threshold, trained_on, NEAR_DUPLICATE_BITS)
-    refused = [row for row in found.rejects.to_dict("records") if row["reason"] != "not data"]
+    refused = [row for row in found.rejects.to_dict("records") if row["reason"] != NOT_DATA]
     if json_metrics:
         print(json.dumps({**metrics, "threshold": detector.threshold, "refused": refused}, indent=2))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,11 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 def installed() -> dict[str, str]:
     """The version of each installed library of `LIBRARIES`, without the build (2.15.0, not 2.15.0+cpu)."""
-    present = {distribution.name.lower() for distribution in metadata.distributions()}
-    return {name: metadata.version(name).partition("+")[0] for name in LIBRARIES if name in present}
+    found = {}
+    for name in LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name).partition("+")[0]
+    return found
 
 
 def require_recorded(file: Path) -> None:

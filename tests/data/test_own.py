@@ -12,10 +12,10 @@ from helpers import png
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def workspace(tmp_path, root):
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory, root):
     """A DVC repository whose data/ is an import of samples/, with the shipped settings."""
-    folder = tmp_path / "workspace"
+    folder = tmp_path_factory.mktemp("own") / "workspace"
     images(folder / "samples", 2)
     shutil.copyfile(root / "params.yaml", folder / "params.yaml")
     for line in ("git init --quiet", "git config user.name a", "git config user.email a@b", "dvc init --quiet"):
@@ -24,6 +24,12 @@ def workspace(tmp_path, root):
     # as shipped: a fresh clone imports the sample
     subprocess.run(["dvc", "unfreeze", "data.dvc"], cwd=folder, check=True)
     return folder
+
+
+@pytest.fixture
+def workspace(repository, tmp_path):
+    """A copy of `repository`."""
+    return shutil.copytree(repository, tmp_path / "workspace")
 
 
 @pytest.fixture

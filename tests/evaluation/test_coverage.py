@@ -9,14 +9,6 @@ from benchmarks import coverage
 FAMILIES = tuple(coverage.families(0.95))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("area", "size"), [(0.75, 40), (0.95, 40), (0.99, 80), (0.999, 80)])
-def test_areas(family, area, size):
-    row = coverage.area_row(family, area, size, samples=150)
-    assert float(row["coverage"]) >= coverage.GOAL
-
-
 @pytest.mark.parametrize("metric", coverage.DIFFERENCES)
 @pytest.mark.parametrize("area", [0.75, 0.99])
 def test_paired_differences(metric, area):

@@ -190,9 +190,9 @@ def _members(rng: random.Random) -> list[Member]:
     members += [(name, good) for name in rng.sample(EVIL_NAMES, 3)]
     match rng.randrange(6):
         case 0:
-            members += [(f"fake/many-{index}.png", b"x") for index in range(2_000)]
+            members += [(f"fake/many-{index}.png", b"x") for index in range(500)]
         case 1:
-            members.append(("fake/bomb.png", bytes(30 * 2**20)))
+            members.append(("fake/bomb.png", bytes(8 * 2**20)))
         case 2:
             members.append(("fake/nested.zip", _zip([("nested.zip", _zip([("deeper.zip", _zip([("a.png", good)]))]))])))
         case 3:

@@ -32,6 +32,15 @@ def photos(tmp_path):
     return sorted(folder.iterdir())
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> tuple[Path, Path]:
+    """A detector, and its ONNX export."""
+    folder = tmp_path_factory.mktemp("exported")
+    source = add_rule(detector(folder / "source", good=True))
+    export.to_onnx(source, folder / "onnx", {})
+    return source, folder / "onnx"
+
+
 def predictions(folder: Path, photos: list[Path]):
     return Detector.load(folder).predict([photo.read_bytes() for photo in photos])
 
@@ -70,12 +79,11 @@ def test_the_script_of_an_onnx_export_predicts_the_same(tmp_path, photos, archit
 
 
 @pytest.mark.slow
-def test_an_onnx_export_predicts_the_same_for_real_photographs(tmp_path, faces):
-    source = add_rule(detector(tmp_path / "source", good=True))
-    export.to_onnx(source, tmp_path / "onnx", {})
+def test_an_onnx_export_predicts_the_same_for_real_photographs(exported, faces):
+    source, onnx = exported
     photos = [photo for name in ("real", "fake") for photo in sorted((faces / name).iterdir())[:30]]
     expected = predictions(source, photos)
-    found = [row["p_fake"] for row in by_script(tmp_path / "onnx", photos)]
+    found = [row["p_fake"] for row in by_script(onnx, photos)]
     np.testing.assert_allclose(found, [one.p_fake for one in expected], atol=1e-4)
     assert len({round(p_fake, 4) for p_fake in found}) > 10  # the model tells these images apart
 
@@ -94,12 +102,11 @@ def test_other_preprocessing_is_within_the_rounding_of_pixels(tmp_path, photos, 
 
 
 @pytest.mark.slow
-def test_a_batch_of_any_size_is_taken(tmp_path):
+def test_a_batch_of_any_size_is_taken(exported):
     import onnxruntime
 
-    source = add_rule(detector(tmp_path / "source", good=True))
-    export.to_onnx(source, tmp_path / "onnx", {})
-    session = onnxruntime.InferenceSession(tmp_path / "onnx" / ONNX_FILE, providers=["CPUExecutionProvider"])
+    source, onnx = exported
+    session = onnxruntime.InferenceSession(onnx / ONNX_FILE, providers=["CPUExecutionProvider"])
     loaded = Detector.load(source)
     for count in (1, 5):
         pixels = np.stack([loaded.config.prepare(images.decode(png(number % 2, number))) for number in range(count)])

@@ -32,6 +32,13 @@ MAX_PARTS = 100
 
 _UNUSABLE_NAME = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
+_EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 
 MAX_HEADER_BYTES = 2**20
 """Of an extended header of a tar, which holds a long name and the like, and of all its global headers: tarfile keeps them in memory."""
@@ -63,15 +70,6 @@ class _TarInfo(tarfile.TarInfo):
         raise ValueError("a sparse file, whose map of blocks has no limit")
 
     _proc_sparse = _proc_gnusparse_10 = _refuse
-
-
-_EXTENDED = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
 
 
 class _Member(NamedTuple):

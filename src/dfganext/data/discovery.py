@@ -31,6 +31,9 @@ _BEGINNINGS = re.compile(
 BATCH_FILES, BATCH_BYTES = 32, 64 * 2**20
 """A batch of images ends at either limit, so that memory use does not grow with the number of images."""
 
+NOT_DATA = "not data"
+"""The reason of a Reject that is no image at all, so that nobody needs to hear of it."""
+
 JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"})
 
 # characters that end a line or control a terminal
@@ -244,7 +247,7 @@ def files_of_source(
 def _problem_of(entry: os.DirEntry[str], within: Path) -> tuple[str, str] | None:
     """Reason and detail if a file or folder of a source is refused."""
     if entry.name.startswith(".") or entry.name.lower() in JUNK:
-        return "not data", "hidden files and files of the operating system"
+        return NOT_DATA, "hidden files and files of the operating system"
     try:
         mode = entry.stat().st_mode
     except OSError as error:

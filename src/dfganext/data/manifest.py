@@ -162,7 +162,7 @@ def _shortened(name: str) -> str:
     if len(name.encode()) <= MAX_NAME_BYTES:
         return name
     suffix = PurePosixPath(name).suffix[-16:]
-    return name.encode()[: MAX_NAME_BYTES - len(suffix.encode())].decode(errors="ignore") + suffix
+    return discovery.shortened(name, MAX_NAME_BYTES - len(suffix.encode())) + suffix
 
 
 def _take(file: SourceFile, path: PurePosixPath, raw: Path, settings: Download) -> dict[str, Any] | Reject:

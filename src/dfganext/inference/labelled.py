@@ -84,7 +84,7 @@ def _files(folders: list[Path]) -> tuple[list[SourceFile], list[Reject]]:
 def _read(file: SourceFile, detector: Detector) -> _Image | Reject:
     label = discovery.label_of(file.path)
     if not discovery.is_like_image(file.file):
-        return Reject(file.source, "not data", "neither its name nor its content is an image's")
+        return Reject(file.source, discovery.NOT_DATA, "neither its name nor its content is an image's")
     if label is None:
         return Reject(file.source, "neither real nor fake", "no folder above it is named real or fake")
     image = manifest.read_image(file, images.MAX_MEGAPIXELS, images.MIN_SIDE)

@@ -113,9 +113,8 @@ def known(card: str | None) -> Known | None:
         (result,) = yaml.safe_load(found[0].strip().strip("-"))["model-index"][0]["results"]
         metrics = {one["type"]: float(one["value"]) for one in result["metrics"]}
         name = result["dataset"]["name"]
-        return (
-            Known(name, metrics["accuracy"]) if isinstance(name, str) else None
-        )  # as text, nested aliases fill memory
+        # not made text with str: nested aliases would fill memory
+        return Known(name, metrics["accuracy"]) if isinstance(name, str) else None
     except (yaml.YAMLError, LookupError, TypeError, ValueError):  # a card that others have written
         return None
 

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from modulefinder import ModuleFinder
 from pathlib import Path
@@ -121,6 +122,7 @@ class Contents:
         }
 
 
+@cache
 def served_code() -> dict[str, Path]:
     """Modules of this package that the served model imports, directly or indirectly: {path in the package: file}."""
     package = Path(dfganext.__file__).parent
