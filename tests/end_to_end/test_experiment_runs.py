@@ -77,7 +77,7 @@ def test_another_seed_keeps_the_split_and_is_compared_on_the_same_images(experim
     theirs = yaml.safe_load(experiments.run("git", "show", f"{apart}:dvc.lock"))["stages"]
     assert theirs["subsample"] == ours["subsample"]
     assert theirs["train_convnext"]["outs"] != ours["train_convnext"]["outs"]
-    assert list(experiments.versions()) == [1, 2]
+    assert set(experiments.versions()) == {1, 2}
     apart = experiments.versions()[2]
     assert (apart.tags["promotion.against"], apart.tags["promotion.images"]) == ("1", "10 real, 10 fake")
 

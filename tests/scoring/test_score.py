@@ -283,8 +283,8 @@ def test_ray_replaces_workers_that_crash(made, tmp_path, local_ray, monkeypatch)
 class Run:
     """`dfganext score` in a process."""
 
-    def __init__(self, root, *words):
-        command = [str(Path(sys.executable).parent / "dfganext"), "score", *words, "--workers", "2"]
+    def __init__(self, root, *words, workers=1):
+        command = [str(Path(sys.executable).parent / "dfganext"), "score", *words, "--workers", str(workers)]
         self.began = time.monotonic()
         self.process = subprocess.Popen(
             command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=os.environ
@@ -356,7 +356,7 @@ def many(tmp_path_factory):
 @pytest.mark.skipif(not hasattr(psutil.Process, "memory_info") or sys.platform != "linux", reason="reads /proc")
 def test_many_images_with_a_worker_and_then_the_driver_killed(many, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    first = Run(many, "in", "out", "--model", "model")
+    first = Run(many, "in", "out", "--model", "model", workers=2)
     first.until(parts=2)
     tree = [first.driver(), *first.driver().children(recursive=True)]
     addresses = set().union(*(listening(process) for process in tree))
@@ -369,7 +369,7 @@ def test_many_images_with_a_worker_and_then_the_driver_killed(many, monkeypatch)
     first.process.communicate()
 
     before = sum(len(pd.read_parquet(part)) for part in (many / "out").glob("part-*.parquet"))
-    second = Run(many, "in", "out", "--model", "model")
+    second = Run(many, "in", "out", "--model", "model", workers=2)
     second.until(parts=before // PART_IMAGES + 2)
     start = {process.pid: private(process) for process in (*second.workers(), second.driver())}
     second.until(parts=MANY // PART_IMAGES - 1)
@@ -394,7 +394,7 @@ def test_a_run_that_is_killed_while_it_replaces_rows_loses_no_row(many, local_ra
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.chdir(many)
     places = ["in/00", "in/01", "in/02", "in/03"]
-    scoring.score(places, "again", "model", workers=2)
+    scoring.score(places, "again", "model", workers=1)
     paths = rows(many / "again").path.tolist()
     assert len(paths) == 4000
     for path in many.glob("*.png"):  # the images are links to these
@@ -410,7 +410,7 @@ def test_a_run_that_is_killed_while_it_replaces_rows_loses_no_row(many, local_ra
     table = rows(many / "again")
     assert table.path.tolist() == paths
     assert 0 < (table.modified == pd.Timestamp(1, unit="s", tz="UTC")).sum() < 4000
-    done = scoring.score(places, "again", "model", workers=2)
+    done = scoring.score(places, "again", "model", workers=1)
     assert done.rescored + done.kept == 4000 and done.rescored > 0
     table = rows(many / "again")
     assert table.path.tolist() == paths

@@ -176,8 +176,8 @@ def save_model(target: Path, contents: Contents, model_id: str | None = None, ru
                 input_example=(pd.DataFrame({"image": [example]}), {"explain": False, "stability": False}),
                 mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id or uuid.uuid4().hex),
             )
-    for cache in target.rglob("__pycache__"):  # from saving, which runs the input example
-        shutil.rmtree(cache)
+    for compiled in target.rglob("__pycache__"):  # from saving, which runs the input example
+        shutil.rmtree(compiled)
 
 
 def champion(client: Client | None = None) -> Any | None:
