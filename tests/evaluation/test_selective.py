@@ -28,6 +28,46 @@ def test_fewest_images_that_show_an_error_rate(max_error, images):
     assert enough <= max_error < too_few
 
 
+def called_one_by_one(scores: np.ndarray, right: np.ndarray, max_error: float) -> np.ndarray:
+    """Which images `choose` should call so, bool (n,): the sequence as its module describes it, with SciPy's own bound."""
+    start = max(np.log(0.05) / np.log(1 - max_error), 0.25 * right.sum())
+    called = np.zeros(len(scores), bool)
+    for score in np.unique(scores)[::-1]:
+        among = scores >= score
+        if among.sum() < start:
+            continue
+        bound = stats.binomtest(int(np.sum(~right[among])), int(among.sum())).proportion_ci(0.9, "exact").high
+        if bound > max_error:
+            break
+        called = among
+    return called
+
+
+@pytest.mark.parametrize(("per_class", "max_error"), [(60, 0.05), (60, 0.2), (150, 0.05), (150, 0.2)])
+def test_a_sequence_calls_the_images_that_are_called_one_by_one(per_class, max_error):
+    """Each threshold lies half way to the next image, or is the decision threshold."""
+    chosen = 0
+    for seed in range(12):
+        rng = np.random.default_rng([seed, per_class])
+        labels, p_fake = drawn(rng, per_class, rng.uniform(1, 6))
+        p_fake = p_fake.round(rng.integers(1, 5))  # equal scores among them
+        threshold = rng.choice([0.1, 0.5, 0.9])
+        rule, found = selective.choose(labels, p_fake, threshold, max_error)
+        for label, name, cut in ((1, "fake", rule.fake_above), (0, "real", rule.real_up_to)):
+            highest, lowest = (max, min) if label else (min, max)
+            called = called_one_by_one(p_fake if label else -p_fake, labels == label, max_error)
+            assert (cut is not None) == called.any()
+            if cut is None:
+                continue
+            chosen += 1
+            last = lowest(p_fake[called])
+            expected = last if called.all() else (last + highest(p_fake[~called])) / 2
+            assert cut == pytest.approx(highest(threshold, expected))
+            called = p_fake > cut if label else p_fake <= cut
+            assert found[name]["images"] == called.sum() and found[name]["errors"] == (labels[called] != label).sum()
+    assert chosen > 8
+
+
 @pytest.mark.parametrize("separation", [2.0, 3.0, 4.0])
 def test_error_rate_exceeds_the_promise_in_at_most_5_percent_of_samples(separation):
     """The true error rate of each chosen threshold is exact, from the normal distributions of the logits."""
@@ -120,6 +160,15 @@ def test_rule_is_chosen_without_novel_images():
     assert rule.novel_above == pytest.approx(np.sort(novelty)[236])
     assert found["fake"]["errors"] == found["real"]["errors"] == 0
     assert rule.decide(1.0, 1.0).decision == "unsure"
+
+
+def test_images_are_decided_one_by_one():
+    rule = DecisionRule(0.05, real_up_to=0.2, fake_above=0.8, novel_above=0.3)
+    p_fake, novelty = np.array([0.1, 0.9, 0.5, 0.9]), np.array([0.0, 0.3, 0.0, 0.4])
+    decisions, novel = selective.decide(rule, p_fake, novelty)
+    assert (decisions.tolist(), novel.tolist()) == (["real", "fake", "unsure", "unsure"], [False, False, False, True])
+    decisions, novel = selective.decide(None, p_fake, novelty)
+    assert (set(decisions), novel.any()) == ({"unsure"}, False)
 
 
 def test_measured_shares():
