@@ -72,6 +72,47 @@ def test_near_duplicates_among_those_test_images_count_once():
     assert repeated["intervals"]["roc_auc"] == pytest.approx(own["intervals"]["roc_auc"], abs=0.01)
 
 
+def test_near_duplicates_within_a_set_count_once_in_every_interval():
+    rng = np.random.default_rng(1)
+    labels = np.repeat([0, 1], 20)
+    p_fake = np.clip(rng.normal(0.3 + 0.4 * labels, 0.25), 0, 1)
+    once = external.evaluate(labels, p_fake, 0.5)
+    twice = [np.repeat(one, 2) for one in (labels, p_fake)]
+    grouped = external.evaluate(*twice, 0.5, np.repeat(np.arange(40), 2))
+    for name, (low, high) in once["intervals"].items():
+        assert grouped[name] == pytest.approx(once[name])
+        assert grouped["intervals"][name] == pytest.approx([low, high], abs=0.01)
+        narrow_low, narrow_high = external.evaluate(*twice, 0.5)["intervals"][name]
+        assert narrow_high - narrow_low < 0.9 * (high - low)
+
+
+def test_groups_of_the_set_and_of_the_test_images_are_different_groups_whatever_their_numbers():
+    rng = np.random.default_rng(0)
+    labels, p_fake, groups = np.ones(30, int), rng.uniform(0.3, 1, 30), np.arange(30)
+    reals = rng.uniform(0, 0.7, 30)
+    near, far = (
+        external.evaluate(labels, p_fake, 0.5, groups, external.Own(np.zeros(30, int), reals, groups + first))
+        for first in (0, 5000)
+    )
+    assert near == far
+
+
+def test_an_image_at_the_threshold_is_real_and_the_calibration_error_is_that_of_all_images():
+    found = external.evaluate(np.array([0, 1]), np.array([0.4, 0.5]), 0.5)
+    assert (found["true_positive_rate"], found["false_positive_rate"]) == (0, 0)
+    assert found["ece"] == pytest.approx((0.4 + 0.5) / 2)
+
+
+def test_the_line_about_a_set():
+    found = external.evaluate_set(images_of([0, 0, 0, 0, 1, 1], [0.1, 0.2, 0.3, 0.9, 0.4, 0.8]), 0.5, None, 44)
+    spans = {name: f"{100 * low:.1f} to {100 * high:.1f} %" for name, (low, high) in found["intervals"].items()}
+    assert external.summary("a set", found | {"left_out": 1}) == (
+        f"a set: 4 real and 2 fake images, accuracy 66.7 % ({spans['accuracy']}), fakes found 50.0 % "
+        f"({spans['true_positive_rate']}), real images called fake 25.0 % ({spans['false_positive_rate']}), "
+        "ROC AUC 0.750 (against the set), unsure about 33.3 %, 1 image left out: training images or near duplicates of them"
+    )
+
+
 def test_the_metrics_of_a_set_of_any_name_have_names_that_mlflow_takes():
     found = external.evaluate_set(images_of([0, 1], [0.1, 0.9]), 0.5, None, 44)
     for key in external.flat_metrics("stylegan3 (psi=0.7), äö", found):
