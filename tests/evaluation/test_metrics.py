@@ -111,6 +111,43 @@ def test_best_threshold_prefers_the_given_one_among_equals():
     assert metrics.best_threshold(labels, values, 0.3) == 0.3
 
 
+@pytest.mark.parametrize(("preferred", "expected"), [(-2.9, -3.5), (-2.1, -1.5)])
+def test_of_equal_thresholds_the_nearest_to_the_given_one_is_best(preferred, expected):
+    """One of the two images of a class is wrong at -3.5 and at -1.5, one of each class between them."""
+    labels, values = np.array([0, 1, 0, 1]), np.array([-4.0, -3.0, -2.0, -1.0])
+    assert metrics.best_threshold(labels, values, preferred) == expected
+
+
+def test_scores_in_the_wrong_order_are_best_called_all_the_same():
+    labels, scores = np.repeat([1, 0], 5), np.arange(10.0, 20.0)
+    below, above = metrics.best_threshold(labels, scores, 12.0), metrics.best_threshold(labels, scores, 17.2)
+    assert 9.9 < below < 10 and above == 19
+
+
+def test_a_score_at_the_threshold_is_real():
+    assert metrics.at_threshold(np.array([0, 1]), np.array([0.5, 0.5]), 0.5) == {
+        "accuracy": 0.5,
+        "precision": 0,
+        "recall": 0,
+        "f1": 0,
+    }
+
+
+def test_curves_point_by_point():
+    labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8])
+    roc, precision_recall = metrics.roc_curve(labels, scores), metrics.precision_recall_curve(labels, scores)
+    assert roc.false_positive_rate.tolist() == [0, 0, 0.5, 0.5, 1] and roc.true_positive_rate.tolist() == [
+        0,
+        0.5,
+        0.5,
+        1,
+        1,
+    ]
+    assert roc.threshold.tolist() == [np.inf, 0.8, 0.4, 0.35, 0.1]
+    assert precision_recall.recall.tolist() == [0, 0.5, 0.5, 1, 1]
+    assert precision_recall.precision.tolist() == pytest.approx([1, 1, 1 / 2, 2 / 3, 1 / 2])
+
+
 def test_log_loss_by_its_definition():
     labels, p = np.array([0, 1, 1]), np.array([0.2, 0.7, 0.4])
     assert metrics.log_loss(labels, p) == pytest.approx(-np.mean(np.log([0.8, 0.7, 0.4])))
@@ -137,6 +174,7 @@ def test_calibration_error_bin_by_bin():
     assert metrics.expected_calibration_error(labels, p) == pytest.approx(expected)
     table = metrics.reliability(labels, p)
     assert table.images.tolist() == [2, 2, 1, 1] and table.share_fake.tolist() == [0.5, 1, 0, 1]
+    assert (table.high - table.low).to_numpy() == pytest.approx(1 / 15)
     assert ((table.low <= table.p_fake) & (table.p_fake <= table.high)).all()
 
 
