@@ -16,7 +16,6 @@ for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME", "DV
 from contextlib import suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-import helpers  # noqa: E402
 import pytest  # noqa: E402
 
 from dfganext import settings  # noqa: E402
@@ -94,6 +93,8 @@ def browser():
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """A root with images, a good and a bad detector and, after the first test of a module, an MLflow store."""
+    import helpers
+
     with pytest.MonkeyPatch.context() as patch:
         folder = helpers.enter_root(tmp_path_factory.mktemp("made"), patch)
         helpers.faces(folder)
@@ -105,6 +106,8 @@ def made(tmp_path_factory) -> Path:
 @pytest.fixture
 def here(made, monkeypatch) -> Path:
     """The root of `made` as working directory, with no registered model."""
+    import helpers
+
     from dfganext.tracking import registry, store
 
     helpers.enter_root(made, monkeypatch)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from made_up import all_rows, predictions, record
 from scipy import stats
@@ -33,6 +34,59 @@ def test_each_row_has_its_own_decision_rule(shipped):
     assert found["autoencoder_second"].mean == error_rule.mean()
 
 
+def test_each_decision_rule_image_by_image(shipped):
+    """In order of path, whatever the order of the rows; a score at its threshold is real."""
+    limits = [getattr(shipped.table1, name).threshold for name in ("first", "second")]
+    columns = ["path", "label", "logit", "argmax", "error"]
+    table = pd.DataFrame(
+        [
+            ("real/1.png", "real", -1.0, "real", 0.5),
+            ("fake/0.png", "fake", 2.0, "real", 2.0),
+            ("real/0.png", "real", 4.0, "fake", 1.0),
+            ("fake/1.png", "fake", 0.0, "fake", 1.0),
+        ],
+        columns=columns,
+    ).assign(group=range(4))
+    records = [
+        replace(one, predictions=table.assign(reconstruction_error=table.error * limit))
+        for one, limit in zip(all_rows(shipped), limits, strict=True)
+    ]
+    found = rows(records, shipped)
+    expected = {
+        "convnext_ce": [True, False, False, True],
+        "convnext_bce": [True, False, False, True],
+        "convnext_bce_argmax": [False, True, False, True],
+        "autoencoder_first": [True, False, True, True],
+        "autoencoder_second": [True, False, True, True],
+    }
+    assert {key: row.correct[0].tolist() for key, row in found.items()} == expected
+    assert found["convnext_ce"].f1 == 0.5  # one fake of two is found, and one real image called fake
+
+
+def test_the_roc_auc_of_a_row_is_the_mean_of_its_model_over_seeds(shipped):
+    records = [*all_rows(shipped, apart=1.0), *all_rows(shipped, accuracy=0.8, apart=1.0, seed=21)]
+    found = rows(records, shipped)
+    for key, part in (("convnext_ce", "convnext"), ("autoencoder_first", "autoencoder")):
+        each = [records[number].scores[part]["roc_auc"] for number in (0, 2)]
+        assert each[0] != each[1] and found[key].roc_auc == pytest.approx(np.mean(each))
+
+
+def test_the_interval_is_that_of_the_seed_with_the_fewest_effective_images(shipped):
+    """One seed is right or wrong about both images of a group, so that it has half as many."""
+    right = np.repeat(np.random.default_rng(0).random(100) < 0.8, 2)
+
+    def in_pairs(one):
+        table = one.predictions.sort_values("path", ignore_index=True)
+        return replace(one, predictions=table.assign(group=np.arange(200) // 2))
+
+    alone, paired = (in_pairs(record(shipped, 0.8, run=str(seed), seed=seed)) for seed in (20, 21))
+    signs = np.where(right == (paired.predictions.label == "fake"), 1, -1)
+    paired = replace(paired, predictions=paired.predictions.assign(logit=signs * paired.predictions.logit.abs()))
+    row = rows([alone, paired], shipped)["convnext_ce"]
+    exact = stats.binomtest(round(row.mean * 100), 100).proportion_ci(method="wilson")
+    assert row.interval == pytest.approx([exact.low, exact.high], abs=5e-3)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"convnext__lr": 0.5}, {"convnext__augment.rotation": 3.0}, {"resize__reencode": True}, {"convnext__size": 64}],
@@ -55,6 +109,13 @@ def test_settings_that_do_not_affect_a_row_may_differ(shipped):
     found = rows([one], shipped)
     assert found["autoencoder_first"].records and not found["convnext_ce"].records
     assert rows([record(shipped, convnext__processes=2)], shipped)["convnext_ce"].records
+
+
+def test_with_a_teacher_the_number_of_processes_makes_another_row(shipped):
+    teacher = replace(shipped.convnext.teacher, architecture="test_convnext", weights="random")
+    taught = replace(shipped, convnext=replace(shipped.convnext, teacher=teacher))
+    assert rows([record(taught)], taught)["convnext_ce"].records
+    assert not rows([record(taught, convnext__processes=2)], taught)["convnext_ce"].records
 
 
 def test_the_newest_record_of_each_seed_counts_and_seeds_are_averaged(shipped):
@@ -93,6 +154,8 @@ def test_records_of_other_code_libraries_or_weights_are_excluded(shipped):
     assert not found["convnext_ce"].records and not found["convnext_bce_argmax"].records
     assert found["autoencoder_first"].records and found["autoencoder_second"].records
     assert len(table1.experiments(records, shipped, seeds=1)) == 2
+    networks = [replace(one, parts=frozenset({table1.NETWORK})) for one in all_rows(shipped)]
+    assert len(table1.experiments(networks, shipped, seeds=1)) == 2
 
 
 def test_networks_are_compared_image_by_image(shipped):
@@ -109,6 +172,7 @@ def test_rows_without_a_common_seed_are_not_compared(shipped):
     ce, bce = all_rows(shipped)[0], all_rows(shipped, seed=21)[1]
     found = rows([ce, bce], shipped)
     assert table1.compare(found["convnext_ce"], found["convnext_bce"]) is None
+    assert table1.roc_auc_difference(found["autoencoder_first"], found["autoencoder_second"]) is None
 
 
 def test_difference_of_the_autoencoders_roc_aucs(shipped):
