@@ -222,3 +222,27 @@ def test_confidence_is_the_widest_interval_that_keeps_the_verdict():
     z = 1.959964 * 0.04 / 0.03
     assert found.verdict == "supported" and found.confidence == pytest.approx(2 * stats.norm.cdf(z) - 1, abs=1e-6)
     assert decided("d", gap=[0.0095]).confidence is None, "inconclusive"
+
+
+def test_effects_as_text():
+    effect = rules.Effect(0.5, [0.4, 0.6])
+    assert (effect.number(), effect.number(2, sign=True)) == ("0.500 (0.400 … 0.600)", "+0.50 (0.40 … 0.60)")
+    assert (effect.percent(), effect.points()) == ("50.00 % (40.0 … 60.0 %)", "+50.00 points (40.0 … 60.0)")
+
+
+@pytest.mark.parametrize(
+    ("interval", "places"),
+    [
+        ([0.4, 0.6], {"within", "central"}),
+        ([0.4, 0.5], {"within", "central"}),
+        ([0.5, 0.6], {"within", "central"}),
+        ([0.52, 0.6], {"within"}),
+        ([0.6, 0.7], set()),
+        ([0.3, 0.4], set()),
+        ([0.61, 0.7], {"above"}),
+        ([0.3, 0.39], {"below"}),
+    ],
+)
+def test_where_an_interval_lies_by_bounds_that_belong_to_the_inside(interval, places):
+    effect = rules.Effect(sum(interval) / 2, interval)
+    assert {one for one in ("above", "below", "within", "central") if effect.lies(one, [0.4, 0.6])} == places
