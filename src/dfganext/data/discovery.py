@@ -32,7 +32,7 @@ BATCH_FILES, BATCH_BYTES = 32, 64 * 2**20
 """A batch of images ends at either limit, so that memory use does not grow with the number of images."""
 
 NOT_DATA = "not data"
-"""The reason of a Reject that is no image at all, so that nobody needs to hear of it."""
+"""The reason of a Reject for files that are not meant to be images; `dfganext evaluate` does not report them."""
 
 JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"})
 
