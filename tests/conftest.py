@@ -93,7 +93,7 @@ def browser():
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """A root with images, a good and a bad detector and, after the first test of a module, an MLflow store."""
-    import helpers
+    import helpers  # imports PyTorch, which takes seconds
 
     with pytest.MonkeyPatch.context() as patch:
         folder = helpers.enter_root(tmp_path_factory.mktemp("made"), patch)

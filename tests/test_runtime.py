@@ -16,10 +16,10 @@ from dfganext.runtime import batches_by_bytes, map_ordered
 LAYERS, LAYER, LARGE = 6, 16 * 2**20, 48 * 2**20  # tensors alive at a time; bytes of one, below and above the threshold
 
 PROBE = f"""
-import ctypes, os, resource, sys
+import ctypes, importlib, os, resource, sys
 from dfganext import runtime
 runtime.prepare(keep_all=sys.argv[1] == "keep_all", server=sys.argv[1] == "server")
-import {{library}}
+library = importlib.import_module(sys.argv[3])
 
 layer = int(sys.argv[2])
 
@@ -33,11 +33,11 @@ def heap():
     function.restype = Heap
     return function()
 
-{{library}}.ones(2**20)
+library.ones(2**20)
 faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 mapped = heap().hblkhd
 for _ in range(10):
-    layers = [{{library}}.ones(layer // 4, dtype={{library}}.float32) for _ in range({LAYERS})]
+    layers = [library.ones(layer // 4, dtype=library.float32) for _ in range({LAYERS})]
     total = sum(layer[0] for layer in layers)
     held = heap().hblkhd - mapped
     del layers
@@ -60,12 +60,12 @@ class Usage:
     spin_count: str
 
 
-def probe(state, layer=LAYER, library="torch", **environment):
-    """Of tensors, or of NumPy's arrays, which are there sooner and which glibc treats the same."""
+def probe(state, layer=LAYER, library="numpy", **environment):
+    """Memory of NumPy's arrays, or of tensors with library="torch", which takes longer to import."""
     names = ("GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE", "GLIBC_TUNABLES")
     kept = {name: value for name, value in os.environ.items() if name not in names and not name.startswith("MALLOC_")}
     done = subprocess.run(
-        [sys.executable, "-c", PROBE.format(library=library), state, str(layer)],
+        [sys.executable, "-c", PROBE, state, str(layer), library],
         env=kept | environment,
         capture_output=True,
         text=True,
@@ -81,16 +81,16 @@ def probe(state, layer=LAYER, library="torch", **environment):
 def test_freed_memory_is_not_cleared_again():
     once = LAYERS * LAYER // os.sysconf("SC_PAGESIZE")
     # Ten times as many if no round reused memory; glibc's defaults give seven to ten times as many, by system.
-    assert probe("prepared").faults < 5 * once
-    assert probe("prepared", THP_MEM_ALLOC_ENABLE="0").faults < 5 * once  # without large pages
+    assert probe("prepared", library="torch").faults < 5 * once
+    assert probe("prepared", library="torch", THP_MEM_ALLOC_ENABLE="0").faults < 5 * once  # without large pages
 
 
 @glibc
 @pytest.mark.slow
 def test_blocks_above_the_threshold_are_kept_on_request():
     once = LAYERS * LARGE // os.sysconf("SC_PAGESIZE")
-    assert probe("prepared", LARGE).mapped > LAYERS * LARGE
-    kept = probe("keep_all", LARGE)
+    assert probe("prepared", LARGE, "torch").mapped > LAYERS * LARGE
+    kept = probe("keep_all", LARGE, "torch")
     assert kept.mapped == 0 and kept.faults < 5 * once
 
 
@@ -111,24 +111,24 @@ def test_memory_that_is_kept_has_no_gaps_of_large_pages():
 @pytest.mark.slow
 def test_a_server_returns_the_memory_of_large_blocks():
     threshold = runtime.SERVER_MMAP_THRESHOLD
-    assert probe("server", threshold + 2**16, "numpy").mapped > LAYERS * threshold
-    assert probe("server", threshold // 2, "numpy", MALLOC_ARENA_MAX="1").mapped == 0
+    assert probe("server", threshold + 2**16).mapped > LAYERS * threshold
+    assert probe("server", threshold // 2, MALLOC_ARENA_MAX="1").mapped == 0
 
 
 @glibc
 @pytest.mark.slow
 def test_malloc_settings_of_the_user_stay():
-    assert probe("prepared", library="numpy").mapped == 0
-    assert probe("prepared", library="numpy", MALLOC_MMAP_THRESHOLD_="65536").mapped > LAYERS * LAYER
+    assert probe("prepared").mapped == 0
+    assert probe("prepared", MALLOC_MMAP_THRESHOLD_="65536").mapped > LAYERS * LAYER
     tunables = "glibc.malloc.mmap_threshold=65536"
-    assert probe("prepared", library="numpy", GLIBC_TUNABLES=tunables).mapped > LAYERS * LAYER
+    assert probe("prepared", GLIBC_TUNABLES=tunables).mapped > LAYERS * LAYER
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.system() != "Linux", reason="libgomp is what PyTorch uses on Linux")
 def test_spin_count_of_the_user_stays():
-    assert probe("prepared", library="numpy", GOMP_SPINCOUNT="7").spin_count == "7"
-    assert probe("prepared", library="numpy").spin_count == "3000"
+    assert probe("prepared", GOMP_SPINCOUNT="7").spin_count == "7"
+    assert probe("prepared").spin_count == "3000"
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

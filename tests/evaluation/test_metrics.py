@@ -118,31 +118,22 @@ def test_of_equal_thresholds_the_nearest_to_the_given_one_is_best(preferred, exp
     assert metrics.best_threshold(labels, values, preferred) == expected
 
 
-def test_scores_in_the_wrong_order_are_best_called_all_the_same():
+def test_scores_in_reverse_order_get_a_threshold_beyond_either_end():
     labels, scores = np.repeat([1, 0], 5), np.arange(10.0, 20.0)
     below, above = metrics.best_threshold(labels, scores, 12.0), metrics.best_threshold(labels, scores, 17.2)
     assert 9.9 < below < 10 and above == 19
 
 
 def test_a_score_at_the_threshold_is_real():
-    assert metrics.at_threshold(np.array([0, 1]), np.array([0.5, 0.5]), 0.5) == {
-        "accuracy": 0.5,
-        "precision": 0,
-        "recall": 0,
-        "f1": 0,
-    }
+    found = metrics.at_threshold(np.array([0, 1]), np.array([0.5, 0.5]), 0.5)
+    assert found == {"accuracy": 0.5, "precision": 0, "recall": 0, "f1": 0}
 
 
 def test_curves_point_by_point():
     labels, scores = np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8])
     roc, precision_recall = metrics.roc_curve(labels, scores), metrics.precision_recall_curve(labels, scores)
-    assert roc.false_positive_rate.tolist() == [0, 0, 0.5, 0.5, 1] and roc.true_positive_rate.tolist() == [
-        0,
-        0.5,
-        0.5,
-        1,
-        1,
-    ]
+    assert roc.false_positive_rate.tolist() == [0, 0, 0.5, 0.5, 1]
+    assert roc.true_positive_rate.tolist() == [0, 0.5, 0.5, 1, 1]
     assert roc.threshold.tolist() == [np.inf, 0.8, 0.4, 0.35, 0.1]
     assert precision_recall.recall.tolist() == [0, 0.5, 0.5, 1, 1]
     assert precision_recall.precision.tolist() == pytest.approx([1, 1, 1 / 2, 2 / 3, 1 / 2])

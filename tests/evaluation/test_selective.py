@@ -28,8 +28,8 @@ def test_fewest_images_that_show_an_error_rate(max_error, images):
     assert enough <= max_error < too_few
 
 
-def called_one_by_one(scores: np.ndarray, right: np.ndarray, max_error: float) -> np.ndarray:
-    """Which images `choose` should call so, bool (n,): the sequence as its module describes it, with SciPy's own bound."""
+def reference_predictions(scores: np.ndarray, right: np.ndarray, max_error: float) -> np.ndarray:
+    """For which images the class is predicted, bool (n,), by one threshold after another, with SciPy's own bound."""
     start = max(np.log(0.05) / np.log(1 - max_error), 0.25 * right.sum())
     called = np.zeros(len(scores), bool)
     for score in np.unique(scores)[::-1]:
@@ -44,7 +44,7 @@ def called_one_by_one(scores: np.ndarray, right: np.ndarray, max_error: float) -
 
 
 @pytest.mark.parametrize(("per_class", "max_error"), [(60, 0.05), (60, 0.2), (150, 0.05), (150, 0.2)])
-def test_a_sequence_calls_the_images_that_are_called_one_by_one(per_class, max_error):
+def test_thresholds_agree_with_a_reference_that_tries_one_after_another(per_class, max_error):
     """Each threshold lies half way to the next image, or is the decision threshold."""
     chosen = 0
     for seed in range(12):
@@ -55,7 +55,7 @@ def test_a_sequence_calls_the_images_that_are_called_one_by_one(per_class, max_e
         rule, found = selective.choose(labels, p_fake, threshold, max_error)
         for label, name, cut in ((1, "fake", rule.fake_above), (0, "real", rule.real_up_to)):
             highest, lowest = (max, min) if label else (min, max)
-            called = called_one_by_one(p_fake if label else -p_fake, labels == label, max_error)
+            called = reference_predictions(p_fake if label else -p_fake, labels == label, max_error)
             assert (cut is not None) == called.any()
             if cut is None:
                 continue
